@@ -1,0 +1,168 @@
+"""One safetensors file: model, image tokenizer, text tokenizer, configuration and model card.
+
+Weights carry the prefix `model.` or `image_tokenizer.`; everything else is JSON or text in the
+file's metadata. The card uses the keys of the ModelSpec standard (`modelspec.title`, ...). An
+image tokenizer can also stand alone in a file of its own.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from .config import Config, ImageTokenizerConfig
+from .files import atomic_path
+from .image_tokenizer import ImageTokenizer
+from .model import TokenShuffleModel
+from .text_tokenizer import TextTokenizer
+
+BUNDLED = Path(__file__).parent / "weights" / "emoji.safetensors"
+CONFIG = "tokenshuffle.config"
+IMAGE_TOKENIZER = "tokenshuffle.image_tokenizer"
+TEXT_TOKENIZER = "tokenshuffle.text_tokenizer"
+ARCHITECTURE = "token-shuffle"
+
+
+@dataclass
+class Checkpoint:
+    config: Config
+    model: TokenShuffleModel
+    image_tokenizer: ImageTokenizer
+    text_tokenizer: TextTokenizer
+    card: dict[str, str]
+
+
+def save(path: str | Path, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:
+    """Write `checkpoint` to one file; `dtype` converts the weights on the way."""
+    metadata = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": ARCHITECTURE,
+        **checkpoint.card,
+        CONFIG: checkpoint.config.to_json(),
+        IMAGE_TOKENIZER: _to_json(checkpoint.config.image_tokenizer),
+        TEXT_TOKENIZER: checkpoint.text_tokenizer.to_json(),
+    }
+    modules = {"model": checkpoint.model, "image_tokenizer": checkpoint.image_tokenizer}
+    _write(path, modules, metadata, dtype)
+
+
+def save_image_tokenizer(path: str | Path, module: ImageTokenizer) -> None:
+    """Write an image tokenizer alone."""
+    _write(path, {"image_tokenizer": module}, {IMAGE_TOKENIZER: _to_json(module.config)}, None)
+
+
+def load(
+    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> Checkpoint:
+    """Read a checkpoint; the weights are memory-mapped and go straight to `device`.
+
+    `dtype` is the model's; without one it is `default_dtype(device)`. The image tokenizer is
+    small and stays float32. Raises FileNotFoundError, or ValueError with one sentence that names
+    the file where it is no Token-Shuffle checkpoint.
+    """
+    dtype = dtype or default_dtype(device)
+    with _open(path, device) as file:
+        metadata = file.metadata() or {}
+        if CONFIG not in metadata or TEXT_TOKENIZER not in metadata:
+            raise ValueError(f"{path} is a safetensors file, but not a Token-Shuffle checkpoint")
+        try:
+            config = Config.from_json(metadata[CONFIG])
+            text_tokenizer = TextTokenizer.from_json(metadata[TEXT_TOKENIZER])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        if len(text_tokenizer) > config.model.text_vocabulary:
+            raise ValueError(
+                f"{path}: the text tokenizer has {len(text_tokenizer)} tokens, text_vocabulary "
+                f"is {config.model.text_vocabulary}"
+            )
+        with torch.device("meta"):
+            model = TokenShuffleModel(config.model)
+            image_tokenizer = ImageTokenizer(config.image_tokenizer)
+        _fill(model, "model", file, path, dtype)
+        _fill(image_tokenizer, "image_tokenizer", file, path, torch.float32)
+    return Checkpoint(config, model.eval(), image_tokenizer.eval(), text_tokenizer, card(metadata))
+
+
+def load_image_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> ImageTokenizer:
+    """Read only the image tokenizer of a checkpoint, or one that stands alone. Raises as `load`."""
+    with _open(path, device) as file:
+        metadata = file.metadata() or {}
+        if IMAGE_TOKENIZER not in metadata:
+            raise ValueError(f"{path} holds no Token-Shuffle image tokenizer")
+        try:
+            config = ImageTokenizerConfig(**json.loads(metadata[IMAGE_TOKENIZER]))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: the image tokenizer's configuration: {error}") from None
+        with torch.device("meta"):
+            module = ImageTokenizer(config)
+        _fill(module, "image_tokenizer", file, path, torch.float32)
+    return module.eval()
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """All of the file's metadata, without reading a weight. Raises as `load`."""
+    with _open(path, "cpu") as file:
+        return file.metadata() or {}
+
+
+def card(metadata: dict[str, str]) -> dict[str, str]:
+    """The part of the metadata that is written for people."""
+    return {k: v for k, v in metadata.items() if k not in (CONFIG, IMAGE_TOKENIZER, TEXT_TOKENIZER)}
+
+
+def default_dtype(device: str | torch.device) -> torch.dtype:
+    """bfloat16 where the device computes it natively, float16 on older CUDA cards, else float32."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
+    return torch.float32
+
+
+def _to_json(config: ImageTokenizerConfig) -> str:
+    return json.dumps(dataclasses.asdict(config))
+
+
+def _write(path, modules: dict[str, nn.Module], metadata: dict[str, str], dtype) -> None:
+    tensors = {
+        f"{prefix}.{name}": tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
+        for prefix, module in modules.items()
+        for name, tensor in module.state_dict().items()
+    }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def _open(path: str | Path, device: str | torch.device):
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist or is not a file")
+    try:
+        return safe_open(path, framework="pt", device=str(device))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is not a readable safetensors file ({error}): it may be damaged, cut short "
+            "in a download, or of another kind"
+        ) from None
+
+
+def _fill(module: nn.Module, prefix: str, file, path: str | Path, dtype: torch.dtype) -> None:
+    """Give a module on the meta device its weights, after checking every name and shape."""
+    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    stored = {k.removeprefix(f"{prefix}.") for k in file.keys() if k.startswith(f"{prefix}.")}  # noqa: SIM118
+    for name in sorted(expected.keys() ^ stored):
+        state = "is missing" if name in expected else "has no place in the configuration"
+        raise ValueError(f"{path}: {prefix}.{name} {state}")
+    for name, shape in expected.items():
+        found = tuple(file.get_slice(f"{prefix}.{name}").get_shape())
+        if found != tuple(shape):
+            raise ValueError(
+                f"{path}: {prefix}.{name} has shape {found}, the configuration asks for "
+                f"{tuple(shape)}"
+            )
+    weights = {name: file.get_tensor(f"{prefix}.{name}").to(dtype) for name in expected}
+    module.load_state_dict(weights, assign=True)

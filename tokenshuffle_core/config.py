@@ -1,0 +1,223 @@
+"""The one description of a model's shape, and of how it is sampled.
+
+Every dataclass validates itself on construction and raises `ValueError` with a sentence that
+names the field. `Config` is what a checkpoint stores as JSON.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+
+SCHEDULES = ("constant", "linear", "half-linear")
+MAX_PIXELS = 8192 * 8192
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _require_positive(config, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        _require(is_count, f"{name} must be a whole number of at least 1, not {value!r}")
+
+
+@dataclass(frozen=True)
+class ImageTokenizerConfig:
+    """Shape of the VQGAN image tokenizer. The defaults are LlamaGen's VQ-16 (arXiv 2406.06525)."""
+
+    channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    res_blocks: int = 2
+    norm_groups: int = 32
+    latent_channels: int = 256
+    codebook_size: int = 16384
+    codebook_dim: int = 8
+
+    def __post_init__(self):
+        object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
+        _require_positive(
+            self, "channels", "res_blocks", "norm_groups",
+            "latent_channels", "codebook_size", "codebook_dim",
+        )  # fmt: skip
+        _require(len(self.channel_multipliers) >= 1, "channel_multipliers must not be empty")
+        for multiplier in self.channel_multipliers:
+            width = self.channels * multiplier
+            _require(
+                width >= 1 and width % self.norm_groups == 0,
+                f"norm_groups {self.norm_groups} must divide the {width} channels of every level",
+            )
+
+    @property
+    def stride(self) -> int:
+        """Pixels per code along each side."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the unified model: LLaMA blocks over text tokens and fused image tokens.
+
+    `width` is the paper's d, `window` its s; `fuse_blocks` its n residual MLP blocks on each side.
+    `context` counts transformer positions (text and fused image tokens together).
+    """
+
+    text_vocabulary: int
+    codebook_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    hidden: int
+    window: int = 2
+    fuse_blocks: int = 2
+    context: int = 1024
+    max_prompt: int = 128
+    max_grid: int = 128
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        _require_positive(
+            self, "text_vocabulary", "codebook_size", "width", "layers", "heads", "kv_heads",
+            "hidden", "window", "context", "max_prompt", "max_grid",
+        )  # fmt: skip
+        _require(
+            isinstance(self.fuse_blocks, int) and self.fuse_blocks >= 0,
+            f"fuse_blocks must be a whole number of at least 0, not {self.fuse_blocks!r}",
+        )
+        _require(
+            self.width % (2 * self.heads) == 0,
+            f"width {self.width} must be an even multiple of heads {self.heads}",
+        )
+        _require(
+            self.heads % self.kv_heads == 0,
+            f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}",
+        )
+        _require(
+            self.width % self.window**2 == 0,
+            f"width {self.width} must be a multiple of window squared ({self.window**2})",
+        )
+        _require(self.rope_theta > 0 and self.norm_eps > 0, "rope_theta and norm_eps must be > 0")
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How one picture is sampled. A checkpoint stores the defaults that suit it.
+
+    `width`, `height` in pixels; `cfg` is the guidance scale (1 turns guidance off); `top_k` 0 and
+    `top_p` 1 turn the filters off; `temperature` 0 is greedy decoding.
+    """
+
+    width: int = 256
+    height: int = 256
+    cfg: float = 4.0
+    schedule: str = "half-linear"
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        _require_positive(self, "width", "height")
+        _require(
+            self.width * self.height <= MAX_PIXELS,
+            f"{self.width}x{self.height} is more than the {MAX_PIXELS} pixels a picture may have",
+        )
+        _require(
+            math.isfinite(self.cfg) and 0 <= self.cfg <= 100,
+            f"cfg must be a number from 0 to 100, not {self.cfg}",
+        )
+        _require(
+            self.schedule in SCHEDULES,
+            f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}",
+        )
+        _require(
+            math.isfinite(self.temperature) and 0 <= self.temperature <= 100,
+            f"temperature must be a number from 0 to 100, not {self.temperature}",
+        )
+        _require(
+            isinstance(self.top_k, int) and self.top_k >= 0,
+            f"top_k must be a whole number of at least 0 (0 is off), not {self.top_k!r}",
+        )
+        _require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, not {self.top_p}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything needed to rebuild a checkpoint's modules, and its sampling defaults."""
+
+    image_tokenizer: ImageTokenizerConfig
+    model: ModelConfig
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+    def __post_init__(self):
+        _require(
+            self.image_tokenizer.codebook_size == self.model.codebook_size,
+            f"codebook_size differs: {self.image_tokenizer.codebook_size} in the image tokenizer, "
+            f"{self.model.codebook_size} in the model",
+        )
+
+    @property
+    def pixels_per_window(self) -> int:
+        """Width and height must be multiples of this many pixels."""
+        return self.image_tokenizer.stride * self.model.window
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Config":
+        """Raises ValueError for text that is no configuration, or one with unknown fields."""
+        try:
+            parts = json.loads(text)
+            return cls(
+                ImageTokenizerConfig(**parts["image_tokenizer"]),
+                ModelConfig(**parts["model"]),
+                GenerationConfig(**parts["generation"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the configuration is not one of this version: {error}") from None
+
+
+LLAMAGEN_VQ16 = ImageTokenizerConfig()
+LLAMAGEN_VQ8 = ImageTokenizerConfig(channel_multipliers=(1, 2, 2, 4))
+
+PRESETS = {
+    "tiny": Config(
+        ImageTokenizerConfig(
+            channels=8, channel_multipliers=(1, 1, 2), res_blocks=1, norm_groups=4,
+            latent_channels=16, codebook_size=64,
+        ),
+        ModelConfig(
+            text_vocabulary=512, codebook_size=64, width=32, layers=2, heads=4, kv_heads=2,
+            hidden=64, context=1200, max_prompt=64, max_grid=64,
+        ),
+        GenerationConfig(width=32, height=32, cfg=2.0),
+    ),
+    "emoji": Config(
+        ImageTokenizerConfig(
+            channels=16, channel_multipliers=(1, 2, 4, 8), res_blocks=1, norm_groups=8,
+            latent_channels=64, codebook_size=1024,
+        ),
+        ModelConfig(
+            text_vocabulary=4096, codebook_size=1024, width=256, layers=6, heads=4, kv_heads=4,
+            hidden=704, context=4352, max_prompt=64, max_grid=128,
+        ),
+        GenerationConfig(width=128, height=128),
+    ),
+    "paper-2.7b": Config(
+        LLAMAGEN_VQ16,
+        ModelConfig(
+            text_vocabulary=32_000, codebook_size=16_384, width=3072, layers=20, heads=24,
+            kv_heads=24, hidden=8192, context=8192, max_prompt=512, max_grid=256,
+        ),
+        GenerationConfig(width=2048, height=2048, cfg=7.5),
+    ),
+}  # fmt: skip

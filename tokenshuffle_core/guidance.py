@@ -1,0 +1,27 @@
+"""Classifier-free guidance (arXiv 2207.12598) and its schedules over the image's positions."""
+
+from torch import Tensor
+
+from .config import SCHEDULES
+
+
+def scale_at(schedule: str, cfg: float, position: int, positions: int) -> float:
+    """The guidance scale for window `position` (0-based) of `positions`.
+
+    "constant" is `cfg` everywhere. "linear" ramps from 1 at the first window to `cfg` at the
+    last. "half-linear" ramps over the first half of the windows and then stays: full guidance at
+    the start, where the unconditional logits are fixed by the size tokens, causes artefacts that
+    accumulate (arXiv 2504.17789). Raises ValueError for another schedule.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {schedule!r}")
+    if schedule == "constant":
+        return cfg
+    ramp = positions - 1 if schedule == "linear" else positions / 2
+    progress = min(1.0, position / ramp) if ramp else 1.0
+    return 1 + (cfg - 1) * progress
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """unconditional + scale * (conditional - unconditional), logits of any shape."""
+    return unconditional + scale * (conditional - unconditional)

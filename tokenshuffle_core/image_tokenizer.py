@@ -1,0 +1,264 @@
+"""VQGAN image tokenizer in LlamaGen's architecture (arXiv 2406.06525): pixels to codes and back.
+
+ResNet blocks with GroupNorm and swish, attention at the lowest resolution, and a codebook of
+small l2-normalised vectors, so that the nearest vector is the one with the largest dot product.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import ImageTokenizerConfig
+
+
+class ResnetBlock(nn.Module):
+    def __init__(self, channels_in: int, channels_out: int, groups: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, channels_in, eps=1e-6)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, channels_out, eps=1e-6)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.shortcut = (
+            nn.Identity() if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.shortcut(x) + h
+
+
+class AttentionBlock(nn.Module):
+    """Single-head attention over all positions of the lowest resolution."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (
+            layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v)
+        )
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(h.squeeze(1).transpose(1, 2).reshape(x.shape))
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _middle(channels: int, groups: int) -> nn.Sequential:
+    return nn.Sequential(
+        ResnetBlock(channels, channels, groups),
+        AttentionBlock(channels, groups),
+        ResnetBlock(channels, channels, groups),
+    )
+
+
+def _level(channels_in: int, channels_out: int, blocks: int, groups: int, attention: bool) -> list:
+    layers = []
+    for _ in range(blocks):
+        layers.append(ResnetBlock(channels_in, channels_out, groups))
+        if attention:
+            layers.append(AttentionBlock(channels_out, groups))
+        channels_in = channels_out
+    return layers
+
+
+class Encoder(nn.Module):
+    """(B, 3, H, W) in -1..1 -> (B, latent_channels, H / stride, W / stride)."""
+
+    def __init__(self, config: ImageTokenizerConfig):
+        super().__init__()
+        widths = [config.channels * m for m in config.channel_multipliers]
+        lowest = len(widths) - 1
+        self.conv_in = nn.Conv2d(3, config.channels, 3, padding=1)
+        self.levels = nn.ModuleList()
+        channels = config.channels
+        for i, width in enumerate(widths):
+            level = _level(channels, width, config.res_blocks, config.norm_groups, i == lowest)
+            if i != lowest:
+                level.append(Downsample(width))
+            self.levels.append(nn.Sequential(*level))
+            channels = width
+        self.mid = _middle(channels, config.norm_groups)
+        self.norm_out = nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
+        self.conv_out = nn.Conv2d(channels, config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)
+        for level in self.levels:
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+
+
+class Decoder(nn.Module):
+    """(B, latent_channels, h, w) -> (B, 3, h * stride, w * stride), about -1..1."""
+
+    def __init__(self, config: ImageTokenizerConfig):
+        super().__init__()
+        widths = [config.channels * m for m in reversed(config.channel_multipliers)]
+        channels = widths[0]
+        self.conv_in = nn.Conv2d(config.latent_channels, channels, 3, padding=1)
+        self.mid = _middle(channels, config.norm_groups)
+        self.levels = nn.ModuleList()
+        for i, width in enumerate(widths):
+            level = _level(channels, width, config.res_blocks + 1, config.norm_groups, i == 0)
+            if i != len(widths) - 1:
+                level.append(Upsample(width))
+            self.levels.append(nn.Sequential(*level))
+            channels = width
+        self.norm_out = nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
+        self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(z))
+        for level in self.levels:
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class Quantized(NamedTuple):
+    vectors: Tensor  # (B, codebook_dim, h, w), straight-through gradient to the latent
+    codes: Tensor  # (B, h, w) int64
+    loss: Tensor  # scalar: codebook + beta * commitment
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest vector of an l2-normalised codebook (van den Oord et al., arXiv 1711.00937;
+    normalisation as in ViT-VQGAN, arXiv 2110.04627)."""
+
+    beta = 0.25
+
+    def __init__(self, size: int, dim: int):
+        super().__init__()
+        self.codebook = nn.Embedding(size, dim)
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        """codes (B, h, w) int64 -> unit vectors (B, dim, h, w)."""
+        return F.normalize(self.codebook(codes), dim=-1).movedim(-1, 1)
+
+    def nearest(self, latent: Tensor) -> Tensor:
+        """latent (B, dim, h, w) -> codes (B, h, w) int64. Its norm has no influence."""
+        book = F.normalize(self.codebook.weight, dim=-1)
+        return (latent.movedim(1, -1) @ book.T).argmax(-1)
+
+    def forward(self, latent: Tensor) -> Quantized:
+        latent = F.normalize(latent, dim=1)
+        codes = self.nearest(latent)
+        chosen = self.vectors(codes)
+        loss = F.mse_loss(chosen, latent.detach()) + self.beta * F.mse_loss(latent, chosen.detach())
+        return Quantized(latent + (chosen - latent).detach(), codes, loss)
+
+
+class ImageTokenizer(nn.Module):
+    """Images (B, 3, H, W) float in 0..1 <-> codes (B, H / stride, W / stride) int64."""
+
+    def __init__(self, config: ImageTokenizerConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quant_conv = nn.Conv2d(config.latent_channels, config.codebook_dim, 1)
+        self.quantizer = VectorQuantizer(config.codebook_size, config.codebook_dim)
+        self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.latent_channels, 1)
+        self.decoder = Decoder(config)
+
+    def latent(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in 0..1 -> unquantised latent (B, codebook_dim, h, w)."""
+        return self.quant_conv(self.encoder(images * 2 - 1))
+
+    def pixels(self, vectors: Tensor) -> Tensor:
+        """Codebook vectors (B, codebook_dim, h, w) -> (B, 3, H, W), about 0..1, not clamped."""
+        return (self.decoder(self.post_quant_conv(vectors)) + 1) / 2
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
+        """For training: the reconstruction, not clamped, and what the quantiser did."""
+        quantized = self.quantizer(self.latent(images))
+        return self.pixels(quantized.vectors), quantized
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in 0..1 -> codes (B, H / stride, W / stride) int64.
+
+        Raises ValueError where a side is not a multiple of the stride.
+        """
+        stride = self.config.stride
+        height, width = images.shape[-2:]
+        if height % stride or width % stride or not (height and width):
+            raise ValueError(
+                f"a picture of {width}x{height} cannot be encoded: both sides must be multiples "
+                f"of {stride}"
+            )
+        return self.quantizer.nearest(self.latent(images))
+
+    def decode(self, codes: Tensor, tile: int | None = None, overlap: int = 8) -> Tensor:
+        """Codes (B, h, w) int64 -> images (B, 3, h * stride, w * stride) in 0..1.
+
+        With `tile`, at most tile x tile codes go through the decoder at once and neighbouring
+        tiles are cross-faded over `overlap` codes: memory no longer grows with the picture.
+        Raises ValueError for a code outside the codebook.
+        """
+        if codes.numel() == 0 or codes.min() < 0 or codes.max() >= self.config.codebook_size:
+            raise ValueError(
+                f"codes must be numbers from 0 to {self.config.codebook_size - 1} of this model's "
+                "codebook; these belong to another model or are no codes"
+            )
+        if tile is None or max(codes.shape[1:]) <= tile:
+            return self.pixels(self.quantizer.vectors(codes)).clamp(0, 1)
+        if not 0 <= overlap < tile:
+            raise ValueError(f"overlap {overlap} must be smaller than the tile of {tile} codes")
+        return self._decode_tiled(codes, tile, overlap)
+
+    def _decode_tiled(self, codes: Tensor, tile: int, overlap: int) -> Tensor:
+        stride = self.config.stride
+        batch, rows, columns = codes.shape
+        # The sum lives on the CPU: the full picture never needs to fit beside the decoder.
+        total = torch.zeros(batch, 3, rows * stride, columns * stride)
+        weight = torch.zeros(rows * stride, columns * stride)
+        for top in _tile_starts(rows, tile, overlap):
+            for left in _tile_starts(columns, tile, overlap):
+                part = codes[:, top : top + tile, left : left + tile]
+                pixels = self.pixels(self.quantizer.vectors(part)).clamp(0, 1).float().cpu()
+                fade = torch.outer(
+                    _fade(part.shape[1] * stride, overlap * stride),
+                    _fade(part.shape[2] * stride, overlap * stride),
+                )
+                window = (
+                    slice(top * stride, top * stride + pixels.shape[2]),
+                    slice(left * stride, left * stride + pixels.shape[3]),
+                )
+                total[:, :, *window] += pixels * fade
+                weight[window] += fade
+        return total.div_(weight)
+
+
+def _tile_starts(length: int, tile: int, overlap: int) -> list[int]:
+    if length <= tile:
+        return [0]
+    return [*range(0, length - tile, tile - overlap), length - tile]
+
+
+def _fade(length: int, overlap: int) -> Tensor:
+    """A trapezoid of `length` weights that rises and falls over `overlap`; never 0."""
+    distance = torch.arange(1, length + 1).minimum(torch.arange(length, 0, -1))
+    return (distance / (overlap + 1)).clamp(max=1)

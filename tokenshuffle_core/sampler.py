@@ -1,0 +1,115 @@
+"""Logits -> codes, and the decode loop as a generator of finished windows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .config import GenerationConfig
+from .guidance import guide, scale_at
+from .model import TokenShuffleModel
+from .shuffle import unshuffle
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is finished so far: `position` of `positions` windows of each picture."""
+
+    position: int
+    positions: int
+    codes: Tensor  # (B, H, W) int64, 0 where unfinished; the loop goes on writing into it
+
+
+def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Logits (..., V) with everything outside the top k and the nucleus of mass p at -inf.
+
+    0 and 1 turn the filters off. The nucleus (arXiv 1904.09751) is the smallest set of most
+    likely codes whose probabilities reach `top_p`; the most likely code always stays.
+    """
+    if 0 < top_k < logits.shape[-1]:
+        least = logits.topk(top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if top_p < 1:
+        ordered, order = logits.sort(descending=True)
+        probabilities = ordered.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities
+        removed = torch.empty_like(before, dtype=torch.bool).scatter_(-1, order, before >= top_p)
+        logits = logits.masked_fill(removed, -torch.inf)
+    return logits
+
+
+def sample_codes(
+    logits: Tensor, settings: GenerationConfig, generators: list[torch.Generator]
+) -> Tensor:
+    """One code from each distribution: logits (B, n, V) -> codes (B, n) int64.
+
+    Row i draws from generators[i] alone. Sampling is the Gumbel-max trick: argmax of logits plus
+    noise, which unlike an inverse CDF hardly ever turns a rounding error into another code.
+    Temperature 0 is greedy.
+    """
+    logits = logits.float()
+    if settings.temperature == 0:
+        return logits.argmax(-1)
+    logits = filter_logits(logits / settings.temperature, settings.top_k, settings.top_p)
+    noise = torch.stack(
+        [
+            torch.empty(logits.shape[1:], device=logits.device).exponential_(generator=generator)
+            for generator in generators
+        ]
+    )
+    return (logits - noise.log()).argmax(-1)
+
+
+@torch.inference_mode()
+def decode(
+    model: TokenShuffleModel,
+    prompts: list[list[int]],
+    negatives: list[list[int]],
+    grid: tuple[int, int],
+    settings: GenerationConfig,
+    generators: list[torch.Generator],
+    pad: int,
+    prefix: Tensor | None = None,
+) -> Iterator[Progress]:
+    """Sample pictures window by window, all of a batch in step; yields after each window.
+
+    prompts and negatives hold one list of framed ids per picture; `grid` is (rows, columns) in
+    windows; `prefix` (B, h, W) int64 holds finished codes of the top rows, kept as they are.
+    With cfg 1 the negatives are not run.
+    """
+    rows, columns = grid
+    window, windows = model.config.window, rows * columns
+    batch, device = len(prompts), model.head.weight.device
+    guided = settings.cfg != 1
+    codes = torch.zeros(batch, rows * window, columns * window, dtype=torch.int64, device=device)
+    text, padding = pad_left(prompts + negatives if guided else prompts, pad, device)
+    cache, logits = model.prefill(text, padding, windows - 1)
+    done = 0
+    if prefix is not None and prefix.shape[1]:
+        done = prefix.shape[1] // window * columns
+        codes[:, : prefix.shape[1]] = prefix
+        for _ in range(done):  # the noise of a window does not depend on where sampling starts
+            sample_codes(logits[:batch], settings, generators)
+        if done < windows:
+            known = codes[:, : prefix.shape[1]]
+            logits = model.step(cache, torch.cat([known, known]) if guided else known)
+    for position in range(done, windows):
+        if guided:
+            conditional, unconditional = logits.float().chunk(2)
+            scale = scale_at(settings.schedule, settings.cfg, position, windows)
+            logits = guide(conditional, unconditional, scale)
+        sampled = sample_codes(logits, settings, generators)
+        fresh = unshuffle(sampled[:, None, None], window)[..., 0]  # (B, s, s)
+        top, left = position // columns * window, position % columns * window
+        codes[:, top : top + window, left : left + window] = fresh
+        yield Progress(position + 1, windows, codes)
+        if position + 1 < windows:
+            logits = model.step(cache, torch.cat([fresh, fresh]) if guided else fresh)
+
+
+def pad_left(rows: list[list[int]], pad: int, device) -> tuple[Tensor, Tensor]:
+    """Rows of ids -> ids (B, T) padded at the left, and how many of each row are padding (B,)."""
+    length = max(map(len, rows))
+    ids = torch.tensor([[pad] * (length - len(row)) + row for row in rows], device=device)
+    return ids, torch.tensor([length - len(row) for row in rows], device=device)

@@ -1,0 +1,72 @@
+"""TokenShuffle and TokenUnshuffle (arXiv 2504.17789, section 3.2).
+
+An s x s window of neighbouring codes becomes one transformer position and back. The rearrangement
+is a space-to-depth and exactly invertible; the linear layers and the residual MLPs are learned.
+Window 1 is the plain model: both modules are then the identity.
+"""
+
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def shuffle(x: Tensor, window: int) -> Tensor:
+    """(B, H, W, C) -> (B, H / s, W / s, s * s * C): windows row by row, then channels.
+
+    Equals `torch.nn.functional.pixel_unshuffle` up to the order of the channels. Raises
+    ValueError where the window does not divide the grid.
+    """
+    height, width = x.shape[1:3]
+    if height % window or width % window:
+        raise ValueError(f"a window of {window} does not divide a grid of {width}x{height} codes")
+    return rearrange(x, "b (h i) (w j) c -> b h w (i j c)", i=window, j=window)
+
+
+def unshuffle(x: Tensor, window: int) -> Tensor:
+    """(B, H / s, W / s, s * s * C) -> (B, H, W, C), the inverse of `shuffle`."""
+    return rearrange(x, "b h w (i j c) -> b (h i) (w j) c", i=window, j=window)
+
+
+class FuseBlock(nn.Module):
+    """Residual MLP on a fused token: x + down(gelu(up(norm(x))))."""
+
+    def __init__(self, width: int, norm_eps: float):
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=norm_eps)
+        self.up = nn.Linear(width, 2 * width, bias=False)
+        self.act = nn.GELU()
+        self.down = nn.Linear(2 * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.act(self.up(self.norm(x))))
+
+
+class TokenShuffle(nn.Module):
+    """Code embeddings (B, H, W, d) -> fused tokens (B, H / s, W / s, d)."""
+
+    def __init__(self, width: int, window: int, blocks: int, norm_eps: float = 1e-5):
+        super().__init__()
+        self.window = window
+        plain = window == 1
+        self.compress = nn.Identity() if plain else nn.Linear(width, width // window**2, bias=False)
+        self.fuse = nn.Sequential(
+            *(FuseBlock(width, norm_eps) for _ in range(0 if plain else blocks))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fuse(shuffle(self.compress(x), self.window))
+
+
+class TokenUnshuffle(nn.Module):
+    """Hidden states (B, h, w, d) -> one vector per code (B, h * s, w * s, d)."""
+
+    def __init__(self, width: int, window: int, blocks: int, norm_eps: float = 1e-5):
+        super().__init__()
+        self.window = window
+        plain = window == 1
+        self.fuse = nn.Sequential(
+            *(FuseBlock(width, norm_eps) for _ in range(0 if plain else blocks))
+        )
+        self.expand = nn.Identity() if plain else nn.Linear(width // window**2, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.expand(unshuffle(self.fuse(x), self.window))

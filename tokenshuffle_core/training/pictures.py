@@ -1,0 +1,50 @@
+"""The training pictures in memory: RGBA cut-outs that are placed on coloured backgrounds."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+WHITE = (255, 255, 255)
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "white": WHITE,
+    "black": (24, 24, 28),
+    "grey": (176, 180, 186),
+    "red": (232, 96, 88),
+    "orange": (250, 176, 96),
+    "yellow": (252, 224, 120),
+    "green": (136, 204, 136),
+    "blue": (120, 180, 240),
+    "purple": (180, 148, 228),
+    "pink": (250, 176, 204),
+}
+
+
+def load_rgba(directory: Path, records: list[dict]) -> Tensor:
+    """The records' pictures as uint8 (N, 4, H, W), straight alpha."""
+    pictures = []
+    for record in records:
+        with Image.open(directory / record["image"]) as image:
+            pictures.append(np.asarray(image.convert("RGBA")))
+    return torch.from_numpy(np.stack(pictures)).movedim(-1, 1).contiguous()
+
+
+def composite(rgba: Tensor, backgrounds: Tensor) -> Tensor:
+    """uint8 (N, 4, H, W) over uint8 colours (N, 3) -> float32 (N, 3, H, W) in 0..1."""
+    rgba = rgba.float() / 255
+    colour, alpha = rgba[:, :3], rgba[:, 3:]
+    return colour * alpha + (backgrounds.float() / 255)[:, :, None, None] * (1 - alpha)
+
+
+def sheet(images: Tensor, columns: int) -> Image.Image:
+    """Images (N, 3, H, W) in 0..1 as one picture, row by row, with a thin white gap."""
+    count, _, height, width = images.shape
+    rows = -(-count // columns)
+    gap = 4
+    canvas = torch.ones(3, rows * (height + gap) - gap, columns * (width + gap) - gap)
+    for i, image in enumerate(images.float().cpu()):
+        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        canvas[:, top : top + height, left : left + width] = image.clamp(0, 1)
+    return Image.fromarray((canvas.movedim(0, -1) * 255).round().byte().numpy())

@@ -1,0 +1,205 @@
+"""Training of the unified model on codes that are extracted once and cached."""
+
+import hashlib
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from .. import checkpoint
+from ..config import Config
+from ..files import atomic_path
+from ..model import TokenShuffleModel
+from ..sampler import decode, pad_left
+from ..text_tokenizer import TextTokenizer
+from . import captions
+from .emoji import read_manifest
+from .loop import LoopConfig, batch_indices, fit, generator
+from .pictures import BACKGROUNDS, composite, load_rgba, sheet
+
+DROP_PROMPT = 0.1  # the share of captions dropped, which teaches the unconditional branch
+WHITE_SHARE = 0.75  # the share of pictures on white; the rest spreads over the other colours
+VALIDATION_PICTURES = 64
+
+
+class ModelTask:
+    """Cross-entropy on the codes; optionally z-loss and a text loss."""
+
+    def __init__(
+        self,
+        data: Path,
+        directory: Path,
+        parts: checkpoint.Checkpoint,
+        loop: LoopConfig,
+        *,
+        z_loss: float,
+        text_loss: float,
+    ):
+        records = read_manifest(data)
+        self.parts = parts
+        self.loop = loop
+        self.z_loss, self.text_loss = z_loss, text_loss
+        self.codes = extract_codes(data, directory, records, parts.image_tokenizer)
+        self.records = records
+        self.train = [i for i, r in enumerate(records) if r["split"] == "train"]
+        self.held_out = [i for i, r in enumerate(records) if r["split"] == "held-out"]
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """text (B, T), padding (B,), codes (B, H, W) of step `step`."""
+        index = batch_indices(len(self.train), self.loop.batch, step, self.loop.seed)
+        rng = random.Random(self.loop.seed * 1_000_003 + step)
+        colours = list(BACKGROUNDS)
+        ids, codes = [], []
+        for i in index.tolist():
+            white = rng.random() < WHITE_SHARE
+            background = 0 if white else rng.randrange(1, len(colours))
+            record = self.records[self.train[i]]
+            caption = captions.write(record, colours[background], rng)
+            ids.append(self._frame("" if rng.random() < DROP_PROMPT else caption))
+            codes.append(self.codes[background, self.train[i]])
+        text, padding = pad_left(ids, self.parts.text_tokenizer.pad, "cpu")
+        return text, padding, torch.stack(codes).long()
+
+    def loss(self, module: TokenShuffleModel, step: int):
+        text, padding, codes = self.batch(step)
+        logits = module(text, padding, codes, with_text=self.text_loss > 0)
+        code_loss = F.cross_entropy(logits.codes.flatten(0, 2), module.targets(codes).flatten())
+        loss, metrics = code_loss, {"code_loss": code_loss.detach()}
+        if self.z_loss:
+            z = logits.codes.logsumexp(-1).square().mean()
+            loss = loss + self.z_loss * z
+            metrics["z"] = z.detach()
+        if self.text_loss:
+            targets = text[:, 1:].masked_fill(
+                torch.arange(text.shape[1] - 1) < padding[:, None], -100
+            )
+            text_loss = F.cross_entropy(logits.text[:, :-1].flatten(0, 1), targets.flatten())
+            loss = loss + self.text_loss * text_loss
+            metrics["text_loss"] = text_loss.detach()
+        return loss, metrics
+
+    def validate(self, module: TokenShuffleModel) -> dict[str, float]:
+        """Nats per code on white backgrounds: held-out pairs, and trained ones beside them."""
+        return {
+            "validation_loss": self._loss_of(module, self.held_out[:VALIDATION_PICTURES]),
+            "trained_loss": self._loss_of(module, self.train[:VALIDATION_PICTURES]),
+        }
+
+    def _loss_of(self, module: TokenShuffleModel, index: list[int]) -> float:
+        if not index:
+            return float("nan")
+        records = [self.records[i] for i in index]
+        ids = [self._frame(captions.prompt(r["subject"], r["style"])) for r in records]
+        text, padding = pad_left(ids, self.parts.text_tokenizer.pad, "cpu")
+        codes = self.codes[0, index].long()
+        logits = module(text, padding, codes).codes
+        return F.cross_entropy(logits.flatten(0, 2), module.targets(codes).flatten()).item()
+
+    def sheet(self, module: TokenShuffleModel) -> Image.Image:
+        """Twelve trained pairs above four held-out ones, sampled with the default settings."""
+        spread = self.train[:: max(1, len(self.train) // 12)][:12] + self.held_out[:4]
+        records = [self.records[i] for i in spread]
+        prompts = [self._frame(captions.prompt(r["subject"], r["style"])) for r in records]
+        settings = self.parts.config.generation
+        generators = [generator(self.loop.seed, i) for i in range(len(prompts))]
+        *_, last = decode(
+            module, prompts, [self._frame("")] * len(prompts), self._grid(), settings,
+            generators, self.parts.text_tokenizer.pad,
+        )  # fmt: skip
+        return sheet(self.parts.image_tokenizer.decode(last.codes), columns=8)
+
+    def save(self, module: TokenShuffleModel, path: Path) -> None:
+        checkpoint.save(path, replace(self.parts, model=module))
+
+    def _grid(self) -> tuple[int, int]:
+        height, width = self.codes.shape[-2:]
+        window = self.parts.config.model.window
+        return height // window, width // window
+
+    def _frame(self, caption: str) -> list[int]:
+        tokenizer = self.parts.text_tokenizer
+        return tokenizer.frame(tokenizer.encode(caption), *self._grid())
+
+
+@torch.inference_mode()
+def extract_codes(data: Path, directory: Path, records: list[dict], image_tokenizer) -> Tensor:
+    """Codes int16 (backgrounds, N, H, W) of every picture on every background, cached on disk.
+
+    The cache is used again only for the same pictures and the same image tokenizer.
+    """
+    digest = hashlib.sha256()
+    for name, weight in image_tokenizer.state_dict().items():
+        digest.update(name.encode() + weight.numpy().tobytes())
+    for record in records:
+        digest.update(record["image"].encode() + (data / record["image"]).read_bytes())
+    path = directory / f"codes-{digest.hexdigest()[:16]}.safetensors"
+    if path.exists():
+        return load_file(path)["codes"]
+    rgba = load_rgba(data, records)
+    colours = torch.tensor(list(BACKGROUNDS.values()), dtype=torch.uint8)
+    codes = []
+    bar = tqdm(total=len(colours) * len(rgba), desc="codes", unit="picture", disable=None)
+    for colour in colours:
+        parts = []
+        for part in rgba.split(32):
+            parts.append(image_tokenizer.encode(composite(part, colour.expand(len(part), 3))))
+            bar.update(len(part))
+        codes.append(torch.cat(parts).to(torch.int16))
+    bar.close()
+    directory.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        save_file({"codes": torch.stack(codes)}, temporary)
+    return load_file(path)["codes"]
+
+
+def train_text_tokenizer(records: list[dict], vocabulary: int, max_grid: int) -> TextTokenizer:
+    """A tokenizer trained on a few thousand captions, every record in every background."""
+    rng = random.Random(0)
+    texts = [captions.write(record, colour, rng) for record in records for colour in BACKGROUNDS]
+    texts += [name for record in records for names in record["names"].values() for name in names]
+    return TextTokenizer.train(texts, vocabulary, max_grid)
+
+
+def train_model(
+    data: Path,
+    image_tokenizer: Path,
+    directory: Path,
+    config: Config,
+    loop: LoopConfig,
+    *,
+    card: dict[str, str] | None = None,
+    text_tokenizer: Path | None = None,
+    z_loss: float = 0.0,
+    text_loss: float = 0.0,
+    resume: bool = False,
+    compiled: bool = False,
+) -> Path:
+    """Train a model on the data set in `data`; returns the path of the finished checkpoint.
+
+    `config.model.text_vocabulary` is an upper bound: the model gets as many embeddings as the
+    text tokenizer has tokens.
+    """
+    torch.manual_seed(loop.seed)
+    images = checkpoint.load_image_tokenizer(image_tokenizer)
+    max_grid = config.model.max_grid
+    text = (
+        TextTokenizer.from_file(text_tokenizer, max_grid)
+        if text_tokenizer
+        else train_text_tokenizer(read_manifest(data), config.model.text_vocabulary, max_grid)
+    )
+    config = Config(
+        images.config, replace(config.model, text_vocabulary=len(text)), config.generation
+    )
+    module = TokenShuffleModel(config.model)
+    module.initialise()
+    parts = checkpoint.Checkpoint(config, module, images, text, card or {})
+    task = ModelTask(data, directory, parts, loop, z_loss=z_loss, text_loss=text_loss)
+    if compiled:
+        module.compile(dynamic=True)
+    return fit(module, task, loop, directory, resume)

@@ -1,0 +1,138 @@
+"""LLaMA blocks (arXiv 2302.13971): RMSNorm, rotary embedding, grouped-query attention, SwiGLU.
+
+Weights have the layout and the names' order of `transformers`' LLaMA: rotary pairs are
+(i, i + head_size / 2).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import ModelConfig
+
+
+class KVCache:
+    """Preallocated keys and values of all layers, each (layers, B, kv_heads, capacity, head_size).
+
+    `length` positions are filled. `padding` (B,) counts the padding tokens at the left of each
+    row; those are never attended to and do not count as positions.
+    """
+
+    def __init__(self, config: ModelConfig, padding: Tensor, capacity: int, dtype: torch.dtype):
+        shape = (config.layers, len(padding), config.kv_heads, capacity, config.head_size)
+        self.keys = torch.empty(shape, dtype=dtype, device=padding.device)
+        self.values = torch.empty(shape, dtype=dtype, device=padding.device)
+        self.padding = padding
+        self.padded = bool(padding.any())  # asked once: on a GPU the answer costs a round trip
+        self.length = 0
+
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (B, kv_heads, T, head_size) behind `length`; all that is filled comes back."""
+        end = self.length + keys.shape[2]
+        self.keys[layer, :, :, self.length : end] = keys
+        self.values[layer, :, :, self.length : end] = values
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+def rotary_angles(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Positions (B, T) -> cosine and sine, each (B, 1, T, head_size) float32."""
+    pairs = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32)
+    angles = positions[:, None, :, None].float() * theta ** (-pairs / head_size)
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding (arXiv 2104.09864) of x (B, heads, T, head_size)."""
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.head_size = config.head_size
+        self.grouped = config.kv_heads != config.heads
+        kv_width = config.kv_heads * config.head_size
+        self.q_proj = nn.Linear(config.width, config.width, bias=False)
+        self.k_proj = nn.Linear(config.width, kv_width, bias=False)
+        self.v_proj = nn.Linear(config.width, kv_width, bias=False)
+        self.o_proj = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(self, x, angles, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        q, k, v = (
+            projection(x).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, *angles), rotate(k, *angles)
+        if cache is not None:
+            k, v = cache.update(layer, k, v)
+        causal = mask is None and q.shape[2] > 1
+        h = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.grouped
+        )
+        return self.o_proj(h.transpose(1, 2).flatten(2))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.mlp = SwiGLU(config.width, config.hidden)
+
+    def forward(self, x, angles, mask, cache, layer) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), angles, mask, cache, layer)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Transformer(nn.Module):
+    """A causal stack of LLaMA blocks over embeddings, with the final norm and no head."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+
+    def forward(self, x: Tensor, padding: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Embeddings (B, T, d) -> hidden states (B, T, d).
+
+        `padding` (B,) int64 counts the padding tokens at the left of each row. With a `cache`
+        (whose own padding then holds) x continues what it holds.
+        """
+        batch, length = x.shape[:2]
+        start = 0
+        if cache is not None:
+            start, padding = cache.length, cache.padding if cache.padded else None
+        index = torch.arange(start, start + length, device=x.device).expand(batch, length)
+        mask = None
+        if padding is not None:
+            keys = torch.arange(start + length, device=x.device)
+            visible = (keys <= index[..., None]) & (keys >= padding[:, None, None])
+            # A padding token sees itself: a row without any key would be NaN.
+            mask = (visible | (keys == index[..., None]))[:, None]
+            index = (index - padding[:, None]).clamp(min=0)
+        elif start and length > 1:
+            keys = torch.arange(start + length, device=x.device)
+            mask = (keys <= index[..., None])[:, None]
+        angles = rotary_angles(index, self.config.head_size, self.config.rope_theta)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, angles, mask, cache, layer)
+        if cache is not None:
+            cache.length += length
+        return self.norm(x)
