@@ -109,7 +109,9 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
 
-    def forward(self, x: Tensor, padding: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, padding: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
         """Embeddings (B, T, d) -> hidden states (B, T, d).
 
         `padding` (B,) int64 counts the padding tokens at the left of each row. With a `cache`

@@ -163,10 +163,11 @@ def _pictures_of(style: str, sources: Path) -> dict[str, Path | str]:
         if icon:
             width = icon.get("width", icons.get("width", 16))
             height = icon.get("height", icons.get("height", 16))
+            side = max(width, height)  # a square that the icon lies in the middle of
+            box = f"{(width - side) / 2} {(height - side) / 2} {side} {side}"
             pictures[_key(code)] = (
                 f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink='
-                f'"http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}">'
-                f"{icon['body']}</svg>"
+                f'"http://www.w3.org/1999/xlink" viewBox="{box}">{icon["body"]}</svg>'
             )
     return pictures
 

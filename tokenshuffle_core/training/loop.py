@@ -199,8 +199,9 @@ class _Log:
         kept = []
         if first and path.exists():
             with open(path, newline="") as file:
-                kept = [row for row in csv.reader(file) if row[0] != "step" and int(row[0]) <= first]
-        self.file = open(path, "w", newline="")
+                rows = list(csv.reader(file))[1:]
+            kept = [row for row in rows if int(row[0]) <= first]
+        self.file = open(path, "w", newline="")  # noqa: SIM115
         self.writer = csv.writer(self.file)
         self.writer.writerows([("step", "name", "value"), *kept])
         try:

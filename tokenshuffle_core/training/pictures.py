@@ -38,7 +38,7 @@ def composite(rgba: Tensor, backgrounds: Tensor) -> Tensor:
     return colour * alpha + (backgrounds.float() / 255)[:, :, None, None] * (1 - alpha)
 
 
-def sheet(images: Tensor, columns: int) -> Image.Image:
+def sheet_of(images: Tensor, columns: int) -> Image.Image:
     """Images (N, 3, H, W) in 0..1 as one picture, row by row, with a thin white gap."""
     count, _, height, width = images.shape
     rows = -(-count // columns)

@@ -21,7 +21,7 @@ from ..text_tokenizer import TextTokenizer
 from . import captions
 from .emoji import read_manifest
 from .loop import LoopConfig, batch_indices, fit, generator
-from .pictures import BACKGROUNDS, composite, load_rgba, sheet
+from .pictures import BACKGROUNDS, composite, load_rgba, sheet_of
 
 DROP_PROMPT = 0.1  # the share of captions dropped, which teaches the unconditional branch
 WHITE_SHARE = 0.75  # the share of pictures on white; the rest spreads over the other colours
@@ -112,7 +112,7 @@ class ModelTask:
             module, prompts, [self._frame("")] * len(prompts), self._grid(), settings,
             generators, self.parts.text_tokenizer.pad,
         )  # fmt: skip
-        return sheet(self.parts.image_tokenizer.decode(last.codes), columns=8)
+        return sheet_of(self.parts.image_tokenizer.decode(last.codes), columns=8)
 
     def save(self, module: TokenShuffleModel, path: Path) -> None:
         checkpoint.save(path, replace(self.parts, model=module))

@@ -16,9 +16,10 @@ from ..config import ImageTokenizerConfig
 from ..image_tokenizer import ImageTokenizer
 from .emoji import read_manifest
 from .loop import LoopConfig, batch_indices, fit, generator
-from .pictures import BACKGROUNDS, WHITE, composite, load_rgba, sheet
+from .pictures import BACKGROUNDS, WHITE, composite, load_rgba, sheet_of
 
 WHOLE_SHARE = 0.15  # the share of the steps, at the end, that sees whole pictures
+UNQUANTISED = 200  # first steps of a plain autoencoder: its latents are where the codebook starts
 REVIVE_EVERY = 100  # steps between two looks for codes that nothing uses
 VALIDATION_PICTURES = 64
 
@@ -35,6 +36,7 @@ class TokenizerTask:
         self.palette = torch.tensor(list(BACKGROUNDS.values()))
         self.config = config
         self.crop = crop
+        self.unquantised = min(UNQUANTISED, config.steps // 10)
         self.used = None
 
     def batch(self, step: int) -> Tensor:
@@ -59,14 +61,16 @@ class TokenizerTask:
         images = self.batch(step)
         latent = module.latent(images)
         quantized = module.quantizer(latent)
-        reconstruction = module.pixels(quantized.vectors)
+        continuous = step < self.unquantised
+        vectors = F.normalize(latent, dim=1) if continuous else quantized.vectors
+        reconstruction = module.pixels(vectors)
         self._revive(module, latent.detach(), quantized.codes, step)
         l1 = F.l1_loss(reconstruction, images)
         l2 = F.mse_loss(reconstruction, images)
         edges = sum(
             F.l1_loss(reconstruction.diff(dim=dim), images.diff(dim=dim)) for dim in (-1, -2)
         )
-        loss = l1 + 4 * l2 + edges + quantized.loss
+        loss = l1 + 4 * l2 + edges + (0 if continuous else quantized.loss)
         psnr = -10 * l2.detach().log10()
         return loss, {"psnr": psnr, "codebook_loss": quantized.loss.detach()}
 
@@ -77,7 +81,8 @@ class TokenizerTask:
             self.used = torch.zeros(size, dtype=torch.bool)
         if self.used is None:  # resumed between two looks
             return
-        self.used[codes.flatten()] = True
+        if step >= self.unquantised:
+            self.used[codes.flatten()] = True
         if (step + 1) % REVIVE_EVERY == 0 and step < self.config.steps // 2:
             dead = (~self.used).nonzero().flatten()
             vectors = F.normalize(latent.movedim(1, -1).flatten(0, 2), dim=-1)
@@ -99,7 +104,7 @@ class TokenizerTask:
     def sheet(self, module: ImageTokenizer) -> Image.Image:
         images = self.validation[:24]
         decoded = module.decode(module.encode(images))
-        return sheet(torch.stack([images, decoded], 1).flatten(0, 1), columns=12)
+        return sheet_of(torch.stack([images, decoded], 1).flatten(0, 1), columns=12)
 
     def save(self, module: ImageTokenizer, path: Path) -> None:
         checkpoint.save_image_tokenizer(path, module)

@@ -1,0 +1,18 @@
+"""The ComfyUI nodes: each has a schema, calls the core and returns what it gave."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .image_tokenizer import TokenShuffleVQDecode, TokenShuffleVQEncode
+from .loader import TokenShuffleLoader
+from .sampling import TokenShufflePrompt, TokenShuffleSampler
+
+
+class TokenShuffleExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [
+            TokenShuffleLoader,
+            TokenShufflePrompt,
+            TokenShuffleSampler,
+            TokenShuffleVQDecode,
+            TokenShuffleVQEncode,
+        ]

@@ -1,0 +1,42 @@
+"""Loading checkpoints."""
+
+from comfy_api.latest import io
+
+from . import host
+from .types import CATEGORY, VQ, Model
+
+
+class TokenShuffleLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TokenShuffleLoader",
+            display_name="Load Token-Shuffle Model",
+            category=CATEGORY,
+            description=(
+                "Loads a Token-Shuffle checkpoint: the model that writes image tokens, and the "
+                "image tokenizer (VQ) that turns them into pixels."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=host.checkpoints(),
+                    tooltip="A .safetensors file from models/tokenshuffle, or the bundled model.",
+                )
+            ],
+            outputs=[
+                Model.Output(display_name="model", tooltip="For the prompts and the sampler."),
+                VQ.Output(display_name="vq", tooltip="The image tokenizer, for decode and encode."),
+            ],
+            **host.search_aliases("token shuffle", "autoregressive", "load checkpoint"),
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str) -> float:
+        # A checkpoint that training has written anew is loaded anew.
+        return host.modified(checkpoint)
+
+    @classmethod
+    def execute(cls, checkpoint: str) -> io.NodeOutput:
+        loaded = host.load_checkpoint(checkpoint)
+        return io.NodeOutput(loaded, loaded)

@@ -1,0 +1,114 @@
+"""Runs the example workflows on a ComfyUI host and keeps what SaveImage wrote beside each.
+
+    python -m scripts.workflows [--version 0.33.0]
+
+The PNG carries the workflow, so dropping it on the canvas restores the graph. Run it again after
+a workflow, a node or the bundled model has changed. Standard library only.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from . import comfyui
+
+WORKFLOWS = comfyui.PACK / "workflows"
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+
+
+def http(url: str, data: dict | None = None) -> bytes:
+    """GET, or POST with `data` as JSON. An HTTPError's body has the reason."""
+    body = None if data is None else json.dumps(data).encode()
+    headers = {"Content-Type": "application/json"}
+    with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60) as reply:
+        return reply.read()
+
+
+def to_api(workflow: dict, object_info: dict) -> dict:
+    """The page's format -> the one that POST /prompt takes, as the page itself does on Run."""
+    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    prompt = {}
+    for node in workflow["nodes"]:
+        linked = {slot["name"]: slot["link"] for slot in node["inputs"]}
+        values = iter(node["widgets_values"])
+        inputs = {}
+        for name, (kind, *options) in inputs_of(object_info[node["type"]]):
+            if linked.get(name) is not None:
+                inputs[name] = sources[linked[name]]
+            elif isinstance(kind, list) or kind in WIDGETS:
+                inputs[name] = next(values)
+                if options and options[0].get("control_after_generate"):
+                    next(values)  # fixed, increment, decrement or randomize: the page's business
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+def inputs_of(info: dict) -> list[tuple[str, list]]:
+    return [*info["input"]["required"].items(), *info["input"].get("optional", {}).items()]
+
+
+def submit(url: str, prompt: dict, workflow: dict | None = None) -> str:
+    """Queues a prompt in the API format and returns its id."""
+    extra = {"extra_pnginfo": {"workflow": workflow}} if workflow else {}
+    return json.loads(http(f"{url}/prompt", {"prompt": prompt, "extra_data": extra}))["prompt_id"]
+
+
+def wait(url: str, prompt_id: str, timeout: float = 600) -> dict:
+    """The history entry of a prompt, once it has ended in whatever way."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        history = json.loads(http(f"{url}/history/{prompt_id}"))
+        if prompt_id in history:
+            return history[prompt_id]
+        time.sleep(0.1)
+    raise TimeoutError(f"the prompt did not end within {timeout:.0f} s")
+
+
+def images(url: str, entry: dict, node: str) -> list[bytes]:
+    """The PNG files that a SaveImage or PreviewImage node wrote."""
+    return [
+        http(f"{url}/view?{urllib.parse.urlencode(image)}")
+        for image in entry["outputs"][node]["images"]
+    ]
+
+
+def render(url: str, path: Path) -> None:
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    object_info = json.loads(http(f"{url}/object_info"))
+    entry = wait(url, submit(url, to_api(workflow, object_info), workflow))
+    if entry["status"]["status_str"] != "success":
+        raise RuntimeError(f"{path.name} failed: {entry['status']['messages'][-1]}")
+    (saver,) = (str(node["id"]) for node in workflow["nodes"] if node["type"] == "SaveImage")
+    path.with_suffix(".png").write_bytes(images(url, entry, saver)[0])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--version", help="version or name of the host (default: the newest)")
+    arguments = parser.parse_args()
+    url = f"http://127.0.0.1:{(port := comfyui.free_port())}"
+    with tempfile.TemporaryDirectory() as base:
+        try:
+            host = comfyui.find_host(arguments.version)
+            process = comfyui.launch(host, Path(base), port)
+            try:
+                comfyui.wait_until_ready(process, url)
+                for path in sorted(WORKFLOWS.glob("*.json")):
+                    render(url, path)
+                    print(path.with_suffix(".png"))
+            finally:
+                comfyui.stop(process)
+        except (ValueError, RuntimeError, TimeoutError, urllib.error.HTTPError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

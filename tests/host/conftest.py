@@ -1,0 +1,111 @@
+"""A real ComfyUI server with this pack, once for every host that scripts/comfyui.py set up."""
+
+import json
+import urllib.error
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from scripts import comfyui, workflows
+from tokenshuffle_core import checkpoint
+from tokenshuffle_core.config import PRESETS
+from tokenshuffle_core.image_tokenizer import ImageTokenizer
+from tokenshuffle_core.model import TokenShuffleModel
+from tokenshuffle_core.text_tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True)
+class Server:
+    host: comfyui.Host
+    url: str
+    base: Path
+    log: Path
+
+    def get(self, path: str):
+        return json.loads(workflows.http(self.url + path))
+
+    def run(self, prompt: dict) -> dict:
+        return workflows.wait(self.url, workflows.submit(self.url, prompt))
+
+    def refusal(self, prompt: dict) -> dict:
+        """The answer to a prompt that does not get past validation."""
+        with pytest.raises(urllib.error.HTTPError) as error:
+            workflows.submit(self.url, prompt)
+        assert error.value.code == 400
+        return json.loads(error.value.read())
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.host)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A checkpoint with random weights: 8 pixels a window, 64 windows a side at most."""
+    config = PRESETS["tiny"]
+    model = TokenShuffleModel(config.model)
+    model.initialise()
+    text_tokenizer = TextTokenizer.train(["a red apple"], 512, config.model.max_grid)
+    path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
+    parts = (config, model, ImageTokenizer(config.image_tokenizer), text_tokenizer, {})
+    checkpoint.save(path, checkpoint.Checkpoint(*parts))
+    return path
+
+
+@pytest.fixture(
+    scope="session", params=comfyui.hosts() or [None], ids=lambda host: getattr(host, "name", "")
+)
+def server(request, tiny, tmp_path_factory):
+    host = request.param
+    if host is None:
+        pytest.skip(f"no ComfyUI host: {comfyui.HOW_TO_GET_ONE}")
+    base = tmp_path_factory.mktemp(f"comfyui-{host.name}")
+    comfyui.prepare_base(base)
+    models = base / "models" / "tokenshuffle"
+    models.mkdir()
+    (models / "tiny.safetensors").write_bytes(tiny.read_bytes())
+    (models / "broken.safetensors").write_bytes(tiny.read_bytes()[:1000])
+    port = comfyui.free_port()
+    server = Server(host, f"http://127.0.0.1:{port}", base, base / "log.txt")
+    with server.log.open("w") as log:
+        process = comfyui.launch(host, base, port, log=log)
+        try:
+            comfyui.wait_until_ready(process, server.url)
+            yield server
+            assert process.poll() is None, "the server died during the tests"
+        finally:
+            comfyui.stop(process)
+
+
+@pytest.fixture
+def prompt():
+    """A text-to-image prompt in the API format for the tiny model; a new one for every test."""
+    return {
+        "loader": _node("TokenShuffleLoader", checkpoint="tiny.safetensors"),
+        "text": _node("TokenShufflePrompt", model=["loader", 0], text="a red apple"),
+        "sampler": _node(
+            "TokenShuffleSampler",
+            model=["loader", 0],
+            positive=["text", 0],
+            width=32,
+            height=48,
+            batch_size=1,
+            seed=7,
+            cfg=2.0,
+            schedule="half-linear",
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+        ),
+        "decode": _node(
+            "TokenShuffleVQDecode", codes=["sampler", 0], vq=["loader", 1], tiled=False
+        ),
+        "save": _node("SaveImage", images=["decode", 0], filename_prefix="test"),
+    }
+
+
+def _node(kind: str, **inputs) -> dict:
+    return {"class_type": kind, "inputs": inputs}

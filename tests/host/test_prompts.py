@@ -1,0 +1,166 @@
+"""Prompts through POST /prompt: pictures, errors, interrupts."""
+
+import copy
+import io
+import json
+import math
+import subprocess
+import time
+import urllib.error
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scripts import comfyui, workflows
+
+
+def succeed(server, prompt) -> list[np.ndarray]:
+    """The pictures that the prompt's SaveImage node wrote."""
+    entry = server.run(prompt)
+    assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
+    return [pixels(png) for png in workflows.images(server.url, entry, "save")]
+
+
+def fail(server, prompt) -> dict:
+    """The execution_error message of a prompt: node_type, exception_type, exception_message."""
+    entry = server.run(prompt)
+    assert entry["status"]["status_str"] == "error"
+    (message,) = [m for kind, m in entry["status"]["messages"] if kind == "execution_error"]
+    return message
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+def test_same_picture_as_the_command_line(server, prompt, tmp_path):
+    prompt["negative"] = copy.deepcopy(prompt["text"])
+    prompt["negative"]["inputs"]["text"] = "apple"
+    prompt["sampler"]["inputs"]["negative"] = ["negative", 0]
+    (picture,) = succeed(server, prompt)
+    model = server.base / "models" / "tokenshuffle" / "tiny.safetensors"
+    command = [server.host.python, "-m", "tokenshuffle_core", "generate", "a red apple"]
+    command += ["--model", model, "--output", tmp_path / "cli.png", "--seed", "7", "--cfg", "2"]
+    command += ["--negative", "apple", "--width", "32", "--height", "48", "--device", "cpu"]
+    subprocess.run(command, cwd=comfyui.PACK, check=True)
+    np.testing.assert_array_equal(picture, pixels((tmp_path / "cli.png").read_bytes()))
+
+
+def test_batch_and_tiles(server, prompt):
+    prompt["sampler"]["inputs"]["batch_size"] = 2
+    first, second = succeed(server, prompt)
+    assert first.shape == second.shape == (48, 32, 3)
+    assert (first != second).any()
+    prompt["decode"]["inputs"]["tiled"] = True
+    tiled, _ = succeed(server, prompt)
+    assert tiled.shape == first.shape
+
+
+def test_encode_gives_codes_that_decode(server, prompt):
+    prompt["encode"] = {
+        "class_type": "TokenShuffleVQEncode",
+        "inputs": {"image": ["decode", 0], "vq": ["loader", 1]},
+    }
+    prompt["again"] = copy.deepcopy(prompt["decode"])
+    prompt["again"]["inputs"]["codes"] = ["encode", 0]
+    prompt["save"]["inputs"]["images"] = ["again", 0]
+    (picture,) = succeed(server, prompt)
+    assert picture.shape == (48, 32, 3)
+
+
+def test_interrupt_in_the_middle(server, prompt):
+    long = copy.deepcopy(prompt)
+    long["sampler"]["inputs"] |= {"width": 256, "height": 256, "batch_size": 64}
+    prompt_id = workflows.submit(server.url, long)
+    while not server.get("/queue")["queue_running"]:
+        time.sleep(0.05)
+    time.sleep(1)
+    workflows.http(f"{server.url}/interrupt", {})
+    entry = workflows.wait(server.url, prompt_id, timeout=10)
+    (message,) = [m for kind, m in entry["status"]["messages"] if kind == "execution_interrupted"]
+    assert message["node_type"] == "TokenShuffleSampler"
+    succeed(server, prompt)
+
+
+def test_models_come_back_after_free(server, prompt):
+    before = succeed(server, prompt)
+    workflows.http(f"{server.url}/free", {"unload_models": True, "free_memory": True})
+    time.sleep(1)
+    np.testing.assert_array_equal(succeed(server, prompt), before)
+
+
+@pytest.mark.parametrize(
+    ("node", "values", "words"),
+    [
+        ("sampler", {"cfg": math.nan}, ["cfg", "nan"]),
+        ("sampler", {"temperature": math.nan}, ["temperature", "nan"]),
+        ("sampler", {"top_p": math.nan}, ["top_p", "nan"]),
+        ("sampler", {"width": 20}, ["20", "8"]),
+        ("sampler", {"width": 2048, "height": 2048}, ["2048"]),
+        ("text", {"text": "word " * 3000}, ["prompt"]),
+        ("loader", {"checkpoint": "broken.safetensors"}, ["broken.safetensors"]),
+    ],
+)
+def test_bad_value_is_an_error_of_its_node(server, prompt, node, values, words):
+    bad = copy.deepcopy(prompt)
+    bad[node]["inputs"] |= values
+    message = fail(server, bad)
+    assert message["node_id"] == node
+    assert message["exception_type"] in ("ValueError", "FileNotFoundError")
+    for word in words:
+        assert word in message["exception_message"]
+    succeed(server, prompt)
+
+
+def test_picture_of_a_size_that_cannot_be_encoded(server, prompt):
+    prompt["picture"] = {
+        "class_type": "EmptyImage",
+        "inputs": {"width": 30, "height": 32, "batch_size": 1, "color": 0},
+    }
+    prompt["encode"] = {
+        "class_type": "TokenShuffleVQEncode",
+        "inputs": {"image": ["picture", 0], "vq": ["loader", 1]},
+    }
+    prompt["decode"]["inputs"]["codes"] = ["encode", 0]
+    message = fail(server, prompt)
+    assert message["node_id"] == "encode"
+    assert "30x32" in message["exception_message"]
+
+
+@pytest.mark.parametrize(
+    ("node", "values"),
+    [
+        ("sampler", {"cfg": 1000.0}),
+        ("sampler", {"cfg": math.inf}),
+        ("sampler", {"width": 0}),
+        ("sampler", {"batch_size": 0}),
+        ("sampler", {"seed": -1}),
+        ("sampler", {"top_p": 0.0}),
+        ("sampler", {"cfg": "three"}),
+    ],
+)
+def test_value_outside_its_range_is_refused(server, prompt, node, values):
+    prompt[node]["inputs"] |= values
+    assert set(server.refusal(prompt)["node_errors"]) == {node}
+
+
+@pytest.mark.parametrize(
+    ("node", "values"),
+    [
+        ("sampler", {"schedule": "quadratic"}),
+        ("loader", {"checkpoint": "../../secret.safetensors"}),
+        ("loader", {"checkpoint": ""}),
+    ],
+)
+def test_value_that_is_not_in_the_list(server, prompt, node, values):
+    """ComfyUI 0.3.64 does not check the lists of V3 nodes, so there the node itself complains."""
+    bad = copy.deepcopy(prompt)
+    bad[node]["inputs"] |= values
+    try:
+        message = fail(server, bad)
+    except urllib.error.HTTPError as error:
+        assert set(json.loads(error.read())["node_errors"]) == {node}
+    else:
+        assert message["node_id"] == node
+    succeed(server, prompt)

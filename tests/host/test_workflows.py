@@ -1,0 +1,54 @@
+"""The example workflows, as a user would run them."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scripts import workflows
+from tokenshuffle_core.checkpoint import BUNDLED
+
+PATHS = sorted(workflows.WORKFLOWS.glob("*.json"))
+pytestmark = pytest.mark.skipif(not BUNDLED.exists(), reason="the bundled model is missing")
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_workflow_runs(server, path):
+    workflow = json.loads(path.read_text())
+    prompt = workflows.to_api(workflow, server.get("/object_info"))
+    entry = server.run(prompt)
+    assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
+    savers = [name for name, node in prompt.items() if node["class_type"] == "SaveImage"]
+    assert all(workflows.images(server.url, entry, saver) for saver in savers)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_png_carries_the_workflow(server, path):
+    workflow = json.loads(path.read_text())
+    picture = Image.open(path.with_suffix(".png"))
+    assert json.loads(picture.text["workflow"]) == workflow
+    assert json.loads(picture.text["prompt"]) == workflows.to_api(
+        workflow, server.get("/object_info")
+    )
+    assert np.asarray(picture).std() > 10, "the picture is not blank"
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_workflow_has_the_sockets_of_its_nodes(server, path):
+    """What the page compares when it opens a workflow: the names and types of sockets, and links
+    that both of their ends know."""
+    info = server.get("/object_info")
+    workflow = json.loads(path.read_text())
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for node in nodes.values():
+        node_info = info[node["type"]]
+        kinds = {name: kind for name, (kind, *_) in workflows.inputs_of(node_info)}
+        for slot in node["inputs"]:
+            assert kinds[slot["name"]] == slot["type"]
+        outputs = [(slot["name"], slot["type"]) for slot in node["outputs"]]
+        assert outputs == list(zip(node_info["output_name"], node_info["output"], strict=True))
+    for number, origin, out, target, into, kind in workflow["links"]:
+        assert number in nodes[origin]["outputs"][out]["links"]
+        assert nodes[target]["inputs"][into]["link"] == number
+        assert nodes[origin]["outputs"][out]["type"] == kind

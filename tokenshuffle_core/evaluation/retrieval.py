@@ -1,0 +1,95 @@
+"""Retrieval: is the nearest reference of a generated picture the prompted subject?
+
+The references of a style are all of the data set's pictures of that style, on white. The
+distance is the mean squared error between the pictures area-averaged to 32 x 32 RGB pixels.
+"""
+
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from ..config import GenerationConfig
+from ..pipeline import Pipeline
+from ..training import captions
+from ..training.emoji import read_manifest
+from ..training.pictures import WHITE, composite, load_rgba
+
+SIDE = 32
+
+
+def features(images: Tensor) -> Tensor:
+    """Images (N, 3, H, W) in 0..1 -> (N, 3 * 32 * 32)."""
+    return F.adaptive_avg_pool2d(images, SIDE).flatten(1)
+
+
+def rank(generated: Tensor, references: Tensor) -> Tensor:
+    """Features (N, F) and (M, F) -> reference indices (N, M), nearest first."""
+    return torch.cdist(generated, references).argsort(dim=1)
+
+
+def choose(records: list[dict], split: str, count: int | None, seed: int) -> list[dict]:
+    """`count` records of a split in random order; all of them where None."""
+    chosen = [record for record in records if record["split"] == split]
+    random.Random(seed).shuffle(chosen)
+    return chosen[:count]
+
+
+def retrieval(
+    pipeline: Pipeline,
+    data: Path,
+    records: list[dict],
+    settings: GenerationConfig,
+    *,
+    seed: int = 0,
+    batch: int = 16,
+    language: str = "en",
+) -> tuple[dict[str, float], Tensor]:
+    """Generate each record's canonical prompt and look it up among its style's references.
+
+    Returns top-1 and top-5 shares, and the images (N, 3, H, W). `records` is a part of the
+    manifest of the data set in `data`; picture i is drawn with seed + i.
+    """
+    references = read_manifest(data)
+    rgba = load_rgba(data, references)
+    white = torch.tensor([WHITE], dtype=torch.uint8)
+    known = features(composite(rgba, white.expand(len(rgba), 3)))
+    images = []
+    bar = tqdm(total=len(records), desc="retrieval", unit="picture", disable=None)
+    for start in range(0, len(records), batch):
+        part = records[start : start + batch]
+        prompts = [
+            pipeline.encode_prompt(
+                captions.prompt(r["names"][language][0], r["style"], language=language)
+            )
+            for r in part
+        ]
+        *_, last = pipeline.sample(prompts, [], settings, seed=seed + start, count=len(part))
+        images.append(pipeline.decode(last.codes).movedim(-1, 1))
+        bar.update(len(part))
+    bar.close()
+    generated = torch.cat(images)
+    found = {1: 0, 5: 0}
+    for record, feature in zip(records, features(generated), strict=True):
+        same_style = [i for i, r in enumerate(references) if r["style"] == record["style"]]
+        order = rank(feature[None], known[same_style])[0].tolist()
+        subjects = [references[same_style[i]]["subject"] for i in order[:5]]
+        for k in found:
+            found[k] += record["subject"] in subjects[:k]
+    count = max(1, len(records))
+    return {f"top-{k}": hits / count for k, hits in found.items()}, generated
+
+
+@torch.inference_mode()
+def reconstruction_psnr(pipeline: Pipeline, data: Path, records: list[dict]) -> float:
+    """Mean PSNR in dB of the image tokenizer on the records' pictures, on white."""
+    white = torch.tensor([WHITE], dtype=torch.uint8)
+    psnr = []
+    for part in load_rgba(data, records).split(16):
+        images = composite(part, white.expand(len(part), 3))
+        error = pipeline.image_tokenizer.decode(pipeline.image_tokenizer.encode(images)) - images
+        psnr.append(-10 * error.square().mean((1, 2, 3)).log10())
+    return torch.cat(psnr).mean().item()

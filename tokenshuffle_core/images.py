@@ -1,0 +1,78 @@
+"""Pictures and codes on disk."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageColor, PngImagePlugin, UnidentifiedImageError
+from torch import Tensor
+
+from .files import atomic_path
+
+
+def read_image(path: str | Path, background: str | None = None) -> Tensor:
+    """An 8 bit picture as float32 (1, H, W, 3) in 0..1.
+
+    A transparent picture is laid on the colour `background`. Raises FileNotFoundError, or
+    ValueError with one sentence for what is no such picture.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist or is not a file")
+    try:
+        image = Image.open(path)
+        image.load()
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not a readable picture: {error}") from None
+    if image.mode.startswith("I") or image.mode == "F":
+        raise ValueError(f"{path} has more than 8 bits per channel: convert it to 8 bit first")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        if background is None:
+            raise ValueError(
+                f"{path} is transparent: say what lies behind it, such as --background white"
+            )
+        try:
+            colour = ImageColor.getrgb(background)
+        except ValueError:
+            raise ValueError(f"background {background!r} is not a colour") from None
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*colour[:3], 255)), image)
+    return torch.from_numpy(np.array(image.convert("RGB"))).float()[None] / 255
+
+
+def write_png(path: str | Path, image: Tensor, **about: object) -> None:
+    """Save (H, W, 3) in 0..1 as PNG; `about` goes into text chunks, as JSON under "tokenshuffle".
+
+    The chunk is not called "prompt" or "parameters": ComfyUI would take those for a workflow.
+    """
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("Software", "ComfyUI-TokenShuffle")
+    if "prompt" in about:
+        chunks.add_itxt("Description", str(about["prompt"]))
+    if about:
+        chunks.add_itxt("tokenshuffle", json.dumps(about, ensure_ascii=False))
+    pixels = (image * 255).clamp(0, 255).byte().numpy()
+    with atomic_path(path) as temporary:
+        Image.fromarray(pixels).save(temporary, "PNG", pnginfo=chunks)
+
+
+def read_codes(path: str | Path) -> Tensor:
+    """Codes int64 (B, h, w) from a .npy file of two or three dimensions. Raises ValueError."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist or is not a file")
+    try:
+        codes = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is not a .npy file of codes: {error}") from None
+    if codes.ndim not in (2, 3) or not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(
+            f"{path} holds {codes.dtype} of shape {codes.shape}: codes are whole numbers of shape "
+            "(rows, columns) or (batch, rows, columns)"
+        )
+    return torch.from_numpy(codes.astype(np.int64)).reshape(-1, *codes.shape[-2:])
+
+
+def write_codes(path: str | Path, codes: Tensor) -> None:
+    """Save codes (B, h, w) as .npy."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, codes.cpu().numpy())

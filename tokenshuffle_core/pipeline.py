@@ -1,0 +1,173 @@
+"""From a prompt to a picture, and between pictures and codes: what the command line and the
+ComfyUI nodes both call."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import checkpoint
+from .config import GenerationConfig
+from .sampler import Progress, decode
+
+TILE = 64  # codes per side that the tiled decoder takes at once
+MAX_SEED = 2**64
+
+
+def load(
+    path: str | Path = checkpoint.BUNDLED,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> "Pipeline":
+    """A pipeline from a checkpoint, the bundled model by default. Raises as `checkpoint.load`."""
+    return Pipeline(**vars(checkpoint.load(path, device, dtype)))
+
+
+class Pipeline(checkpoint.Checkpoint):
+    """A loaded checkpoint with the methods that take a prompt to a picture."""
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a prompt. The empty prompt is allowed: it asks for any picture.
+
+        Raises ValueError where the prompt has more tokens than the model was made for.
+        """
+        ids = self.text_tokenizer.encode(text)
+        if len(ids) > self.config.model.max_prompt:
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens, this model reads at most "
+                f"{self.config.model.max_prompt}: shorten it"
+            )
+        return ids
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """The picture's (rows, columns) in windows. Raises ValueError with the nearest sizes."""
+        unit, model = self.config.pixels_per_window, self.config.model
+        for name, value in (("width", width), ("height", height)):
+            if value % unit or value < unit:
+                lower, upper = value // unit * unit, (value // unit + 1) * unit
+                raise ValueError(
+                    f"{name} {value} does not fit: this model needs a multiple of {unit}, the "
+                    f"nearest is {f'{lower} or {upper}' if lower >= unit else unit}"
+                )
+            if value > unit * model.max_grid:
+                raise ValueError(
+                    f"{name} {value} is more than the {unit * model.max_grid} pixels that this "
+                    "model has size tokens for"
+                )
+        rows, columns = height // unit, width // unit
+        room = model.context - model.max_prompt - 4  # begin, rows, columns, image start
+        if rows * columns > room:
+            raise ValueError(
+                f"{width}x{height} takes {rows * columns} positions, this model's context holds "
+                f"{room} beside the prompt: choose a smaller size"
+            )
+        return rows, columns
+
+    def sample(
+        self,
+        prompt: list[int] | list[list[int]],
+        negative: list[int],
+        settings: GenerationConfig,
+        *,
+        seed: int,
+        count: int = 1,
+        prefix: Tensor | None = None,
+    ) -> Iterator[Progress]:
+        """Sample `count` pictures; yields after each finished window of the batch.
+
+        `prompt` and `negative` are `encode_prompt`'s ids (a list of prompts gives each picture
+        its own). Picture i is drawn with seed + i and is the same in a batch of any size.
+        `prefix` (B, h, W) int64 keeps the codes of the top rows. Raises ValueError.
+        """
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"the number of pictures must be at least 1, not {count}")
+        if not 0 <= seed < MAX_SEED:
+            raise ValueError(f"seed must be from 0 to {MAX_SEED - 1}, not {seed}")
+        grid = self.grid(settings.width, settings.height)
+        prompts = prompt if prompt and isinstance(prompt[0], list) else [prompt] * count
+        if len(prompts) != count:
+            raise ValueError(f"there are {len(prompts)} prompts for {count} pictures")
+        device = self.model.head.weight.device
+        generators = [
+            torch.Generator(device).manual_seed((seed + i) % MAX_SEED) for i in range(count)
+        ]
+        if prefix is not None:
+            self._check_prefix(prefix, grid, count)
+            prefix = prefix.to(device)
+        return decode(
+            self.model,
+            [self.text_tokenizer.frame(ids, *grid) for ids in prompts],
+            [self.text_tokenizer.frame(negative, *grid)] * count,
+            grid,
+            settings,
+            generators,
+            self.text_tokenizer.pad,
+            prefix,
+        )
+
+    def _check_prefix(self, prefix: Tensor, grid: tuple[int, int], count: int) -> None:
+        window = self.config.model.window
+        rows, columns = grid[0] * window, grid[1] * window
+        batch, height, width = prefix.shape
+        if batch != count or width != columns or height > rows or height % window:
+            raise ValueError(
+                f"the prefix has codes of shape {batch}x{height}x{width}, but {count} pictures of "
+                f"{rows}x{columns} codes need whole rows of windows of {window}"
+            )
+
+    def generate(
+        self,
+        prompt: str,
+        negative: str = "",
+        settings: GenerationConfig | None = None,
+        *,
+        seed: int = 0,
+        count: int = 1,
+        tiled: bool = False,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Tensor:
+        """Prompt -> images float32 (count, height, width, 3) in 0..1, on the CPU.
+
+        `settings` are the checkpoint's own where none are given; `progress` is called after each
+        window. Raises ValueError with one sentence for whatever does not fit.
+        """
+        settings = settings or self.config.generation
+        prompt_ids, negative_ids = self.encode_prompt(prompt), self.encode_prompt(negative)
+        for step in self.sample(prompt_ids, negative_ids, settings, seed=seed, count=count):
+            if progress:
+                progress(step)
+        return self.decode(step.codes, tiled)
+
+    def decode(self, codes: Tensor, tiled: bool = False) -> Tensor:
+        """Codes int64 (B, h, w) -> images float32 (B, H, W, 3) in 0..1, on the CPU."""
+        return decode_codes(self.image_tokenizer, codes, tiled)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images float (B, H, W, 3) in 0..1 -> codes int64 (B, h, w), on the CPU."""
+        return encode_images(self.image_tokenizer, images)
+
+
+@torch.inference_mode()
+def decode_codes(image_tokenizer, codes: Tensor, tiled: bool = False) -> Tensor:
+    """As `Pipeline.decode`, with an image tokenizer alone. Raises ValueError for foreign codes."""
+    if codes.ndim != 3 or codes.is_floating_point():
+        raise ValueError(
+            f"codes must be whole numbers of shape (batch, rows, columns), not {codes.dtype} of "
+            f"shape {tuple(codes.shape)}"
+        )
+    device = image_tokenizer.quantizer.codebook.weight.device
+    images = image_tokenizer.decode(codes.to(device, torch.int64), TILE if tiled else None)
+    return images.movedim(1, -1).float().cpu()
+
+
+@torch.inference_mode()
+def encode_images(image_tokenizer, images: Tensor) -> Tensor:
+    """As `Pipeline.encode`, with an image tokenizer alone."""
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(
+            f"a picture must be RGB, with shape (batch, height, width, 3), not "
+            f"{tuple(images.shape)}: flatten its alpha channel first"
+        )
+    weight = image_tokenizer.quantizer.codebook.weight
+    return image_tokenizer.encode(images.movedim(-1, 1).to(weight.device, weight.dtype)).cpu()
