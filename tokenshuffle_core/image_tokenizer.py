@@ -245,12 +245,12 @@ class ImageTokenizer(nn.Module):
                     _fade(part.shape[1] * stride, overlap * stride),
                     _fade(part.shape[2] * stride, overlap * stride),
                 )
-                window = (
+                area = (
                     slice(top * stride, top * stride + pixels.shape[2]),
                     slice(left * stride, left * stride + pixels.shape[3]),
                 )
-                total[:, :, *window] += pixels * fade
-                weight[window] += fade
+                total[(..., *area)] += pixels * fade
+                weight[area] += fade
         return total.div_(weight)
 
 

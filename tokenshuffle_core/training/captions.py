@@ -20,9 +20,9 @@ BACKGROUND_NAMES = {
     "purple": {"en": "purple", "zh": "紫色"},
     "pink": {"en": "pink", "zh": "粉色"},
 }
-UNSTYLED = 0.15  # the share of captions that name no style, so that such prompts work too
-CHINESE = 0.3
-KEYWORD = 0.25  # the share of captions that use another name than the first
+UNSTYLED = 0.1  # the share of captions that name no style, so that such prompts work too
+CHINESE = 0.25
+KEYWORD = 0.2  # the share of captions that use another name than the first
 
 
 def prompt(subject: str, style: str | None, background: str = "white", language: str = "en") -> str:

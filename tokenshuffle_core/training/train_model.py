@@ -24,7 +24,7 @@ from .loop import LoopConfig, batch_indices, fit, generator
 from .pictures import BACKGROUNDS, composite, load_rgba, sheet_of
 
 DROP_PROMPT = 0.1  # the share of captions dropped, which teaches the unconditional branch
-WHITE_SHARE = 0.75  # the share of pictures on white; the rest spreads over the other colours
+WHITE_SHARE = 0.8  # the share of pictures on white; the rest spreads over the other colours
 VALIDATION_PICTURES = 64
 
 

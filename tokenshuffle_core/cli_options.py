@@ -1,0 +1,64 @@
+"""What several commands of the command line share: their options, and what these mean."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from .config import SCHEDULES, GenerationConfig
+
+
+def command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_model(parser) -> None:
+    parser.add_argument("--model", metavar="FILE", help="checkpoint (default: the bundled model)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
+
+
+def add_sampling(parser) -> None:
+    parser.add_argument("--cfg", type=float, help="guidance scale; 1 is off")
+    parser.add_argument("--schedule", choices=SCHEDULES, help="how guidance grows over the picture")
+    parser.add_argument("--temperature", type=float, help="0 is greedy")
+    parser.add_argument("--top-k", type=int, help="keep the K most likely codes; 0 is off")
+    parser.add_argument(
+        "--top-p", type=float, help="keep the most likely codes of mass P; 1 is off"
+    )
+
+
+def settings_of(options, defaults: GenerationConfig) -> GenerationConfig:
+    names = ("width", "height", "cfg", "schedule", "temperature", "top_k", "top_p")
+    given = {name: getattr(options, name, None) for name in names}
+    return replace(defaults, **{name: value for name, value in given.items() if value is not None})
+
+
+def device_of(name: str):
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"device {name!r} does not exist on this machine") from None
+    return device
+
+
+def load(options):
+    from . import checkpoint, pipeline
+
+    return pipeline.load(options.model or checkpoint.BUNDLED, device_of(options.device))
+
+
+def check_output(path: str, suffix: str) -> Path:
+    output = Path(path)
+    if output.suffix.lower() != suffix:
+        raise ValueError(f"output {path} must end in {suffix}")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"output folder {output.parent} does not exist: make it first")
+    return output
