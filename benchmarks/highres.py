@@ -51,7 +51,7 @@ def main() -> None:
     ids = pipeline.encode_prompt("a red apple")
     rows, columns = pipeline.grid(options.size, options.size)
     steps = pipeline.sample(ids, [], settings, seed=0)
-    for step in tqdm(steps, total=rows * columns, file=sys.stderr):
+    for step in tqdm(steps, total=rows * columns, file=sys.stderr):  # noqa: B007
         pass
     sampled = time.perf_counter()
     print(f"sampled {step.positions} positions in {sampled - start:.1f} s, {_peak()}")

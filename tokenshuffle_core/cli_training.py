@@ -2,7 +2,15 @@
 
 from pathlib import Path
 
-from .cli_options import add_model, add_sampling, check_output, command, load, settings_of
+from .cli_options import (
+    add_model,
+    add_sampling,
+    check_output,
+    command,
+    device_of,
+    load,
+    settings_of,
+)
 from .config import PRESETS
 
 
@@ -67,6 +75,7 @@ def _add_train(commands) -> None:
         part.add_argument("--save-minutes", type=float, default=5, metavar="N")
         part.add_argument("--seed", type=int, default=0)
         part.add_argument("--resume", action="store_true")
+        part.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
 
 
 def _loop(options):
@@ -82,13 +91,16 @@ def _loop(options):
 def _train_tokenizer(options) -> None:
     from .training.train_tokenizer import train_tokenizer
 
-    config = PRESETS[options.preset].image_tokenizer
-    print(
-        train_tokenizer(
-            options.data, options.output, config, _loop(options),
-            crop=options.crop, resume=options.resume,
-        )
-    )  # fmt: skip
+    path = train_tokenizer(
+        options.data,
+        options.output,
+        PRESETS[options.preset].image_tokenizer,
+        _loop(options),
+        crop=options.crop,
+        resume=options.resume,
+        device=device_of(options.device),
+    )
+    print(path)
 
 
 def _train_model(options) -> None:
@@ -97,13 +109,20 @@ def _train_model(options) -> None:
     from .training.train_model import train_model
 
     card = json.loads(options.card.read_text(encoding="utf-8")) if options.card else {}
-    print(
-        train_model(
-            options.data, options.image_tokenizer, options.output, PRESETS[options.preset],
-            _loop(options), card=card, text_tokenizer=options.text_tokenizer,
-            z_loss=options.z_loss, text_loss=options.text_loss, resume=options.resume,
-        )
-    )  # fmt: skip
+    path = train_model(
+        options.data,
+        options.image_tokenizer,
+        options.output,
+        PRESETS[options.preset],
+        _loop(options),
+        card=card,
+        text_tokenizer=options.text_tokenizer,
+        z_loss=options.z_loss,
+        text_loss=options.text_loss,
+        resume=options.resume,
+        device=device_of(options.device),
+    )
+    print(path)
 
 
 def _add_eval(commands) -> None:

@@ -179,7 +179,7 @@ def _save(path: Path, module, ema, optimizer, config: LoopConfig, step: int) -> 
 
 
 def _restore(path: Path, module, ema, optimizer, config: LoopConfig) -> int:
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
     if state["config"]["batch"] != config.batch or state["config"]["seed"] != config.seed:
         raise ValueError(
             f"{path} was made with batch {state['config']['batch']} and seed "

@@ -20,9 +20,10 @@ from ..sampler import decode, pad_left
 from ..text_tokenizer import TextTokenizer
 from . import captions
 from .emoji import read_manifest
-from .loop import LoopConfig, batch_indices, fit, generator
+from .loop import LoopConfig, batch_indices, fit
 from .pictures import BACKGROUNDS, composite, load_rgba, sheet_of
 
+CPU = torch.device("cpu")
 DROP_PROMPT = 0.1  # the share of captions dropped, which teaches the unconditional branch
 WHITE_SHARE = 0.8  # the share of pictures on white; the rest spreads over the other colours
 VALIDATION_PICTURES = 64
@@ -40,10 +41,12 @@ class ModelTask:
         *,
         z_loss: float,
         text_loss: float,
+        device: torch.device,
     ):
         records = read_manifest(data)
         self.parts = parts
         self.loop = loop
+        self.device = device
         self.z_loss, self.text_loss = z_loss, text_loss
         self.codes = extract_codes(data, directory, records, parts.image_tokenizer)
         self.records = records
@@ -63,8 +66,8 @@ class ModelTask:
             caption = captions.write(record, colours[background], rng)
             ids.append(self._frame("" if rng.random() < DROP_PROMPT else caption))
             codes.append(self.codes[background, self.train[i]])
-        text, padding = pad_left(ids, self.parts.text_tokenizer.pad, "cpu")
-        return text, padding, torch.stack(codes).long()
+        text, padding = pad_left(ids, self.parts.text_tokenizer.pad, self.device)
+        return text, padding, torch.stack(codes).long().to(self.device)
 
     def loss(self, module: TokenShuffleModel, step: int):
         text, padding, codes = self.batch(step)
@@ -77,7 +80,7 @@ class ModelTask:
             metrics["z"] = z.detach()
         if self.text_loss:
             targets = text[:, 1:].masked_fill(
-                torch.arange(text.shape[1] - 1) < padding[:, None], -100
+                torch.arange(text.shape[1] - 1, device=text.device) < padding[:, None], -100
             )
             text_loss = F.cross_entropy(logits.text[:, :-1].flatten(0, 1), targets.flatten())
             loss = loss + self.text_loss * text_loss
@@ -96,8 +99,8 @@ class ModelTask:
             return float("nan")
         records = [self.records[i] for i in index]
         ids = [self._frame(captions.prompt(r["subject"], r["style"])) for r in records]
-        text, padding = pad_left(ids, self.parts.text_tokenizer.pad, "cpu")
-        codes = self.codes[0, index].long()
+        text, padding = pad_left(ids, self.parts.text_tokenizer.pad, self.device)
+        codes = self.codes[0, index].long().to(self.device)
         logits = module(text, padding, codes).codes
         return F.cross_entropy(logits.flatten(0, 2), module.targets(codes).flatten()).item()
 
@@ -107,12 +110,12 @@ class ModelTask:
         records = [self.records[i] for i in spread]
         prompts = [self._frame(captions.prompt(r["subject"], r["style"])) for r in records]
         settings = self.parts.config.generation
-        generators = [generator(self.loop.seed, i) for i in range(len(prompts))]
+        generators = [torch.Generator(self.device).manual_seed(i) for i in range(len(prompts))]
         *_, last = decode(
             module, prompts, [self._frame("")] * len(prompts), self._grid(), settings,
             generators, self.parts.text_tokenizer.pad,
         )  # fmt: skip
-        return sheet_of(self.parts.image_tokenizer.decode(last.codes), columns=8)
+        return sheet_of(self.parts.image_tokenizer.decode(last.codes.cpu()), columns=8)
 
     def save(self, module: TokenShuffleModel, path: Path) -> None:
         checkpoint.save(path, replace(self.parts, model=module))
@@ -178,7 +181,7 @@ def train_model(
     z_loss: float = 0.0,
     text_loss: float = 0.0,
     resume: bool = False,
-    compiled: bool = False,
+    device: torch.device = CPU,
 ) -> Path:
     """Train a model on the data set in `data`; returns the path of the finished checkpoint.
 
@@ -199,7 +202,8 @@ def train_model(
     module = TokenShuffleModel(config.model)
     module.initialise()
     parts = checkpoint.Checkpoint(config, module, images, text, card or {})
-    task = ModelTask(data, directory, parts, loop, z_loss=z_loss, text_loss=text_loss)
-    if compiled:
-        module.compile(dynamic=True)
+    task = ModelTask(
+        data, directory, parts, loop, z_loss=z_loss, text_loss=text_loss, device=device
+    )
+    module.to(device)
     return fit(module, task, loop, directory, resume)

@@ -18,6 +18,7 @@ from .emoji import read_manifest
 from .loop import LoopConfig, batch_indices, fit, generator
 from .pictures import BACKGROUNDS, WHITE, composite, load_rgba, sheet_of
 
+CPU = torch.device("cpu")
 WHOLE_SHARE = 0.15  # the share of the steps, at the end, that sees whole pictures
 UNQUANTISED = 200  # first steps of a plain autoencoder: its latents are where the codebook starts
 REVIVE_EVERY = 100  # steps between two looks for codes that nothing uses
@@ -27,15 +28,17 @@ VALIDATION_PICTURES = 64
 class TokenizerTask:
     """L1 + L2 + edge (finite difference) reconstruction losses, and the codebook's."""
 
-    def __init__(self, directory: Path, config: LoopConfig, crop: int):
+    def __init__(self, directory: Path, config: LoopConfig, crop: int, device: torch.device):
         records = read_manifest(directory)
         held_out = [r for r in records if r["split"] == "held-out"][:VALIDATION_PICTURES]
         self.train = load_rgba(directory, [r for r in records if r["split"] == "train"])
         validation = load_rgba(directory, held_out)
-        self.validation = composite(validation, torch.tensor([WHITE]).expand(len(validation), 3))
+        white = torch.tensor([WHITE]).expand(len(validation), 3)
+        self.validation = composite(validation, white).to(device)
         self.palette = torch.tensor(list(BACKGROUNDS.values()))
         self.config = config
         self.crop = crop
+        self.device = device
         self.unquantised = min(UNQUANTISED, config.steps // 10)
         self.used = None
 
@@ -55,7 +58,7 @@ class TokenizerTask:
             self.train[i, :, t : t + crop, le : le + crop]
             for i, t, le in zip(index.tolist(), top, left, strict=True)
         ]
-        return composite(torch.stack(crops), self.palette[colour.clamp(min=0)])
+        return composite(torch.stack(crops), self.palette[colour.clamp(min=0)]).to(self.device)
 
     def loss(self, module: ImageTokenizer, step: int):
         images = self.batch(step)
@@ -78,7 +81,7 @@ class TokenizerTask:
         """Give codes that nothing chose for REVIVE_EVERY steps the place of a random latent."""
         size = module.config.codebook_size
         if step % REVIVE_EVERY == 0:
-            self.used = torch.zeros(size, dtype=torch.bool)
+            self.used = torch.zeros(size, dtype=torch.bool, device=self.device)
         if self.used is None:  # resumed between two looks
             return
         if step >= self.unquantised:
@@ -118,9 +121,11 @@ def train_tokenizer(
     *,
     crop: int = 64,
     resume: bool = False,
+    device: torch.device = CPU,
 ) -> Path:
     """Train an image tokenizer on the data set in `data`; returns the path of its weights."""
     torch.manual_seed(loop.seed)
     module = ImageTokenizer(config)
     nn.init.normal_(module.quantizer.codebook.weight)
-    return fit(module, TokenizerTask(data, loop, crop), loop, directory, resume)
+    module.to(device)
+    return fit(module, TokenizerTask(data, loop, crop, device), loop, directory, resume)
