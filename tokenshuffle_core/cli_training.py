@@ -59,6 +59,13 @@ def _add_train(commands) -> None:
     model.add_argument("--image-tokenizer", type=Path, required=True, metavar="FILE")
     model.add_argument("--text-tokenizer", type=Path, metavar="tokenizer.json")
     model.add_argument("--card", type=Path, metavar="FILE.json", help="model card to store")
+    model.add_argument(
+        "--context-noise",
+        type=float,
+        default=0.8,
+        metavar="SHARE",
+        help="windows of other pictures mixed into the context, for small data sets (default: 0.8)",
+    )
     model.add_argument("--z-loss", type=float, default=0.0, help="weight (paper: at 2048 px)")
     model.add_argument("--text-loss", type=float, default=0.0, help="weight of the text tokens")
     defaults = {tokenizer: (2400, 24, 2e-3), model: (4000, 32, 1.5e-3)}
@@ -117,6 +124,7 @@ def _train_model(options) -> None:
         _loop(options),
         card=card,
         text_tokenizer=options.text_tokenizer,
+        context_noise=options.context_noise,
         z_loss=options.z_loss,
         text_loss=options.text_loss,
         resume=options.resume,

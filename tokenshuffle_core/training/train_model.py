@@ -20,7 +20,7 @@ from ..sampler import decode, pad_left
 from ..text_tokenizer import TextTokenizer
 from . import captions
 from .emoji import read_manifest
-from .loop import LoopConfig, batch_indices, fit
+from .loop import LoopConfig, batch_indices, fit, generator
 from .pictures import BACKGROUNDS, composite, load_rgba, sheet_of
 
 CPU = torch.device("cpu")
@@ -39,6 +39,7 @@ class ModelTask:
         parts: checkpoint.Checkpoint,
         loop: LoopConfig,
         *,
+        context_noise: float,
         z_loss: float,
         text_loss: float,
         device: torch.device,
@@ -47,7 +48,7 @@ class ModelTask:
         self.parts = parts
         self.loop = loop
         self.device = device
-        self.z_loss, self.text_loss = z_loss, text_loss
+        self.context_noise, self.z_loss, self.text_loss = context_noise, z_loss, text_loss
         self.codes = extract_codes(data, directory, records, parts.image_tokenizer)
         self.records = records
         self.train = [i for i, r in enumerate(records) if r["split"] == "train"]
@@ -71,7 +72,8 @@ class ModelTask:
 
     def loss(self, module: TokenShuffleModel, step: int):
         text, padding, codes = self.batch(step)
-        logits = module(text, padding, codes, with_text=self.text_loss > 0)
+        context = self._foreign_windows(codes, step) if self.context_noise else codes
+        logits = module(text, padding, context, with_text=self.text_loss > 0)
         code_loss = F.cross_entropy(logits.codes.flatten(0, 2), module.targets(codes).flatten())
         loss, metrics = code_loss, {"code_loss": code_loss.detach()}
         if self.z_loss:
@@ -86,6 +88,23 @@ class ModelTask:
             loss = loss + self.text_loss * text_loss
             metrics["text_loss"] = text_loss.detach()
         return loss, metrics
+
+    def _foreign_windows(self, codes: Tensor, step: int) -> Tensor:
+        """The codes (B, H, W) with some windows of each picture taken from its neighbour.
+
+        A small data set is memorised: without this the model learns to recognise the picture by
+        its first windows and to ignore the prompt, and when it samples, one wrong window leads
+        into another picture. The idea is that of scheduled sampling (arXiv 1506.03099). Each
+        picture has its own share of foreign windows, up to `context_noise`, so that a clean
+        context is trusted.
+        """
+        random = generator(self.loop.seed + 3, step)
+        rows, columns = self._grid()
+        share = self.context_noise * torch.rand(len(codes), 1, 1, generator=random)
+        foreign = torch.rand(len(codes), rows, columns, generator=random) < share
+        window = self.parts.config.model.window
+        foreign = foreign.repeat_interleave(window, 1).repeat_interleave(window, 2)
+        return torch.where(foreign.to(codes.device), codes.roll(1, 0), codes)
 
     def validate(self, module: TokenShuffleModel) -> dict[str, float]:
         """Nats per code on white backgrounds: held-out pairs, and trained ones beside them."""
@@ -178,6 +197,7 @@ def train_model(
     *,
     card: dict[str, str] | None = None,
     text_tokenizer: Path | None = None,
+    context_noise: float = 0.0,
     z_loss: float = 0.0,
     text_loss: float = 0.0,
     resume: bool = False,
@@ -203,7 +223,14 @@ def train_model(
     module.initialise()
     parts = checkpoint.Checkpoint(config, module, images, text, card or {})
     task = ModelTask(
-        data, directory, parts, loop, z_loss=z_loss, text_loss=text_loss, device=device
+        data,
+        directory,
+        parts,
+        loop,
+        context_noise=context_noise,
+        z_loss=z_loss,
+        text_loss=text_loss,
+        device=device,
     )
     module.to(device)
     return fit(module, task, loop, directory, resume)
