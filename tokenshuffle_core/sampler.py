@@ -72,7 +72,8 @@ def decode(
     pad: int,
     prefix: Tensor | None = None,
 ) -> Iterator[Progress]:
-    """Sample pictures window by window, all of a batch in step; yields after each window.
+    """Sample pictures window by window, all of a batch in step; yields after the prefix, if there
+    is one, and after each window.
 
     prompts and negatives hold one list of framed ids per picture; `grid` is (rows, columns) in
     windows; `prefix` (B, h, W) int64 holds finished codes of the top rows, kept as they are.
@@ -91,6 +92,7 @@ def decode(
         codes[:, : prefix.shape[1]] = prefix
         for _ in range(done):  # the noise of a window does not depend on where sampling starts
             sample_codes(logits[:batch], settings, generators)
+        yield Progress(done, windows, codes)
         if done < windows:
             known = codes[:, : prefix.shape[1]]
             logits = model.step(cache, torch.cat([known, known]) if guided else known)

@@ -1,0 +1,86 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tokenshuffle_core.config import GenerationConfig
+from tokenshuffle_core.pipeline import load
+
+SETTINGS = GenerationConfig(width=32, height=16, cfg=2.0)
+
+
+def test_generate_gives_images_in_range_and_again_the_same(pipeline):
+    images = pipeline.generate("a red apple", settings=SETTINGS, seed=3, count=2)
+    assert images.shape == (2, 16, 32, 3)
+    assert images.dtype == torch.float32
+    assert 0 <= images.min() < images.max() <= 1
+    assert torch.equal(images, pipeline.generate("a red apple", settings=SETTINGS, seed=3, count=2))
+
+
+def test_progress_is_called_for_every_window(pipeline):
+    seen = []
+    pipeline.generate("a", settings=SETTINGS, progress=lambda s: seen.append(s.position))
+    assert seen == list(range(1, 9))
+
+
+def test_the_empty_prompt_is_allowed(pipeline):
+    assert pipeline.generate("  ", settings=SETTINGS).shape == (1, 16, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "message"),
+    [
+        (250, 16, "width 250 does not fit: .* multiple of 8, the nearest is 248 or 256"),
+        (16, 3, "height 3 does not fit: .* the nearest is 8"),
+        (8192, 8, "width 8192 is more than the 512 pixels"),
+        (512, 512, "512x512 takes 4096 positions, this model's context holds 1132"),
+    ],
+)
+def test_sizes_that_do_not_fit_name_those_that_do(pipeline, width, height, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline.generate("a", settings=replace(SETTINGS, width=width, height=height))
+
+
+def test_bad_arguments_are_refused(pipeline):
+    with pytest.raises(ValueError, match="the prompt has .* tokens, this model reads at most 64"):
+        pipeline.generate("apple " * 100)
+    with pytest.raises(ValueError, match="number of pictures must be at least 1, not 0"):
+        pipeline.generate("a", settings=SETTINGS, count=0)
+    with pytest.raises(ValueError, match="seed must be from 0"):
+        pipeline.generate("a", settings=SETTINGS, seed=-1)
+    with pytest.raises(ValueError, match="prefix has codes of shape 1x3x8"):
+        prefix = torch.zeros(1, 3, 8, dtype=torch.int64)
+        pipeline.sample([], [], SETTINGS, seed=0, prefix=prefix)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("cfg", float("nan")), ("cfg", -1.0), ("temperature", float("inf")), ("top_p", 0.0),
+        ("top_p", float("nan")), ("top_k", -1), ("schedule", "cosine"), ("width", 0),
+        ("height", 10**7),
+    ],
+)  # fmt: skip
+def test_generation_settings_validate_themselves(field, value):
+    with pytest.raises(ValueError, match=field if field != "height" else "pixels"):
+        replace(SETTINGS, **{field: value})
+
+
+def test_codes_and_pictures_go_both_ways(pipeline):
+    images = torch.rand(2, 16, 24, 3)
+    codes = pipeline.encode(images)
+    assert codes.shape == (2, 4, 6)
+    assert pipeline.decode(codes).shape == images.shape
+    with pytest.raises(ValueError, match="must be RGB"):
+        pipeline.encode(torch.rand(1, 16, 24, 4))
+    with pytest.raises(ValueError, match="a picture of 1x1 cannot be encoded"):
+        pipeline.encode(torch.rand(1, 1, 1, 3))
+    with pytest.raises(ValueError, match="codes must be numbers from 0 to 63"):
+        pipeline.decode(codes + 64)
+    with pytest.raises(ValueError, match="codes must be whole numbers"):
+        pipeline.decode(codes.float())
+
+
+def test_a_loaded_checkpoint_draws_the_same_picture(pipeline, tiny):
+    expected = pipeline.generate("a red apple", settings=SETTINGS, seed=4)
+    assert torch.equal(load(tiny).generate("a red apple", settings=SETTINGS, seed=4), expected)

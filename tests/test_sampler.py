@@ -1,0 +1,133 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+from tokenshuffle_core.config import GenerationConfig
+from tokenshuffle_core.guidance import guide, scale_at
+from tokenshuffle_core.sampler import filter_logits, pad_left, sample_codes
+
+SETTINGS = GenerationConfig(width=32, height=16, cfg=3.0, top_k=20, top_p=0.95)
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def run(pipeline, settings, *, seed=0, count=1, prompt="a red apple", negative="", **more):
+    ids = [pipeline.encode_prompt(text) for text in (prompt, negative)]
+    *_, last = pipeline.sample(*ids, settings, seed=seed, count=count, **more)
+    return last.codes
+
+
+@pytest.mark.parametrize("k", [1, 5, 63, 64])
+def test_top_k_is_that_of_transformers(k):
+    logits = torch.randn(6, 64)
+    expected = TopKLogitsWarper(k)(None, logits)
+    assert torch.equal(filter_logits(logits, k, 1.0), expected)
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.9, 0.999])
+def test_top_p_is_that_of_transformers(p):
+    logits = 3 * torch.randn(6, 64)
+    expected = TopPLogitsWarper(p)(None, logits)
+    assert torch.equal(filter_logits(logits, 0, p), expected)
+
+
+def test_filters_together_are_applied_in_turn():
+    logits = 3 * torch.randn(2, 4, 64)
+    flat = logits.flatten(0, 1)
+    expected = TopPLogitsWarper(0.8)(None, TopKLogitsWarper(10)(None, flat))
+    assert torch.equal(filter_logits(logits, 10, 0.8).flatten(0, 1), expected)
+
+
+def test_samples_follow_the_softmax():
+    logits = torch.randn(8)
+    settings = replace(SETTINGS, temperature=0.7, top_k=0, top_p=1.0)
+    draws = 20_000
+    codes = sample_codes(logits.expand(1, draws, 8), settings, generators(0))
+    expected = (logits / 0.7).softmax(-1) * draws
+    chi_square = ((codes[0].bincount(minlength=8) - expected).square() / expected).sum()
+    assert chi_square < 24.3  # the 0.1 % point for seven degrees of freedom
+
+
+def test_temperature_0_is_greedy():
+    logits = torch.randn(2, 4, 64)
+    codes = sample_codes(logits, replace(SETTINGS, temperature=0), generators(0, 1))
+    assert torch.equal(codes, logits.argmax(-1))
+
+
+def test_pad_left():
+    ids, padding = pad_left([[1, 2, 3], [4]], 9, "cpu")
+    assert ids.tolist() == [[1, 2, 3], [9, 9, 4]]
+    assert padding.tolist() == [0, 2]
+
+
+def test_picture_i_of_a_batch_is_the_picture_of_seed_plus_i(pipeline):
+    batch = run(pipeline, SETTINGS, seed=5, count=3)
+    for i in range(3):
+        assert torch.equal(batch[i], run(pipeline, SETTINGS, seed=5 + i)[0])
+    assert not torch.equal(batch[0], batch[1])
+
+
+def test_prompts_of_different_lengths_share_a_batch(pipeline):
+    prompts = [pipeline.encode_prompt(text) for text in ("a", "a red apple on a table")]
+    *_, last = pipeline.sample(prompts, [], SETTINGS, seed=3, count=2)
+    for i, prompt in enumerate(prompts):
+        *_, alone = pipeline.sample(prompt, [], SETTINGS, seed=3 + i)
+        assert torch.equal(last.codes[i], alone.codes[0])
+
+
+@pytest.mark.parametrize("rows", [2, 4])
+def test_a_prefix_of_its_own_rows_continues_to_the_same_picture(pipeline, rows):
+    whole = run(pipeline, SETTINGS, seed=1, count=2)
+    again = run(pipeline, SETTINGS, seed=1, count=2, prefix=whole[:, :rows])
+    assert torch.equal(whole, again)
+
+
+def test_every_window_is_yielded_once_in_raster_order(pipeline):
+    ids = pipeline.encode_prompt("a red apple")
+    steps = [
+        (step.position, step.codes.clone())
+        for step in pipeline.sample(ids, [], SETTINGS, seed=0, count=1)
+    ]
+    final = steps[-1][1]
+    assert [position for position, _ in steps] == list(range(1, 9))  # 2 x 4 windows
+    for position, codes in steps:
+        finished = torch.zeros(2, 4, dtype=torch.bool)
+        finished.view(-1)[:position] = True
+        finished = finished.repeat_interleave(2, 0).repeat_interleave(2, 1)
+        assert torch.equal(codes[0], final[0] * finished)
+
+
+def test_guided_greedy_decoding_equals_a_loop_over_full_forward_passes(pipeline):
+    """No cache, no batching of the two branches: the formula itself, with a negative prompt."""
+    settings = replace(SETTINGS, temperature=0, cfg=4.0)
+    codes = run(pipeline, settings, negative="a dog")
+    model, tokenizer = pipeline.model, pipeline.text_tokenizer
+    framed = [tokenizer.frame(tokenizer.encode(text), 2, 4) for text in ("a red apple", "a dog")]
+    expected = torch.zeros(1, 4, 8, dtype=torch.int64)
+    with torch.inference_mode():
+        for t in range(8):
+            branches = [
+                model(*pad_left([ids], tokenizer.pad, "cpu"), expected).codes[:, t]
+                for ids in framed
+            ]
+            logits = guide(*branches, scale_at("half-linear", 4.0, t, 8))
+            row, column = divmod(t, 4)
+            expected[0, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = logits.argmax(
+                -1
+            ).reshape(2, 2)
+    assert torch.equal(codes, expected)
+
+
+@pytest.mark.parametrize(("cfg", "rows"), [(1.0, 1), (2.0, 2)])
+def test_guidance_off_costs_one_row(pipeline, cfg, rows):
+    seen = set()
+    hook = pipeline.model.transformer.register_forward_pre_hook(
+        lambda module, inputs: seen.add(inputs[0].shape[0])
+    )
+    run(pipeline, replace(SETTINGS, cfg=cfg))
+    hook.remove()
+    assert seen == {rows}

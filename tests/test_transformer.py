@@ -1,0 +1,76 @@
+"""Against the LLaMA of the transformers library with the same random weights."""
+
+import dataclasses
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaModel
+
+from tokenshuffle_core.config import PRESETS
+from tokenshuffle_core.transformer import KVCache, Transformer
+
+CONFIG = PRESETS["tiny"].model
+
+
+def reference_of(transformer: Transformer) -> LlamaModel:
+    config = transformer.config
+    llama = LlamaModel(
+        LlamaConfig(
+            vocab_size=8, hidden_size=config.width, intermediate_size=config.hidden,
+            num_hidden_layers=config.layers, num_attention_heads=config.heads,
+            num_key_value_heads=config.kv_heads, rms_norm_eps=config.norm_eps,
+            rope_theta=config.rope_theta, max_position_embeddings=config.context,
+        )
+    )  # fmt: skip
+    names = {
+        "attention_norm": "input_layernorm", "attention.": "self_attn.",
+        "mlp_norm": "post_attention_layernorm", "blocks.": "layers.",
+    }  # fmt: skip
+    weights = {}
+    for name, weight in transformer.state_dict().items():
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        weights[name] = weight
+    missing, unexpected = llama.load_state_dict(weights, strict=False)
+    assert missing == ["embed_tokens.weight"]
+    assert not unexpected
+    return llama.eval()
+
+
+@pytest.fixture(params=[4, 2, 1], ids=lambda kv: f"kv_heads={kv}")
+def transformer(request) -> Transformer:
+    torch.manual_seed(1)
+    module = Transformer(dataclasses.replace(CONFIG, kv_heads=request.param)).eval()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return module
+
+
+@torch.inference_mode()
+def test_hidden_states_equal_llamas(transformer):
+    x = torch.randn(2, 9, CONFIG.width)
+    expected = reference_of(transformer)(inputs_embeds=x).last_hidden_state
+    torch.testing.assert_close(transformer(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_left_padding_changes_nothing(transformer):
+    x = torch.randn(1, 7, CONFIG.width)
+    padded = torch.cat([torch.randn(1, 4, CONFIG.width), x], dim=1)
+    batch = torch.cat([padded, torch.randn(1, 11, CONFIG.width)])
+    hidden = transformer(batch, torch.tensor([4, 0]))
+    torch.testing.assert_close(hidden[:1, 4:], transformer(x), rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("padding", [(0, 0), (2, 0)])
+@pytest.mark.parametrize("parts", [(5, 1, 1, 1), (3, 4, 1), (8,)])
+def test_cached_parts_equal_the_full_forward(transformer, padding, parts):
+    padding = torch.tensor(padding)
+    x = torch.randn(2, sum(parts), CONFIG.width)
+    full = transformer(x, padding)
+    cache = KVCache(transformer.config, padding, capacity=10, dtype=torch.float32)
+    hidden = torch.cat([transformer(part, cache=cache) for part in x.split(parts, 1)], 1)
+    torch.testing.assert_close(hidden[1], full[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(hidden[0, padding[0] :], full[0, padding[0] :], rtol=1e-5, atol=1e-5)
+    assert cache.length == sum(parts)
