@@ -42,14 +42,14 @@ def test_sizes_that_do_not_fit_name_those_that_do(pipeline, width, height, messa
 
 
 def test_bad_arguments_are_refused(pipeline):
-    with pytest.raises(ValueError, match="the prompt has .* tokens, this model reads at most 64"):
+    with pytest.raises(ValueError, match=r"the prompt has .* tokens, this model reads at most 64"):
         pipeline.generate("apple " * 100)
     with pytest.raises(ValueError, match="number of pictures must be at least 1, not 0"):
         pipeline.generate("a", settings=SETTINGS, count=0)
     with pytest.raises(ValueError, match="seed must be from 0"):
         pipeline.generate("a", settings=SETTINGS, seed=-1)
+    prefix = torch.zeros(1, 3, 8, dtype=torch.int64)
     with pytest.raises(ValueError, match="prefix has codes of shape 1x3x8"):
-        prefix = torch.zeros(1, 3, 8, dtype=torch.int64)
         pipeline.sample([], [], SETTINGS, seed=0, prefix=prefix)
 
 
