@@ -150,7 +150,7 @@ def _add_eval(commands) -> None:
 
 def _retrieval(options) -> None:
     from .evaluation.retrieval import choose, reconstruction_psnr, retrieval
-    from .images import write_png
+    from .files import atomic_path
     from .training.emoji import read_manifest
     from .training.pictures import sheet_of
 
@@ -173,4 +173,5 @@ def _retrieval(options) -> None:
         print(f"{name} reconstruction PSNR {psnr:.2f} dB (n={len(chosen)})", flush=True)
         images.append(generated)
     if options.sheet:
-        write_png(options.sheet, sheet_of(images[0], columns=20))
+        with atomic_path(options.sheet) as temporary:
+            sheet_of(images[0], columns=20).save(temporary, "PNG")
