@@ -10,11 +10,19 @@ import argparse
 import resource
 import sys
 import time
+from dataclasses import replace
 
 import torch
 from tqdm import tqdm
 
-from tokenshuffle_core.config import LLAMAGEN_VQ16, Config, GenerationConfig, ModelConfig
+from tokenshuffle_core import checkpoint
+from tokenshuffle_core.config import (
+    LLAMAGEN_VQ16,
+    PRESETS,
+    Config,
+    GenerationConfig,
+    ModelConfig,
+)
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.images import write_png
 from tokenshuffle_core.model import TokenShuffleModel
@@ -25,6 +33,7 @@ from tokenshuffle_core.text_tokenizer import TextTokenizer
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=2048, help="pixels a side")
+    parser.add_argument("--preset", choices=PRESETS, help="instead of --width and --layers")
     parser.add_argument("--width", type=int, default=512, help="of the transformer")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--cfg", type=float, default=4.0)
@@ -32,19 +41,23 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     text = TextTokenizer.train(["a red apple"], 1024, max_grid=128)
-    shape = ModelConfig(
-        text_vocabulary=len(text), codebook_size=LLAMAGEN_VQ16.codebook_size, width=options.width,
-        layers=options.layers, heads=options.width // 64, kv_heads=options.width // 64,
-        hidden=options.width * 8 // 3 // 64 * 64, context=16640, max_grid=128,
-    )  # fmt: skip
+    if options.preset:
+        shape = replace(PRESETS[options.preset].model, text_vocabulary=len(text))
+        images = PRESETS[options.preset].image_tokenizer
+    else:
+        images = LLAMAGEN_VQ16
+        shape = ModelConfig(
+            text_vocabulary=len(text), codebook_size=images.codebook_size, width=options.width,
+            layers=options.layers, heads=options.width // 64, kv_heads=options.width // 64,
+            hidden=options.width * 8 // 3 // 64 * 64, context=16640, max_grid=128,
+        )  # fmt: skip
     settings = GenerationConfig(options.size, options.size, cfg=options.cfg)
-    config = Config(LLAMAGEN_VQ16, shape, settings)
-    model = TokenShuffleModel(shape)
-    model.initialise()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline = Pipeline(
-        config, model.to(device), ImageTokenizer(LLAMAGEN_VQ16).to(device), text, {}
-    )
+    with torch.device(device):
+        model = TokenShuffleModel(shape).to(checkpoint.default_dtype(device))
+        image_tokenizer = ImageTokenizer(images)
+    model.initialise()
+    pipeline = Pipeline(Config(images, shape, settings), model, image_tokenizer, text, {})
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"model {count / 1e6:.0f} M parameters, {_peak()}")
     start = time.perf_counter()

@@ -58,7 +58,8 @@ def sample_codes(
             for generator in generators
         ]
     )
-    return (logits - noise.log()).argmax(-1)
+    # A draw of exactly 0 would be infinite noise, and nan for a code that is filtered out.
+    return (logits - noise.clamp_min(2**-25).log()).argmax(-1)
 
 
 @torch.inference_mode()
