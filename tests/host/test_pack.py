@@ -45,3 +45,15 @@ def test_loader_lists_safetensors_files(server):
     names = kind if isinstance(kind, list) else options["options"]
     assert {"tiny.safetensors", "broken.safetensors"} <= set(names)
     assert all(name.endswith(".safetensors") for name in names)
+
+
+def test_requirements_are_comfyuis_own(server):
+    def names(text: str) -> set[str]:
+        return {
+            m[0].lower() for line in text.splitlines() if (m := re.match(r"[A-Za-z0-9_-]+", line))
+        }
+
+    theirs = names((server.host.clone / "requirements.txt").read_text(encoding="utf-8"))
+    ours = names((comfyui.PACK / "requirements.txt").read_text(encoding="utf-8"))
+    assert ours
+    assert ours <= theirs
