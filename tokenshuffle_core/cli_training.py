@@ -68,7 +68,7 @@ def _add_train(commands) -> None:
     )
     model.add_argument("--z-loss", type=float, default=0.0, help="weight (paper: at 2048 px)")
     model.add_argument("--text-loss", type=float, default=0.0, help="weight of the text tokens")
-    defaults = {tokenizer: (2400, 24, 2e-3), model: (4000, 32, 1.5e-3)}
+    defaults = {tokenizer: (3200, 12, 2e-3), model: (6200, 16, 1.2e-3)}
     for part, (steps, batch, learning_rate) in defaults.items():
         part.add_argument("data", type=Path, metavar="DATA", help="folder of `data emoji`")
         part.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
@@ -77,7 +77,7 @@ def _add_train(commands) -> None:
         part.add_argument("--batch", type=int, default=batch)
         part.add_argument("--learning-rate", type=float, default=learning_rate)
         part.add_argument("--warmup", type=int, default=100, help="steps")
-        part.add_argument("--ema", type=float, default=0.995, help="decay of the weights' average")
+        part.add_argument("--ema", type=float, default=0.99, help="decay of the weights' average")
         part.add_argument("--validate-every", type=int, default=500, metavar="STEPS")
         part.add_argument("--save-minutes", type=float, default=5, metavar="N")
         part.add_argument("--seed", type=int, default=0)
