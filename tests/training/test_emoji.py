@@ -100,6 +100,46 @@ def test_a_bad_subjects_file_names_its_line(folder):
         build(folder, subjects=str(subjects))
 
 
+def test_subjects_never_share_a_picture_file(folder):
+    subjects = folder / "s.txt"
+    subjects.write_text("1F34E fruit\n2B50 fruit\n")
+    with pytest.raises(ValueError, match=r"1f34e and 2b50 would both be saved as .*fruit\.png"):
+        build(folder, size=32, subjects=str(subjects))
+    subjects.write_text("1F34E 苹果\n2B50 星星\n", encoding="utf-8")
+    build(folder, size=32, subjects=str(subjects), styles=("3d",), held_out=0)
+    images = [record["image"] for record in read_manifest(folder)]
+    assert images == ["images/3d/1f34e.png", "images/3d/2b50.png"]
+
+
+def test_a_subjects_file_without_subjects_is_refused(folder):
+    (folder / "s.txt").write_text("# nothing yet\n")
+    with pytest.raises(ValueError, match=r"s\.txt names no subject"):
+        build(folder, subjects=str(folder / "s.txt"))
+
+
+def test_a_short_name_gives_way_to_another_subjects_label(folder):
+    path = folder / "sources" / "emojibase-data" / "zh" / "data.json"
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    next(e for e in entries if e["hexcode"] == "2B50")["label"] = "狗"
+    path.write_text(json.dumps(entries), encoding="utf-8")
+    build(folder, size=32, subjects="all", styles=("3d",), held_out=0)
+    names = {r["codepoints"]: r["names"]["zh"] for r in read_manifest(folder)}
+    assert names["2b50"][0] == "狗"
+    assert names["1f436"][0] == "狗脸"
+    assert "狗" not in names["1f436"]
+
+
+def test_modern_takes_its_code_points_from_flat(folder):
+    flat = folder / "sources" / "@iconify-json+fluent-emoji-flat"
+    modern = shutil.copytree(flat, flat.with_name("@iconify-json+fluent-emoji"))
+    (modern / "chars.json").write_text("{}")  # as version 1.2.7 ships it
+    icons = (modern / "icons.json").read_text().replace("#ff0000", "#00ff00")
+    (modern / "icons.json").write_text(icons)
+    build(folder, size=32, subjects="all", styles=("modern",), held_out=0)
+    picture = Image.open(folder / "images" / "modern" / "red-apple.png")
+    assert picture.getpixel((16, 16)) == (0, 255, 0, 255)
+
+
 def test_without_npm_it_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(FileNotFoundError, match=r"npm is needed .* install Node\.js"):

@@ -63,7 +63,9 @@ def build(
     directory = Path(directory)
     sources = directory / "sources"
     sources.mkdir(parents=True, exist_ok=True)
-    for package, version, *_ in (NAMES_PACKAGE, *(STYLES[style] for style in styles)):
+    # "modern" ships no code points of its own; "flat" has the same names, and their code points.
+    needed = (*styles, "flat") if "modern" in styles else styles
+    for package, version, *_ in (NAMES_PACKAGE, *(STYLES[style] for style in needed)):
         _fetch(package, version, sources)
     pictures = {style: _pictures_of(style, sources) for style in styles}
     chosen = _subjects(subjects, sources)
@@ -82,7 +84,7 @@ def build(
             package, version, licence, _ = STYLES[style]
             records.append(
                 {
-                    "image": f"images/{style}/{_slug(subject)}.png",
+                    "image": f"images/{style}/{_slug(subject) or code}.png",
                     "subject": subject,
                     "style": style,
                     "codepoints": code,
@@ -91,6 +93,14 @@ def build(
                     "licence": licence,
                     "source": f"{package} {version}",
                 }
+            )
+    owners: dict[str, str] = {}
+    for record in records:
+        other = owners.setdefault(record["image"], record["codepoints"])
+        if other != record["codepoints"]:
+            raise ValueError(
+                f"subjects {other} and {record['codepoints']} would both be saved as "
+                f"{record['image']}: give each a first name of its own"
             )
     _hold_out(records, held_out, seed)
     _render(records, pictures, directory, size, workers)
@@ -156,7 +166,8 @@ def _pictures_of(style: str, sources: Path) -> dict[str, Path | str]:
     if style == "3d":
         return {_key(path.stem): path for path in sorted((folder / "assets").glob("*.webp"))}
     icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
-    names = json.loads((folder / "chars.json").read_text(encoding="utf-8"))
+    named_by = _source(STYLES["flat" if style == "modern" else style][0], sources)
+    names = json.loads((named_by / "chars.json").read_text(encoding="utf-8"))
     pictures = {}
     for code, name in names.items():
         icon = icons["icons"].get(name)
@@ -194,6 +205,8 @@ def _subjects(subjects: str, sources: Path) -> dict[str, list[str]]:
                 f'"1F34E red apple", not {line!r}'
             )
         chosen[_key(code)] = [name.strip().lower() for name in names.split(",")]
+    if not chosen:
+        raise ValueError(f'{path} names no subject: expected lines such as "1F34E red apple"')
     return chosen
 
 
@@ -216,11 +229,15 @@ def _names(
     entries = {_key(e["hexcode"]): e for e in _entries(language, sources)}
     if missing := [code for code in chosen if code not in entries]:
         raise ValueError(f"subject {missing[0]} has no name in the language {language!r}")
+    label_of = {
+        code: unicodedata.normalize("NFC", entries[code]["label"]).lower() for code in chosen
+    }
+    taken = set(label_of.values())  # "cat face" may not be called "cat" beside a cat
     labels = {}
-    for code in chosen:
-        label = unicodedata.normalize("NFC", entries[code]["label"]).lower()
+    for code, label in label_of.items():
         own = list(chosen[code]) if language == "en" and not label_first else []
         short = [label[:-1]] if language == "zh" and len(label) > 1 and label[-1] in "脸头" else []
+        short = [name for name in short if name not in taken]
         labels[code] = list(dict.fromkeys([*own, *short, label]))
     uses = Counter(name for all_names in labels.values() for name in all_names)
     uses.update(
