@@ -96,7 +96,7 @@ class TokenShuffleSampler(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "cfg",
-                    default=3.0,
+                    default=4.0,
                     min=0.0,
                     max=100.0,
                     step=0.1,
@@ -114,7 +114,7 @@ class TokenShuffleSampler(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "temperature",
-                    default=1.0,
+                    default=0.3,
                     min=0.0,
                     max=10.0,
                     step=0.05,
