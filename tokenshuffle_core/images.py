@@ -62,8 +62,8 @@ def read_codes(path: str | Path) -> Tensor:
         raise FileNotFoundError(f"{path} does not exist or is not a file")
     try:
         codes = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is not a .npy file of codes: {error}") from None
+    except (ValueError, OSError, EOFError):
+        raise ValueError(f"{path} is not a .npy file of codes") from None
     if codes.ndim not in (2, 3) or not np.issubdtype(codes.dtype, np.integer):
         raise ValueError(
             f"{path} holds {codes.dtype} of shape {codes.shape}: codes are whole numbers of shape "
