@@ -2,9 +2,16 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .charts import TokenShuffleCFGPlot, TokenShuffleXYSheet
+from .codes import TokenShuffleLoadCodes, TokenShuffleSaveCodes
 from .image_tokenizer import TokenShuffleVQDecode, TokenShuffleVQEncode
 from .loader import TokenShuffleLoader
-from .sampling import TokenShufflePrompt, TokenShuffleSampler
+from .sampling import (
+    TokenShuffleComplete,
+    TokenShuffleOptions,
+    TokenShufflePrompt,
+    TokenShuffleSampler,
+)
 
 
 class TokenShuffleExtension(ComfyExtension):
@@ -13,6 +20,12 @@ class TokenShuffleExtension(ComfyExtension):
             TokenShuffleLoader,
             TokenShufflePrompt,
             TokenShuffleSampler,
+            TokenShuffleOptions,
+            TokenShuffleComplete,
             TokenShuffleVQDecode,
             TokenShuffleVQEncode,
+            TokenShuffleSaveCodes,
+            TokenShuffleLoadCodes,
+            TokenShuffleXYSheet,
+            TokenShuffleCFGPlot,
         ]

@@ -1,22 +1,34 @@
 """The only file that touches ComfyUI's own modules: paths, memory, progress and interrupt."""
 
+import asyncio
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
 
 import comfy.model_management
+import comfy.ops
 import comfy.utils
 import folder_paths
 import torch
+from aiohttp import web
+from comfy.cli_args import LatentPreviewMethod, args
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
+from PIL import Image
+from server import PromptServer
 
 from ..tokenshuffle_core.checkpoint import BUNDLED
 from ..tokenshuffle_core.config import GenerationConfig
-from ..tokenshuffle_core.pipeline import Pipeline, load
+from ..tokenshuffle_core.pipeline import TILE, Pipeline, load
 from ..tokenshuffle_core.sampler import Progress
+from . import description
 
 FOLDER = "tokenshuffle"
+SAVED_CODES = "codes"  # in the output folder
 folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
 # After the user's own folders, whose files of the same name win.
 folder_paths.add_model_folder_path(FOLDER, str(BUNDLED.parent))
@@ -27,8 +39,55 @@ def checkpoints() -> list[str]:
     return [name for name in names if name.endswith(".safetensors")]
 
 
+def saved_codes() -> list[str]:
+    """Files that the user put into the input folder, and those that Save Codes wrote."""
+    given = Path(folder_paths.get_input_directory()).glob("*.npy")
+    saved = (Path(folder_paths.get_output_directory()) / SAVED_CODES).glob("*.npy")
+    return sorted(path.name for path in given) + sorted(
+        f"{SAVED_CODES}/{path.name} [output]" for path in saved
+    )
+
+
+def codes_path(name: str) -> Path:
+    """The file behind one of `saved_codes`. ComfyUI 0.3 does not check a node's lists itself."""
+    if name not in saved_codes():
+        raise ValueError(f"file {name!r} is neither in the input folder nor among the saved codes")
+    return Path(folder_paths.get_annotated_filepath(name))
+
+
+def output_path(prefix: str, suffix: str) -> Path:
+    """A path for a new file in the output folder, numbered as ComfyUI numbers pictures."""
+    folder, name, counter, _, _ = folder_paths.get_save_image_path(
+        prefix, folder_paths.get_output_directory()
+    )
+    return Path(folder) / f"{name}_{counter:05}_{suffix}"
+
+
 def modified(name: str) -> float:
     return os.path.getmtime(folder_paths.get_full_path_or_raise(FOLDER, name))
+
+
+@PromptServer.instance.routes.get("/tokenshuffle/model")
+async def describe_model(request: web.Request) -> web.Response:
+    """What the page shows of ?checkpoint=NAME: its card, sizes and settings."""
+    return await _answer(request.query.get("checkpoint"), description.describe)
+
+
+@PromptServer.instance.routes.post("/tokenshuffle/tokens")
+async def count_tokens(request: web.Request) -> web.Response:
+    """{"checkpoint": NAME, "text": PROMPT} -> {"tokens": its length, "limit": what fits}."""
+    asked = await request.json()
+    count = partial(description.count_tokens, text=str(asked.get("text")))
+    return await _answer(asked.get("checkpoint"), count)
+
+
+async def _answer(name: str | None, about: Callable[[Path, float], dict]) -> web.Response:
+    try:
+        path = Path(folder_paths.get_full_path_or_raise(FOLDER, str(name)))
+        answer = await asyncio.to_thread(about, path, path.stat().st_mtime)
+    except (ValueError, OSError) as error:
+        return web.json_response({"error": str(error)}, status=404)
+    return web.json_response(answer)
 
 
 @dataclass(frozen=True)
@@ -43,38 +102,53 @@ class Loaded:
     vq: ModelPatcher
 
     def with_model(self, settings: GenerationConfig, count: int) -> Pipeline:
-        """The pipeline, its model on the device and room beside it for the KV cache."""
+        """The pipeline, its model on the device and room beside it for the KV cache.
+
+        A model that is too large for the card stays partly in main memory. With previews on, the
+        image tokenizer comes along: it must not push the model out in the middle of a picture.
+        """
         shape = self.pipeline.config.model
         rows, columns = self.pipeline.grid(settings.width, settings.height)
         positions = 2 * count * (shape.max_prompt + rows * columns)  # with and without the prompt
         values = 2 * shape.layers * shape.kv_heads * shape.head_size * positions
-        _bring(self.model, values * self.pipeline.model.head.weight.itemsize)
+        memory = values * self.pipeline.model.head.weight.itemsize
+        patchers = [self.model]
+        if previews_wanted():
+            patchers.append(self.vq)
+            tile = (TILE * self.pipeline.config.image_tokenizer.stride) ** 2
+            memory += self._decoding(1, min(tile, settings.width * settings.height))
+        comfy.model_management.load_models_gpu(patchers, memory_required=memory)
         return self.pipeline
 
     def with_vq(self, pictures: int, pixels: int) -> Pipeline:
         """The pipeline, its image tokenizer on the device and room to work on so many pixels of
         each picture at once."""
-        # Measured: at most ten float32 feature maps of the base width live at the same time.
-        maps = 12 * self.pipeline.config.image_tokenizer.channels
-        _bring(self.vq, pictures * pixels * maps * 4)
+        memory = self._decoding(pictures, pixels)
+        comfy.model_management.load_models_gpu([self.vq], memory_required=memory)
         return self.pipeline
 
-
-def _bring(patcher: ModelPatcher, memory: int) -> None:
-    """Moves the module to its device; other models make room for it and `memory` bytes."""
-    comfy.model_management.load_models_gpu([patcher], memory_required=memory, force_full_load=True)
-    # Under --novram ComfyUI leaves weights in main memory, for modules of its own kind to fetch
-    # layer by layer; these need them all.
-    patcher.model.to(patcher.load_device)
+    def _decoding(self, pictures: int, pixels: int) -> int:
+        # Measured: at most ten feature maps of the base width live at the same time.
+        maps = 12 * self.pipeline.config.image_tokenizer.channels
+        itemsize = self.pipeline.image_tokenizer.quantizer.codebook.weight.itemsize
+        return pictures * pixels * maps * itemsize
 
 
 def load_checkpoint(name: str) -> Loaded:
     """Both modules stay in main memory until a node needs them."""
     management = comfy.model_management
-    device = management.get_torch_device()
-    dtype = torch.bfloat16 if management.should_use_bf16(device) else torch.float32
-    offload = management.unet_offload_device()
-    pipeline = load(folder_paths.get_full_path_or_raise(FOLDER, name), offload, dtype)
+    path = folder_paths.get_full_path_or_raise(FOLDER, name)
+    device, offload = management.get_torch_device(), management.unet_offload_device()
+    pipeline = load(path, offload)
+    dtype = management.unet_dtype(device, supported_dtypes=[torch.bfloat16, torch.float32])
+    pipeline.model.to(dtype if dtype.itemsize > 1 else torch.bfloat16)  # not in 8 bits
+    pipeline.image_tokenizer.to(management.vae_dtype(management.vae_device()))
+    for layer in [*pipeline.model.modules(), *pipeline.image_tokenizer.modules()]:
+        # The host's layers compute the same, and fetch weights that found no room on the device.
+        hosted = getattr(comfy.ops.disable_weight_init, type(layer).__name__, None)
+        if hosted and issubclass(hosted, type(layer)):
+            layer.__class__ = hosted
+            layer.bias = getattr(layer, "bias", None)  # the host looks for it in every layer
     vq_devices = management.vae_device(), management.vae_offload_device()
     return Loaded(
         pipeline,
@@ -83,14 +157,43 @@ def load_checkpoint(name: str) -> Loaded:
     )
 
 
-def follow(steps: Iterator[Progress]) -> Progress:
-    """Runs to the last step and returns it: progress bar and interrupt on every one."""
+def previews_wanted() -> bool:
+    """The user's preview setting; it may change from one prompt to the next."""
+    return args.preview_method != LatentPreviewMethod.NoPreviews
+
+
+def follow(
+    steps: Iterator[Progress], preview: Callable[[Progress], Image.Image | None] | None = None
+) -> Progress:
+    """Runs to the last step and returns it. Interrupt on every step; progress bar, speed and
+    `preview`'s pictures on the node."""
     bar = None
+    started = shown = time.perf_counter()
     for step in steps:
         comfy.model_management.throw_exception_if_processing_interrupted()
         bar = bar or comfy.utils.ProgressBar(step.positions)
-        bar.update_absolute(step.position)
+        picture = preview(step) if preview else None
+        now = time.perf_counter()
+        if picture or now - shown > 0.2 or step.position in (1, step.positions):
+            shown = now
+            image = picture and ("JPEG", picture, args.preview_size)
+            bar.update_absolute(step.position, preview=image)
+            say(_speed(step, now - started))
     return step
+
+
+def say(text: str) -> None:
+    """Shows a line of text on the node that runs."""
+    PromptServer.instance.send_progress_text(text, get_executing_context().node_id)
+
+
+def _speed(step: Progress, seconds: float) -> str:
+    rate = step.position / seconds
+    text = f"{step.position} / {step.positions} positions, {rate:.1f}/s"
+    if step.position < step.positions:
+        left = round((step.positions - step.position) / rate)
+        text += f", {left // 60}:{left % 60:02} left"
+    return text
 
 
 def search_aliases(*names: str) -> dict[str, list[str]]:

@@ -37,7 +37,7 @@ class TokenShuffleVQDecode(io.ComfyNode):
             rows, columns = min(rows, TILE), min(columns, TILE)
         stride = vq.pipeline.config.image_tokenizer.stride
         pipeline = vq.with_vq(pictures, rows * columns * stride**2)
-        return io.NodeOutput(pipeline.decode(codes, tiled))
+        return io.NodeOutput(pipeline.decode(codes, tiled, vq.vq.load_device))
 
 
 class TokenShuffleVQEncode(io.ComfyNode):
@@ -64,4 +64,5 @@ class TokenShuffleVQEncode(io.ComfyNode):
     @classmethod
     def execute(cls, image: torch.Tensor, vq: host.Loaded) -> io.NodeOutput:
         pictures, height, width, _ = image.shape
-        return io.NodeOutput(vq.with_vq(pictures, height * width).encode(image))
+        pipeline = vq.with_vq(pictures, height * width)
+        return io.NodeOutput(pipeline.encode(image, vq.vq.load_device))

@@ -1,10 +1,14 @@
 """From a prompt to image tokens."""
 
+from dataclasses import replace
+
+import torch
 from comfy_api.latest import io
 
-from ..tokenshuffle_core.config import SCHEDULES, GenerationConfig
-from . import host
-from .types import CATEGORY, Codes, Model, Prompt
+from ..tokenshuffle_core.config import GenerationConfig
+from . import host, inputs
+from .preview import Preview
+from .types import CATEGORY, Codes, Model, Options, Prompt
 
 
 class TokenShufflePrompt(io.ComfyNode):
@@ -54,31 +58,10 @@ class TokenShuffleSampler(io.ComfyNode):
             ),
             inputs=[
                 Model.Input("model", tooltip="The model that writes the tokens."),
-                Prompt.Input("positive", tooltip="What the picture should show."),
-                Prompt.Input(
-                    "negative",
-                    optional=True,
-                    tooltip=(
-                        "What the picture should not show. Not connected, guidance points away "
-                        "from a picture without any prompt."
-                    ),
-                ),
-                io.Int.Input(
-                    "width",
-                    default=128,
-                    min=16,
-                    max=8192,
-                    step=16,
-                    tooltip="In pixels. Models draw best at the sizes they were trained on.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=128,
-                    min=16,
-                    max=8192,
-                    step=16,
-                    tooltip="In pixels. Models draw best at the sizes they were trained on.",
-                ),
+                inputs.positive(),
+                inputs.negative(),
+                inputs.pixels("width"),
+                inputs.pixels("height"),
                 io.Int.Input(
                     "batch_size",
                     default=1,
@@ -86,58 +69,13 @@ class TokenShuffleSampler(io.ComfyNode):
                     max=64,
                     tooltip="How many pictures to draw at once.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The same seed and settings give the same picture.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=4.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="How closely to follow the prompt. 1 turns guidance off.",
-                ),
-                io.Combo.Input(
-                    "schedule",
-                    options=list(SCHEDULES),
-                    default="half-linear",
-                    tooltip=(
-                        "How guidance grows from the first token to the last. half-linear, the "
-                        "paper's choice: over the first half of the picture, then it stays."
-                    ),
-                ),
-                io.Float.Input(
-                    "temperature",
-                    default=0.3,
-                    min=0.0,
-                    max=10.0,
-                    step=0.05,
-                    round=0.01,
-                    tooltip="Lower is smoother and safer, higher more varied. 0 always takes the "
-                    "likeliest token.",
-                ),
-                io.Int.Input(
-                    "top_k",
-                    default=0,
-                    min=0,
-                    max=65536,
-                    tooltip="Choose among this many likeliest tokens only. 0 is off.",
-                ),
-                io.Float.Input(
-                    "top_p",
-                    default=1.0,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    round=0.001,
-                    tooltip="Choose among the likeliest tokens that together have this "
-                    "probability. 1 is off.",
+                inputs.seed(),
+                inputs.cfg(),
+                *inputs.options(),
+                Options.Input(
+                    "options",
+                    optional=True,
+                    tooltip="Takes the place of schedule, temperature, top_k and top_p here.",
                 ),
             ],
             outputs=[
@@ -161,8 +99,130 @@ class TokenShuffleSampler(io.ComfyNode):
         top_k: int,
         top_p: float,
         negative: list[int] | None = None,
+        options: dict | None = None,
     ) -> io.NodeOutput:
         settings = GenerationConfig(width, height, cfg, schedule, temperature, top_k, top_p)
-        pipeline = model.with_model(settings, batch_size)
-        steps = pipeline.sample(positive, negative or [], settings, seed=seed, count=batch_size)
-        return io.NodeOutput(host.follow(steps).codes.cpu())
+        settings = replace(settings, **options or {})
+        return io.NodeOutput(draw(model, positive, negative, settings, seed, batch_size))
+
+
+class TokenShuffleOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TokenShuffleOptions",
+            display_name="Token-Shuffle Options",
+            category=CATEGORY,
+            description=(
+                "How each token is chosen from the model's predictions, and how guidance grows: "
+                "one place for several samplers."
+            ),
+            inputs=inputs.options(),
+            outputs=[Options.Output(display_name="options", tooltip="For the samplers.")],
+            **host.search_aliases("token shuffle", "temperature", "top k", "top p", "cfg schedule"),
+        )
+
+    @classmethod
+    def execute(cls, schedule: str, temperature: float, top_k: int, top_p: float) -> io.NodeOutput:
+        return io.NodeOutput(
+            {"schedule": schedule, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        )
+
+
+class TokenShuffleComplete(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TokenShuffleComplete",
+            display_name="Token-Shuffle Complete Image",
+            category=CATEGORY,
+            description=(
+                "Keeps the top or the left part of a picture and draws the rest. The model writes "
+                "from top left to bottom right and sees only what is already there: it cannot "
+                "fill in above or to the left of what is kept, nor match what is kept further down."
+            ),
+            inputs=[
+                Model.Input("model", tooltip="The model that writes the tokens."),
+                inputs.positive(),
+                inputs.negative(),
+                Codes.Input("codes", tooltip="The picture, from VQ Encode or from a sampler."),
+                inputs.pixels("keep_top", default=64, minimum=0, tooltip="Rows to keep."),
+                inputs.pixels(
+                    "keep_left",
+                    default=0,
+                    minimum=0,
+                    tooltip="Columns to keep. Each row goes on from its left part; rows further "
+                    "up do not see it.",
+                ),
+                inputs.seed(),
+                inputs.cfg(),
+                Options.Input(
+                    "options", optional=True, tooltip="Not connected: the model's own settings."
+                ),
+            ],
+            outputs=[
+                Codes.Output(display_name="codes", tooltip="Image tokens, for the VQ decoder.")
+            ],
+            **host.search_aliases("outpaint", "inpaint", "image completion", "token shuffle"),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: host.Loaded,
+        positive: list[int],
+        codes: torch.Tensor,
+        keep_top: int,
+        keep_left: int,
+        seed: int,
+        cfg: float,
+        negative: list[int] | None = None,
+        options: dict | None = None,
+    ) -> io.NodeOutput:
+        config = model.pipeline.config
+        unit, stride = config.pixels_per_window, config.image_tokenizer.stride
+        for name, value in (("keep_top", keep_top), ("keep_left", keep_left)):
+            if value % unit:
+                lower = value // unit * unit
+                raise ValueError(
+                    f"{name} {value} does not fit: the nearest that do are {lower} and "
+                    f"{lower + unit}"
+                )
+        count, rows, columns = codes.shape
+        if keep_top >= rows * stride or keep_left >= columns * stride:
+            raise ValueError(
+                f"keep_top {keep_top} and keep_left {keep_left} leave nothing to draw of a picture "
+                f"of {columns * stride}x{rows * stride}: keep less"
+            )
+        given = torch.full_like(codes, -1)
+        top, left = keep_top // stride, keep_left // stride
+        given[:, :top] = codes[:, :top]
+        given[:, :, :left] = codes[:, :, :left]
+        size = {"width": columns * stride, "height": rows * stride}
+        settings = replace(config.generation, **size, cfg=cfg, **options or {})
+        return io.NodeOutput(draw(model, positive, negative, settings, seed, count, given))
+
+
+def draw(
+    model: host.Loaded,
+    positive: list[int],
+    negative: list[int] | None,
+    settings: GenerationConfig,
+    seed: int,
+    count: int,
+    given: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Codes (count, H, W) int64 of pictures drawn before the user's eyes."""
+    pipeline = model.with_model(settings, count)
+    steps = pipeline.sample(
+        positive,
+        negative or [],
+        settings,
+        seed=seed,
+        count=count,
+        given=given,
+        device=model.model.load_device,
+    )
+    wanted = host.previews_wanted()
+    preview = Preview(pipeline, model.vq.load_device) if wanted else None
+    return host.follow(steps, preview).codes.cpu()

@@ -48,9 +48,14 @@ def test_bad_arguments_are_refused(pipeline):
         pipeline.generate("a", settings=SETTINGS, count=0)
     with pytest.raises(ValueError, match="seed must be from 0"):
         pipeline.generate("a", settings=SETTINGS, seed=-1)
-    prefix = torch.zeros(1, 3, 8, dtype=torch.int64)
-    with pytest.raises(ValueError, match="prefix has codes of shape 1x3x8"):
-        pipeline.sample([], [], SETTINGS, seed=0, prefix=prefix)
+    given = torch.zeros(1, 4, 8, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"given codes have the shape \(1, 3, 8\)"):
+        pipeline.sample([], [], SETTINGS, seed=0, given=given[:, :3])
+    with pytest.raises(ValueError, match="given codes go up to 99999"):
+        pipeline.sample([], [], SETTINGS, seed=0, given=given + 99999)
+    given[:, 3] = -1
+    with pytest.raises(ValueError, match="whole windows of 2 x 2"):
+        pipeline.sample([], [], SETTINGS, seed=0, given=given)
 
 
 @pytest.mark.parametrize(

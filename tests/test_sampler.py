@@ -79,11 +79,24 @@ def test_prompts_of_different_lengths_share_a_batch(pipeline):
         assert torch.equal(last.codes[i], alone.codes[0])
 
 
-@pytest.mark.parametrize("rows", [2, 4])
-def test_a_prefix_of_its_own_rows_continues_to_the_same_picture(pipeline, rows):
+@pytest.mark.parametrize(("rows", "columns"), [(2, 0), (4, 0), (0, 2), (2, 4), (0, 8)])
+def test_its_own_given_codes_continue_to_the_same_picture(pipeline, rows, columns):
     whole = run(pipeline, SETTINGS, seed=1, count=2)
-    again = run(pipeline, SETTINGS, seed=1, count=2, prefix=whole[:, :rows])
+    given = torch.full_like(whole, -1)
+    given[:, :rows] = whole[:, :rows]
+    given[:, :, :columns] = whole[:, :, :columns]
+    again = run(pipeline, SETTINGS, seed=1, count=2, given=given)
     assert torch.equal(whole, again)
+
+
+def test_given_codes_are_kept_and_change_what_follows(pipeline):
+    whole = run(pipeline, SETTINGS, seed=1)
+    given = torch.full_like(whole, -1)
+    given[:, :, 2:4] = (whole[:, :, 2:4] + 1) % pipeline.config.model.codebook_size
+    again = run(pipeline, SETTINGS, seed=1, given=given)
+    assert torch.equal(again[:, :, 2:4], given[:, :, 2:4])
+    assert torch.equal(again[:, :2, :2], whole[:, :2, :2])  # drawn before the first given window
+    assert not torch.equal(again[:, :, 4:], whole[:, :, 4:])
 
 
 def test_every_window_is_yielded_once_in_raster_order(pipeline):

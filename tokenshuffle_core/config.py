@@ -107,6 +107,11 @@ class ModelConfig:
     def head_size(self) -> int:
         return self.width // self.heads
 
+    @property
+    def max_positions(self) -> int:
+        """Windows of the largest picture that fits beside the longest prompt."""
+        return self.context - self.max_prompt - 4  # begin, rows, columns, image start
+
 
 @dataclass(frozen=True)
 class GenerationConfig:

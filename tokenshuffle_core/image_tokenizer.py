@@ -163,7 +163,8 @@ class VectorQuantizer(nn.Module):
 
     def nearest(self, latent: Tensor) -> Tensor:
         """latent (B, dim, h, w) -> codes (B, h, w) int64. Its norm has no influence."""
-        book = F.normalize(self.codebook.weight, dim=-1)
+        every = torch.arange(self.codebook.num_embeddings, device=latent.device)
+        book = F.normalize(self.codebook(every), dim=-1)
         return (latent.movedim(1, -1) @ book.T).argmax(-1)
 
     def forward(self, latent: Tensor) -> Quantized:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import checkpoint
 from .config import GenerationConfig
+from .image_tokenizer import ImageTokenizer
 from .sampler import Progress, decode
 
 TILE = 64  # codes per side that the tiled decoder takes at once
@@ -56,11 +57,10 @@ class Pipeline(checkpoint.Checkpoint):
                     "model has size tokens for"
                 )
         rows, columns = height // unit, width // unit
-        room = model.context - model.max_prompt - 4  # begin, rows, columns, image start
-        if rows * columns > room:
+        if rows * columns > model.max_positions:
             raise ValueError(
                 f"{width}x{height} takes {rows * columns} positions, this model's context holds "
-                f"{room} beside the prompt: choose a smaller size"
+                f"{model.max_positions} beside the prompt: choose a smaller size"
             )
         return rows, columns
 
@@ -72,13 +72,16 @@ class Pipeline(checkpoint.Checkpoint):
         *,
         seed: int,
         count: int = 1,
-        prefix: Tensor | None = None,
+        given: Tensor | None = None,
+        device: torch.device | None = None,
     ) -> Iterator[Progress]:
         """Sample `count` pictures; yields after each finished window of the batch.
 
         `prompt` and `negative` are `encode_prompt`'s ids (a list of prompts gives each picture
         its own). Picture i is drawn with seed + i and is the same in a batch of any size.
-        `prefix` (B, h, W) int64 keeps the codes of the top rows. Raises ValueError.
+        `given` (B, H, W) int64 holds codes to keep, and -1 in the windows to sample. `device`,
+        here and below, is where to compute, for a host that keeps weights elsewhere. Raises
+        ValueError.
         """
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"the number of pictures must be at least 1, not {count}")
@@ -88,13 +91,13 @@ class Pipeline(checkpoint.Checkpoint):
         prompts = prompt if prompt and isinstance(prompt[0], list) else [prompt] * count
         if len(prompts) != count:
             raise ValueError(f"there are {len(prompts)} prompts for {count} pictures")
-        device = self.model.head.weight.device
+        device = device or self.model.head.weight.device
         generators = [
             torch.Generator(device).manual_seed((seed + i) % MAX_SEED) for i in range(count)
         ]
-        if prefix is not None:
-            self._check_prefix(prefix, grid, count)
-            prefix = prefix.to(device)
+        if given is not None:
+            self._check_given(given, grid, count)
+            given = given.to(device)
         return decode(
             self.model,
             [self.text_tokenizer.frame(ids, *grid) for ids in prompts],
@@ -103,18 +106,25 @@ class Pipeline(checkpoint.Checkpoint):
             settings,
             generators,
             self.text_tokenizer.pad,
-            prefix,
+            given,
         )
 
-    def _check_prefix(self, prefix: Tensor, grid: tuple[int, int], count: int) -> None:
+    def _check_given(self, given: Tensor, grid: tuple[int, int], count: int) -> None:
         window = self.config.model.window
-        rows, columns = grid[0] * window, grid[1] * window
-        batch, height, width = prefix.shape
-        if batch != count or width != columns or height > rows or height % window:
+        expected = (count, grid[0] * window, grid[1] * window)
+        if given.shape != expected:
             raise ValueError(
-                f"the prefix has codes of shape {batch}x{height}x{width}, but {count} pictures of "
-                f"{rows}x{columns} codes need whole rows of windows of {window}"
+                f"the given codes have the shape {tuple(given.shape)}, the pictures need {expected}"
             )
+        if given.max() >= self.config.model.codebook_size:
+            raise ValueError(
+                f"the given codes go up to {given.max()}, this model's codebook ends at "
+                f"{self.config.model.codebook_size - 1}: they come from another image tokenizer"
+            )
+        kept = given >= 0
+        first = kept[:1, ::window, ::window].repeat_interleave(window, 1)
+        if not torch.equal(kept, first.repeat_interleave(window, 2).expand_as(kept)):
+            raise ValueError(f"the given codes must fill whole windows of {window} x {window}")
 
     def generate(
         self,
@@ -139,30 +149,39 @@ class Pipeline(checkpoint.Checkpoint):
                 progress(step)
         return self.decode(step.codes, tiled)
 
-    def decode(self, codes: Tensor, tiled: bool = False) -> Tensor:
+    def decode(
+        self, codes: Tensor, tiled: bool = False, device: torch.device | None = None
+    ) -> Tensor:
         """Codes int64 (B, h, w) -> images float32 (B, H, W, 3) in 0..1, on the CPU."""
-        return decode_codes(self.image_tokenizer, codes, tiled)
+        return decode_codes(self.image_tokenizer, codes, tiled, device)
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, device: torch.device | None = None) -> Tensor:
         """Images float (B, H, W, 3) in 0..1 -> codes int64 (B, h, w), on the CPU."""
-        return encode_images(self.image_tokenizer, images)
+        return encode_images(self.image_tokenizer, images, device)
 
 
 @torch.inference_mode()
-def decode_codes(image_tokenizer, codes: Tensor, tiled: bool = False) -> Tensor:
+def decode_codes(
+    image_tokenizer: ImageTokenizer,
+    codes: Tensor,
+    tiled: bool = False,
+    device: torch.device | None = None,
+) -> Tensor:
     """As `Pipeline.decode`, with an image tokenizer alone. Raises ValueError for foreign codes."""
     if codes.ndim != 3 or codes.is_floating_point():
         raise ValueError(
             f"codes must be whole numbers of shape (batch, rows, columns), not {codes.dtype} of "
             f"shape {tuple(codes.shape)}"
         )
-    device = image_tokenizer.quantizer.codebook.weight.device
+    device = device or image_tokenizer.quantizer.codebook.weight.device
     images = image_tokenizer.decode(codes.to(device, torch.int64), TILE if tiled else None)
     return images.movedim(1, -1).float().cpu()
 
 
 @torch.inference_mode()
-def encode_images(image_tokenizer, images: Tensor) -> Tensor:
+def encode_images(
+    image_tokenizer: ImageTokenizer, images: Tensor, device: torch.device | None = None
+) -> Tensor:
     """As `Pipeline.encode`, with an image tokenizer alone."""
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(
@@ -170,4 +189,5 @@ def encode_images(image_tokenizer, images: Tensor) -> Tensor:
             f"{tuple(images.shape)}: flatten its alpha channel first"
         )
     weight = image_tokenizer.quantizer.codebook.weight
-    return image_tokenizer.encode(images.movedim(-1, 1).to(weight.device, weight.dtype)).cpu()
+    images = images.movedim(-1, 1).to(device or weight.device, weight.dtype)
+    return image_tokenizer.encode(images).cpu()

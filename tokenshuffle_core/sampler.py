@@ -71,31 +71,35 @@ def decode(
     settings: GenerationConfig,
     generators: list[torch.Generator],
     pad: int,
-    prefix: Tensor | None = None,
+    given: Tensor | None = None,
 ) -> Iterator[Progress]:
-    """Sample pictures window by window, all of a batch in step; yields after the prefix, if there
-    is one, and after each window.
+    """Sample pictures window by window, all of a batch in step; yields after each window, and once
+    after the whole rows that are given at the top.
 
     prompts and negatives hold one list of framed ids per picture; `grid` is (rows, columns) in
-    windows; `prefix` (B, h, W) int64 holds finished codes of the top rows, kept as they are.
-    With cfg 1 the negatives are not run.
+    windows; `given` (B, H, W) int64 holds codes to keep, -1 in the windows to sample, which are the
+    same in each picture. A window sees the given ones above it and to its left, not those to come.
+    With cfg 1 the negatives are not run. Everything happens on the generators' device.
     """
     rows, columns = grid
     window, windows = model.config.window, rows * columns
-    batch, device = len(prompts), model.head.weight.device
+    batch, device = len(prompts), generators[0].device
     guided = settings.cfg != 1
     codes = torch.zeros(batch, rows * window, columns * window, dtype=torch.int64, device=device)
     text, padding = pad_left(prompts + negatives if guided else prompts, pad, device)
     cache, logits = model.prefill(text, padding, windows - 1)
     done = 0
-    if prefix is not None and prefix.shape[1]:
-        done = prefix.shape[1] // window * columns
-        codes[:, : prefix.shape[1]] = prefix
+    kept = [False] * windows
+    if given is not None:
+        kept = (given[0, ::window, ::window] >= 0).flatten().tolist()
+        done = (kept.index(False) if False in kept else windows) // columns * columns
+    if done:
+        known = given[:, : done // columns * window]
+        codes[:, : known.shape[1]] = known
         for _ in range(done):  # the noise of a window does not depend on where sampling starts
             sample_codes(logits[:batch], settings, generators)
         yield Progress(done, windows, codes)
         if done < windows:
-            known = codes[:, : prefix.shape[1]]
             logits = model.step(cache, torch.cat([known, known]) if guided else known)
     for position in range(done, windows):
         if guided:
@@ -103,11 +107,13 @@ def decode(
             scale = scale_at(settings.schedule, settings.cfg, position, windows)
             logits = guide(conditional, unconditional, scale)
         sampled = sample_codes(logits, settings, generators)
-        fresh = unshuffle(sampled[:, None, None], window)[..., 0]  # (B, s, s)
         top, left = position // columns * window, position % columns * window
-        codes[:, top : top + window, left : left + window] = fresh
+        place = ..., slice(top, top + window), slice(left, left + window)
+        fresh = unshuffle(sampled[:, None, None], window)[..., 0]  # (B, s, s)
+        codes[place] = given[place] if kept[position] else fresh
         yield Progress(position + 1, windows, codes)
         if position + 1 < windows:
+            fresh = codes[place]
             logits = model.step(cache, torch.cat([fresh, fresh]) if guided else fresh)
 
 

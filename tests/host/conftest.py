@@ -21,6 +21,7 @@ class Server:
     url: str
     base: Path
     log: Path
+    start: list[str]  # what it had printed when it was ready
 
     def get(self, path: str):
         return json.loads(workflows.http(self.url + path))
@@ -69,11 +70,12 @@ def server(request, tiny, tmp_path_factory):
     (models / "tiny.safetensors").write_bytes(tiny.read_bytes())
     (models / "broken.safetensors").write_bytes(tiny.read_bytes()[:1000])
     port = comfyui.free_port()
-    server = Server(host, f"http://127.0.0.1:{port}", base, base / "log.txt")
+    server = Server(host, f"http://127.0.0.1:{port}", base, base / "log.txt", [])
     with server.log.open("w") as log:
         process = comfyui.launch(host, base, port, log=log)
         try:
             comfyui.wait_until_ready(process, server.url)
+            server.start.extend(server.log.read_text().splitlines())
             yield server
             assert process.poll() is None, "the server died during the tests"
         finally:

@@ -1,6 +1,10 @@
 """What ComfyUI sees of the pack when it starts."""
 
+import json
 import re
+import urllib.error
+
+import pytest
 
 from scripts import comfyui, workflows
 
@@ -8,17 +12,24 @@ NODES = {
     "TokenShuffleLoader",
     "TokenShufflePrompt",
     "TokenShuffleSampler",
+    "TokenShuffleOptions",
+    "TokenShuffleComplete",
     "TokenShuffleVQDecode",
     "TokenShuffleVQEncode",
+    "TokenShuffleSaveCodes",
+    "TokenShuffleLoadCodes",
+    "TokenShuffleXYSheet",
+    "TokenShuffleCFGPlot",
 }
 
 
 def test_imports_without_a_complaint(server):
-    log = server.log.read_text()
-    assert "Traceback" not in log
-    lines = [line for line in log.splitlines() if comfyui.PACK_NAME in line]
+    assert "Traceback" not in "\n".join(server.start)
+    lines = [line for line in server.start if comfyui.PACK_NAME in line]
     assert len(lines) >= 1, "the table of import times names the pack"
     assert not [line for line in lines if re.search("warn|error|fail", line, re.IGNORECASE)]
+    (seconds,) = (float(m[1]) for line in lines if (m := re.search(r"([\d.]+) seconds", line)))
+    assert seconds < 0.3
 
 
 def test_object_info_has_every_node(server):
@@ -57,3 +68,23 @@ def test_requirements_are_comfyuis_own(server):
     ours = names((comfyui.PACK / "requirements.txt").read_text(encoding="utf-8"))
     assert ours
     assert ours <= theirs
+
+
+def test_page_is_told_about_a_checkpoint(server):
+    about = server.get("/tokenshuffle/model?checkpoint=tiny.safetensors")
+    assert about["unit"] == 8
+    assert about["max_side"] == 8 * 64
+    assert about["generation"]["schedule"] == "half-linear"
+    answer = workflows.http(
+        f"{server.url}/tokenshuffle/tokens",
+        {"checkpoint": "tiny.safetensors", "text": "a red apple"},
+    )
+    assert json.loads(answer) == {"tokens": 3, "limit": 64}
+
+
+@pytest.mark.parametrize("name", ["broken.safetensors", "../../main.py", "nothing.safetensors"])
+def test_page_asks_for_what_is_no_checkpoint(server, name):
+    with pytest.raises(urllib.error.HTTPError) as error:
+        server.get(f"/tokenshuffle/model?checkpoint={name}")
+    assert error.value.code == 404
+    assert json.loads(error.value.read())["error"]

@@ -1,0 +1,165 @@
+"""Pictures about pictures: a sheet of variants with labels, and a curve."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from comfy_api.latest import io
+from PIL import Image, ImageDraw, ImageFont
+
+from ..tokenshuffle_core.guidance import scale_at
+from . import host, inputs
+from .sampling import draw
+from .types import CATEGORY, VQ, Model, Options
+
+INK, PAPER, LINE, ACCENT = (32, 32, 32), (255, 255, 255), (208, 208, 208), (36, 99, 235)
+MARGIN = 8  # pixels around labels
+CURVE = (640, 360)  # pixels of the guidance curve
+
+
+class TokenShuffleXYSheet(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TokenShuffleXYSheet",
+            display_name="Token-Shuffle XY Sheet",
+            category=CATEGORY,
+            description="Draws one prompt with several seeds and guidance scales, side by side.",
+            inputs=[
+                Model.Input("model", tooltip="The model that writes the tokens."),
+                VQ.Input("vq", tooltip="The image tokenizer that turns them into pixels."),
+                inputs.positive(),
+                inputs.negative(),
+                inputs.pixels("width"),
+                inputs.pixels("height"),
+                inputs.seed(),
+                io.Int.Input(
+                    "seeds", default=4, min=1, max=16, tooltip="Columns: seed, seed + 1, ..."
+                ),
+                io.String.Input(
+                    "cfgs", default="1, 2, 4, 8", tooltip="Rows: guidance scales, with commas."
+                ),
+                Options.Input(
+                    "options", optional=True, tooltip="Not connected: the model's own settings."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="sheet", tooltip="All pictures with labels."),
+                io.Image.Output(display_name="images", tooltip="The pictures, row by row."),
+            ],
+            **host.search_aliases("token shuffle", "xy plot", "grid", "compare"),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: host.Loaded,
+        vq: host.Loaded,
+        positive: list[int],
+        width: int,
+        height: int,
+        seed: int,
+        seeds: int,
+        cfgs: str,
+        negative: list[int] | None = None,
+        options: dict | None = None,
+    ) -> io.NodeOutput:
+        scales = read_numbers(cfgs)
+        own = model.pipeline.config.generation
+        settings = replace(own, width=width, height=height, **options or {})
+        all_settings = [replace(settings, cfg=scale) for scale in scales]  # bad ones fail at once
+        codes = torch.cat(
+            [draw(model, positive, negative, row, seed, seeds) for row in all_settings]
+        )
+        pipeline = vq.with_vq(seeds, width * height)
+        rows = [pipeline.decode(part, device=vq.vq.load_device) for part in codes.split(seeds)]
+        columns = [f"seed {(seed + i) % 2**64}" for i in range(seeds)]
+        sheet = label(rows, [f"cfg {scale:g}" for scale in scales], columns)
+        return io.NodeOutput(sheet, torch.cat(rows))
+
+
+class TokenShuffleCFGPlot(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TokenShuffleCFGPlot",
+            display_name="Token-Shuffle CFG Plot",
+            category=CATEGORY,
+            description="The guidance scale from the first position of a picture to the last.",
+            inputs=[inputs.cfg(), inputs.schedule()],
+            outputs=[io.Image.Output(display_name="image", tooltip="The curve.")],
+            **host.search_aliases("token shuffle", "guidance", "schedule", "curve"),
+        )
+
+    @classmethod
+    def execute(cls, cfg: float, schedule: str) -> io.NodeOutput:
+        return io.NodeOutput(to_tensor(curve(cfg, schedule)))
+
+
+def read_numbers(text: str) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        numbers = []
+    if not numbers:
+        raise ValueError(
+            f"cfgs must be numbers with commas between them, such as 1, 4, not {text!r}"
+        )
+    return numbers
+
+
+def label(pictures: list[torch.Tensor], rows: list[str], columns: list[str]) -> torch.Tensor:
+    """Rows of pictures (n, H, W, 3) -> one sheet (1, H', W', 3) with a label for each row and
+    column."""
+    height, width = pictures[0].shape[1:3]
+    font = ImageFont.load_default(max(12, min(height, width) // 16))
+    left = round(max(map(font.getlength, rows))) + 2 * MARGIN
+    top = round(font.size) + 2 * MARGIN
+    # A column is as wide as its label where that is wider than the picture.
+    step = max(width, round(max(map(font.getlength, columns)))) + MARGIN
+    sheet = Image.new(
+        "RGB", (left + len(columns) * step, top + len(rows) * (height + MARGIN)), PAPER
+    )
+    pen = ImageDraw.Draw(sheet)
+    for x, text in enumerate(columns):
+        pen.text((left + x * step + width / 2, top / 2), text, INK, font, anchor="mm")
+    for y, (text, images) in enumerate(zip(rows, pictures, strict=True)):
+        upper = top + y * (height + MARGIN)
+        pen.text((MARGIN, upper + height / 2), text, INK, font, anchor="lm")
+        for x, image in enumerate(images):
+            pixels = (image * 255).clamp(0, 255).to(torch.uint8).numpy()
+            sheet.paste(Image.fromarray(pixels), (left + x * step, upper))
+    return to_tensor(sheet)
+
+
+def curve(cfg: float, schedule: str) -> Image.Image:
+    """The guidance scale over a picture, drawn with its axes."""
+    positions = 256
+    scales = [scale_at(schedule, cfg, position, positions) for position in range(positions)]
+    width, height = CURVE
+    left, top, right, bottom = 56, 40, width - 24, height - 48
+    low, high = min(*scales, 0.0), max(*scales, 1.0)
+    font = ImageFont.load_default(16)
+    picture = Image.new("RGB", CURVE, PAPER)
+    pen = ImageDraw.Draw(picture)
+
+    def place(share: float, scale: float) -> tuple[float, float]:
+        return (
+            left + share * (right - left),
+            bottom - (scale - low) / (high - low) * (bottom - top),
+        )
+
+    for scale in sorted({low, 1.0, scales[-1], high}):
+        pen.line([place(0, scale), place(1, scale)], LINE)
+        pen.text((left - MARGIN, place(0, scale)[1]), f"{scale:g}", INK, font, anchor="rm")
+    for share in (0, 0.5, 1):
+        pen.text((place(share, low)[0], bottom + 16), f"{share:.0%}", INK, font, anchor="mm")
+    points = [place(i / (positions - 1), scale) for i, scale in enumerate(scales)]
+    pen.line(points, ACCENT, width=3)
+    pen.text((left, 20), f"guidance scale, {schedule}, cfg {cfg:g}", INK, font, anchor="lm")
+    pen.text(((left + right) / 2, height - 12), "share of the picture", INK, font, anchor="mm")
+    return picture
+
+
+def to_tensor(picture: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]

@@ -1,0 +1,64 @@
+"""Image tokens on disk, as the command line's `encode` writes them."""
+
+import torch
+from comfy_api.latest import io
+
+from ..tokenshuffle_core.images import read_codes, write_codes
+from . import host
+from .types import CATEGORY, Codes
+
+
+class TokenShuffleSaveCodes(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TokenShuffleSaveCodes",
+            display_name="Save Token-Shuffle Codes",
+            category=CATEGORY,
+            description="Saves image tokens as a .npy file, the whole batch in one.",
+            inputs=[
+                Codes.Input("codes", tooltip="Image tokens."),
+                io.String.Input(
+                    "filename_prefix",
+                    default=f"{host.SAVED_CODES}/TokenShuffle",
+                    tooltip="In ComfyUI's output folder; a number is added.",
+                ),
+            ],
+            is_output_node=True,
+            **host.search_aliases("token shuffle", "save latent", "npy"),
+        )
+
+    @classmethod
+    def execute(cls, codes: torch.Tensor, filename_prefix: str) -> io.NodeOutput:
+        path = host.output_path(filename_prefix, ".npy")
+        write_codes(path, codes)
+        host.say(path.name)
+        return io.NodeOutput()
+
+
+class TokenShuffleLoadCodes(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TokenShuffleLoadCodes",
+            display_name="Load Token-Shuffle Codes",
+            category=CATEGORY,
+            description="Loads image tokens from a .npy file.",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=host.saved_codes(),
+                    tooltip="A .npy file in ComfyUI's input folder, or saved by Save Codes.",
+                )
+            ],
+            outputs=[Codes.Output(display_name="codes", tooltip="Image tokens.")],
+            **host.search_aliases("token shuffle", "load latent", "npy"),
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> float:
+        return host.codes_path(file).stat().st_mtime
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        return io.NodeOutput(read_codes(host.codes_path(file)))

@@ -1,0 +1,44 @@
+"""What the page is told about a checkpoint, from its metadata alone."""
+
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+
+from ..tokenshuffle_core import checkpoint
+from ..tokenshuffle_core.config import Config
+from ..tokenshuffle_core.text_tokenizer import TextTokenizer
+
+# `modified`, the file's time stamp, is there for the caches: a file written anew is read anew.
+
+
+@lru_cache(maxsize=8)
+def _metadata(path: Path, modified: float) -> tuple[Config, dict[str, str]]:
+    metadata = checkpoint.read_metadata(path)
+    if checkpoint.CONFIG not in metadata:
+        raise ValueError(f"{path.name} is not a Token-Shuffle checkpoint")
+    return Config.from_json(metadata[checkpoint.CONFIG]), metadata
+
+
+@lru_cache(maxsize=2)
+def _text_tokenizer(path: Path, modified: float) -> TextTokenizer:
+    return TextTokenizer.from_json(_metadata(path, modified)[1][checkpoint.TEXT_TOKENIZER])
+
+
+def describe(path: Path, modified: float) -> dict:
+    """The model card, what sizes are possible (`unit` pixels are one position) and settings."""
+    config, metadata = _metadata(path, modified)
+    model = config.model
+    return {
+        "card": {key.partition(".")[2]: text for key, text in checkpoint.card(metadata).items()},
+        "unit": config.pixels_per_window,
+        "window": model.window,
+        "stride": config.image_tokenizer.stride,
+        "max_side": model.max_grid * config.pixels_per_window,
+        "max_positions": model.max_positions,
+        "generation": asdict(config.generation),
+    }
+
+
+def count_tokens(path: Path, modified: float, text: str) -> dict:
+    tokens = len(_text_tokenizer(path, modified).encode(text))
+    return {"tokens": tokens, "limit": _metadata(path, modified)[0].model.max_prompt}

@@ -1,0 +1,126 @@
+"""Options, completion, codes on disk and charts, on a real server."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from tokenshuffle_core.images import read_codes
+
+from .test_prompts import fail, succeed
+
+
+def node(kind: str, **inputs) -> dict:
+    return {"class_type": f"TokenShuffle{kind}", "inputs": inputs}
+
+
+def test_options_take_the_place_of_the_samplers_own(server, prompt):
+    prompt["sampler"]["inputs"] |= {"temperature": 0.5, "top_k": 7}
+    expected = succeed(server, prompt)
+    options = {"schedule": "half-linear", "temperature": 0.5, "top_k": 7, "top_p": 1.0}
+    prompt["options"] = node("Options", **options)
+    prompt["sampler"]["inputs"] |= {"temperature": 2.0, "top_k": 1, "options": ["options", 0]}
+    np.testing.assert_array_equal(succeed(server, prompt), expected)
+
+
+def completion(prompt, **inputs):
+    """The prompt, with a completion of its picture between the sampler and the decoder."""
+    prompt = copy.deepcopy(prompt)
+    prompt["complete"] = node(
+        "Complete", model=["loader", 0], positive=["text", 0], codes=["sampler", 0], seed=99,
+        cfg=1.0, **inputs,
+    )  # fmt: skip
+    prompt["codes"] = node("SaveCodes", codes=["complete", 0], filename_prefix="codes/after")
+    prompt["before"] = node("SaveCodes", codes=["sampler", 0], filename_prefix="codes/before")
+    prompt["decode"]["inputs"]["codes"] = ["complete", 0]
+    return prompt
+
+
+def newest(server, name: str):
+    return read_codes(max((server.base / "output" / "codes").glob(f"{name}_*.npy")))
+
+
+@pytest.mark.parametrize(("top", "left"), [(16, 0), (0, 8), (24, 16)])
+def test_completion_keeps_the_top_and_the_left(server, prompt, top, left):
+    prompt["sampler"]["inputs"]["batch_size"] = 2
+    succeed(server, completion(prompt, keep_top=top, keep_left=left))
+    before, after = newest(server, "before"), newest(server, "after")
+    kept = np.zeros(before.shape[1:], dtype=bool)
+    stride = 48 // before.shape[1]
+    kept[: top // stride], kept[:, : left // stride] = True, True
+    same = (before == after).numpy()
+    assert same[:, kept].all()
+    assert not same[:, ~kept].all()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"keep_top": 20, "keep_left": 0}, "keep_top 20 does not fit: the nearest that do are 16"),
+        ({"keep_top": 48, "keep_left": 0}, "leave nothing to draw"),
+        ({"keep_top": 0, "keep_left": 4}, "keep_left 4 does not fit"),
+    ],
+)
+def test_completion_that_cannot_be(server, prompt, values, words):
+    message = fail(server, completion(prompt, **values))
+    assert message["node_id"] == "complete"
+    assert words in message["exception_message"]
+
+
+def test_saved_codes_come_back(server, prompt):
+    expected = succeed(server, completion(prompt, keep_top=16, keep_left=0))
+    info = server.get("/object_info/TokenShuffleLoadCodes")["TokenShuffleLoadCodes"]
+    kind, options = info["input"]["required"]["file"]
+    file = [
+        name for name in (kind if isinstance(kind, list) else options["options"]) if "after" in name
+    ]
+    prompt["load"] = node("LoadCodes", file=max(file))
+    prompt["decode"]["inputs"]["codes"] = ["load", 0]
+    np.testing.assert_array_equal(succeed(server, prompt), expected)
+
+
+def test_xy_sheet(server, prompt):
+    prompt["sheet"] = node(
+        "XYSheet", model=["loader", 0], vq=["loader", 1], positive=["text", 0], width=32,
+        height=48, seed=7, seeds=2, cfgs="1, 2.0", options=["options", 0],
+    )  # fmt: skip
+    options = {"schedule": "half-linear", "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    prompt["options"] = node("Options", **options)
+    (alone,) = succeed(server, prompt)  # seed 7, cfg 2
+    prompt["save"]["inputs"]["images"] = ["sheet", 1]
+    pictures = succeed(server, prompt)
+    assert len(pictures) == 4
+    np.testing.assert_array_equal(pictures[2], alone)
+    prompt["save"]["inputs"]["images"] = ["sheet", 0]
+    (sheet,) = succeed(server, prompt)
+    places = np.lib.stride_tricks.sliding_window_view(sheet, alone.shape)
+    assert (places == alone).all(axis=(-1, -2, -3)).sum() == 1, "the picture is on the sheet once"
+
+
+@pytest.mark.parametrize(("cfgs", "words"), [("", "cfgs must be numbers"), ("1, nan", "not nan")])
+def test_xy_sheet_of_bad_scales(server, prompt, cfgs, words):
+    prompt["sheet"] = node(
+        "XYSheet", model=["loader", 0], vq=["loader", 1], positive=["text", 0], width=32,
+        height=48, seed=7, seeds=2, cfgs=cfgs,
+    )  # fmt: skip
+    prompt["save"]["inputs"]["images"] = ["sheet", 0]
+    message = fail(server, prompt)
+    assert message["node_id"] == "sheet"
+    assert words in message["exception_message"]
+
+
+def test_cfg_plot(server, prompt):
+    """The curve starts at 1, at the bottom left, and ends at cfg, at the top right."""
+    plot = {
+        "plot": node("CFGPlot", cfg=6.0, schedule="linear"),
+        "save": {
+            "class_type": "SaveImage",
+            "inputs": {"images": ["plot", 0], "filename_prefix": "plot"},
+        },
+    }
+    (picture,) = succeed(server, plot)
+    rows, columns = np.nonzero((picture == (36, 99, 235)).all(-1))
+    first, last = rows[columns == columns.min()].mean(), rows[columns == columns.max()].mean()
+    middle = rows[columns == (columns.min() + columns.max()) // 2].mean()
+    assert first > last
+    assert abs(middle - (first + last) / 2) < 3
