@@ -5,13 +5,14 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import comfy.model_management
 import comfy.ops
 import comfy.utils
 import folder_paths
+import numpy as np
 import torch
 from aiohttp import web
 from comfy.cli_args import LatentPreviewMethod, args
@@ -25,7 +26,7 @@ from ..tokenshuffle_core.checkpoint import BUNDLED
 from ..tokenshuffle_core.config import GenerationConfig
 from ..tokenshuffle_core.pipeline import TILE, Pipeline, load
 from ..tokenshuffle_core.sampler import Progress
-from . import description
+from . import description, preview
 
 FOLDER = "tokenshuffle"
 SAVED_CODES = "codes"  # in the output folder
@@ -127,6 +128,11 @@ class Loaded:
         comfy.model_management.load_models_gpu([self.vq], memory_required=memory)
         return self.pipeline
 
+    @cached_property
+    def colours(self) -> np.ndarray:
+        """See `rough_colours`; for previews, once for each checkpoint."""
+        return preview.rough_colours(self.pipeline, self.vq.load_device)
+
     def _decoding(self, pictures: int, pixels: int) -> int:
         # Measured: at most ten feature maps of the base width live at the same time.
         maps = 12 * self.pipeline.config.image_tokenizer.channels
@@ -163,16 +169,16 @@ def previews_wanted() -> bool:
 
 
 def follow(
-    steps: Iterator[Progress], preview: Callable[[Progress], Image.Image | None] | None = None
+    steps: Iterator[Progress], picture_of: Callable[[Progress], Image.Image | None] | None
 ) -> Progress:
     """Runs to the last step and returns it. Interrupt on every step; progress bar, speed and
-    `preview`'s pictures on the node."""
+    previews, if `picture_of` gives any, on the node."""
     bar = None
     started = shown = time.perf_counter()
     for step in steps:
         comfy.model_management.throw_exception_if_processing_interrupted()
         bar = bar or comfy.utils.ProgressBar(step.positions)
-        picture = preview(step) if preview else None
+        picture = picture_of(step) if picture_of else None
         now = time.perf_counter()
         if picture or now - shown > 0.2 or step.position in (1, step.positions):
             shown = now

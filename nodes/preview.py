@@ -9,37 +9,68 @@ from PIL import Image
 from ..tokenshuffle_core.pipeline import Pipeline
 from ..tokenshuffle_core.sampler import Progress
 
-SHARE = 0.05  # of the sampling time that all previews together may take
+INTERVAL = 0.1  # seconds between two previews, at least
+SHARE = 0.04  # of the sampling time that decoding for previews may take
 NEUTRAL = 128  # grey level of the rows that are not sampled yet
 
 
 class Preview:
-    """Decodes the finished rows of the first picture whenever the time it takes is affordable."""
+    """The first picture of the batch: finished rows decoded where that is affordable, rows since
+    then in `colours` (of every code), the rest neutral."""
 
-    def __init__(self, pipeline: Pipeline, device: torch.device):
+    def __init__(self, pipeline: Pipeline, colours: np.ndarray, device: torch.device):
         self.pipeline = pipeline
+        self.colours = colours
         self.device = device
-        self.started = time.perf_counter()
-        self.spent = 0.0  # seconds on previews
-        self.per_row = 0.0  # seconds, as the latest preview took
+        self.canvas = None  # uint8 (H, W, 3)
+        self.painted = self.decoded = 0  # rows of codes in colours, and decoded
+        self.started = self.shown = time.perf_counter()
+        self.spent = self.per_row = 0.0  # seconds of decoding, and for a row of codes
 
     def __call__(self, step: Progress) -> Image.Image | None:
+        """The picture after a finished row of windows, None where there is nothing new to show."""
         _, height, width = step.codes.shape
         window = self.pipeline.config.model.window
-        rows, rest = divmod(step.position, width // window)
-        if rest or not rows or step.position == step.positions:
-            return None
+        finished, rest = divmod(step.position, width // window)
         now = time.perf_counter()
-        sampling = now - self.started - self.spent
-        if self.spent + self.per_row * rows > SHARE * sampling:
+        if rest or step.position == step.positions or now - self.shown < INTERVAL:
             return None
-        codes = step.codes[:1, : rows * window]
-        image = self.pipeline.decode(codes, tiled=True, device=self.device)[0]
-        pixels = (image * 255).to(torch.uint8).numpy()
-        cost = time.perf_counter() - now
-        self.spent += cost
-        self.per_row = cost / rows
-        missing = (height - rows * window) * self.pipeline.config.image_tokenizer.stride
-        return Image.fromarray(
-            np.pad(pixels, ((0, missing), (0, 0), (0, 0)), constant_values=NEUTRAL)
+        self.shown = now
+        rows = finished * window
+        stride = self.pipeline.config.image_tokenizer.stride
+        if self.canvas is None:
+            shape = (height * stride, width * stride, 3)
+            self.canvas = np.full(shape, NEUTRAL, dtype=np.uint8)
+        fresh = self.colours[step.codes[0, self.painted : rows].cpu().numpy()]
+        self.canvas[self.painted * stride : rows * stride] = fresh.repeat(stride, 0).repeat(
+            stride, 1
         )
+        self.painted = rows
+        first = max(0, self.decoded - window)  # a row above, because neighbours blend
+        affordable = SHARE * (now - self.started) - self.spent
+        if self.per_row * (rows - first) <= affordable:
+            image = self.pipeline.decode(step.codes[:1, first:rows], True, self.device)[0]
+            self.canvas[first * stride : rows * stride] = (image * 255).byte().numpy()
+            self.decoded = rows
+            cost = time.perf_counter() - now
+            self.spent += cost
+            self.per_row = cost / (rows - first)
+        return Image.fromarray(self.canvas.copy())
+
+
+@torch.inference_mode()
+def rough_colours(pipeline: Pipeline, device: torch.device) -> np.ndarray:
+    """The colour of every code, uint8 (codebook_size, 3), as far as it is a linear function of
+    the code's vector: fitted to a small picture with areas of one code each."""
+    area, side = 4, 4  # codes along the side of an area, areas along the side of the picture
+    quantizer = pipeline.image_tokenizer.quantizer
+    every = torch.arange(pipeline.config.model.codebook_size, device=device)
+    vectors = quantizer.vectors(every[None, None])[0, :, 0].T.float().cpu()
+    affine = torch.cat([vectors, torch.ones(len(vectors), 1)], 1)
+    chosen = torch.linspace(0, len(every) - 1, side**2).long()
+    codes = chosen.view(1, side, side).repeat_interleave(area, 1).repeat_interleave(area, 2)
+    image = pipeline.decode(codes, device=device)
+    pixels = area * pipeline.config.image_tokenizer.stride
+    seen = image[0].unflatten(0, (side, pixels)).unflatten(2, (side, pixels)).mean((1, 3))
+    fit = torch.linalg.lstsq(affine[chosen], seen.flatten(0, 1), driver="gelsd").solution
+    return ((affine @ fit).clamp(0, 1) * 255).byte().numpy()

@@ -223,6 +223,7 @@ def draw(
         given=given,
         device=model.model.load_device,
     )
-    wanted = host.previews_wanted()
-    preview = Preview(pipeline, model.vq.load_device) if wanted else None
+    preview = None
+    if host.previews_wanted():
+        preview = Preview(pipeline, model.colours, model.vq.load_device)
     return host.follow(steps, preview).codes.cpu()

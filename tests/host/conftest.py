@@ -72,7 +72,7 @@ def server(request, tiny, tmp_path_factory):
     port = comfyui.free_port()
     server = Server(host, f"http://127.0.0.1:{port}", base, base / "log.txt", [])
     with server.log.open("w") as log:
-        process = comfyui.launch(host, base, port, log=log)
+        process = comfyui.launch(host, base, port, ["--preview-method", "auto"], log)
         try:
             comfyui.wait_until_ready(process, server.url)
             server.start.extend(server.log.read_text().splitlines())

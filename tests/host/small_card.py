@@ -1,0 +1,78 @@
+"""Samples inside ComfyUI's memory management as if the card had little memory; prints JSON.
+
+    python small_card.py CLONE PACK CHECKPOINT FREE_BYTES...
+
+Runs in a host's own Python. The device is the CPU, and the host is told that it is a card with
+FREE_BYTES of free memory, one size after the other; all else is the host's own bookkeeping.
+"""
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+from pathlib import Path
+
+clone, pack, checkpoint, *sizes = sys.argv[1:]
+sys.argv = ["main.py", "--cpu"]
+sys.path.insert(0, clone)
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+importlib.import_module("utils.extra_config")  # as main.py does, before another "utils" is found
+import comfy.model_management as management  # noqa: E402
+import folder_paths  # noqa: E402
+from server import PromptServer  # noqa: E402
+
+PromptServer(asyncio.new_event_loop())
+folder_paths.add_model_folder_path("tokenshuffle", str(Path(checkpoint).parent))
+spec = importlib.util.spec_from_file_location(
+    "pack", Path(pack) / "__init__.py", submodule_search_locations=[pack]
+)
+sys.modules["pack"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["pack"])
+import pack.nodes.host as host  # noqa: E402
+from pack.tokenshuffle_core.config import GenerationConfig  # noqa: E402
+from pack.tokenshuffle_core.pipeline import load  # noqa: E402
+
+management.is_device_cpu = lambda device: False
+management.minimum_inference_memory = lambda: 0
+management.extra_reserved_memory = lambda: 0
+
+settings = GenerationConfig(32, 48, cfg=2.0)
+plain = load(checkpoint)
+prompt = plain.encode_prompt("a red apple")
+*_, expected = plain.sample(prompt, [], settings, seed=3)
+
+
+def sample() -> dict:
+    loaded = host.load_checkpoint(Path(checkpoint).name)
+    pipeline = loaded.with_model(settings, 1)
+    *_, step = pipeline.sample(prompt, [], settings, seed=3, device=loaded.model.load_device)
+    model = {"loaded": loaded.model.loaded_size(), "size": loaded.model.model_size()}
+    pipeline = loaded.with_vq(1, 32 * 48)
+    image = pipeline.decode(step.codes, device=loaded.vq.load_device)
+    vq = {"loaded": loaded.vq.loaded_size(), "size": loaded.vq.model_size()}
+    codes = pipeline.encode(image, loaded.vq.load_device)
+    known = len(management.loaded_models())
+    management.unload_all_models()
+    return {
+        "model": model,
+        "vq": vq,
+        "same_codes": bool((step.codes == expected.codes).all()),
+        "same_image": bool((image == plain.decode(expected.codes)).all()),
+        "same_encoding": bool((codes == plain.encode(image)).all()),
+        "known": known,
+        "floor": "128 * 1024 * 1024" in inspect.getsource(management.load_models_gpu),
+        "after": [loaded.model.loaded_size(), loaded.vq.loaded_size()],
+    }
+
+
+for size in map(int, sizes):
+    # Without any memory: --novram, because some versions keep at least 128 MiB of a model loaded.
+    state = management.VRAMState
+    management.vram_state = state.NORMAL_VRAM if size else state.NO_VRAM
+    management.get_free_memory = lambda *_, free=float(size), **__: free
+    print(json.dumps(sample()))
