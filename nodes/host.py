@@ -145,9 +145,9 @@ def load_checkpoint(name: str) -> Loaded:
     management = comfy.model_management
     path = folder_paths.get_full_path_or_raise(FOLDER, name)
     device, offload = management.get_torch_device(), management.unet_offload_device()
-    pipeline = load(path, offload)
     dtype = management.unet_dtype(device, supported_dtypes=[torch.bfloat16, torch.float32])
-    pipeline.model.to(dtype if dtype.itemsize > 1 else torch.bfloat16)  # not in 8 bits
+    dtype = dtype if dtype.itemsize > 1 else torch.bfloat16  # these layers have no 8 bit weights
+    pipeline = load(path, offload, dtype)
     pipeline.image_tokenizer.to(management.vae_dtype(management.vae_device()))
     for layer in [*pipeline.model.modules(), *pipeline.image_tokenizer.modules()]:
         # The host's layers compute the same, and fetch weights that found no room on the device.

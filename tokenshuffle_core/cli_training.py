@@ -68,7 +68,7 @@ def _add_train(commands) -> None:
     )
     model.add_argument("--z-loss", type=float, default=0.0, help="weight (paper: at 2048 px)")
     model.add_argument("--text-loss", type=float, default=0.0, help="weight of the text tokens")
-    defaults = {tokenizer: (3200, 12, 2e-3), model: (6200, 16, 1.2e-3)}
+    defaults = {tokenizer: (3200, 12, 2e-3), model: (15000, 16, 1.2e-3)}
     for part, (steps, batch, learning_rate) in defaults.items():
         part.add_argument("data", type=Path, metavar="DATA", help="folder of `data emoji`")
         part.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")

@@ -1,12 +1,14 @@
 """The example workflows, as a user would run them."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import workflows
+from scripts import comfyui, workflows
 from tokenshuffle_core.checkpoint import BUNDLED
 
 PATHS = sorted(workflows.WORKFLOWS.glob("*.json"))
@@ -54,3 +56,13 @@ def test_workflow_has_the_sockets_of_its_nodes(server, path):
         assert number in nodes[origin]["outputs"][out]["links"]
         assert nodes[target]["inputs"][into]["link"] == number
         assert nodes[origin]["outputs"][out]["type"] == kind
+
+
+def test_client_of_the_api_gets_the_picture(server, tmp_path):
+    client = comfyui.PACK / "examples" / "client.py"
+    output = tmp_path / "apple.png"
+    subprocess.run([sys.executable, client, "a red apple", output, server.url], check=True)
+    picture = np.asarray(Image.open(output)).astype(int)
+    red = (picture[..., 0] > 1.5 * picture[..., 1:].max(-1)) & (picture[..., 0] > 100)
+    assert picture.shape == (128, 128, 3)
+    assert red.mean() > 0.1

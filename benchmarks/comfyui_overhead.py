@@ -1,0 +1,84 @@
+"""What ComfyUI adds to the time of a picture, with previews off and on, in the same run.
+
+    python -m benchmarks.comfyui_overhead [--version 0.33.0] [--rounds 10] [--size 128]
+
+Each round makes one picture on the command line's path (a process of the host's Python that keeps
+the model loaded) and one through POST /prompt for each preview setting, with fresh seeds. Prints
+medians, and medians of the ratios within a round. Needs a host of scripts/comfyui.py that takes a
+preview setting with each prompt.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from scripts import comfyui, workflows
+
+API = comfyui.PACK / "examples" / "text_to_image_api.json"
+SETTINGS = ("none", "auto")
+BASELINE = """
+import sys, time
+from dataclasses import replace
+from tokenshuffle_core.images import write_png
+from tokenshuffle_core.pipeline import load
+
+pipeline = load()
+settings = replace(pipeline.config.generation, width=int(sys.argv[1]), height=int(sys.argv[1]))
+for seed in sys.stdin:
+    started = time.perf_counter()
+    image = pipeline.generate("a red apple", settings=settings, seed=int(seed))[0]
+    write_png(sys.argv[2], image)
+    print(time.perf_counter() - started, flush=True)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--version", help="of the host (default: the newest)")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--size", type=int, default=128, help="pixels a side")
+    options = parser.parse_args()
+    host = comfyui.find_host(options.version)
+    url = f"http://127.0.0.1:{(port := comfyui.free_port())}"
+    with tempfile.TemporaryDirectory() as base:
+        command = [host.python, "-c", BASELINE, str(options.size), f"{base}/baseline.png"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        baseline = subprocess.Popen(command, cwd=comfyui.PACK, **pipes)
+        process = comfyui.launch(host, Path(base), port, log=subprocess.DEVNULL)
+        try:
+            comfyui.wait_until_ready(process, url)
+            times = [measure(url, baseline, seed, options.size) for seed in range(options.rounds)]
+        finally:
+            comfyui.stop(process)
+            baseline.kill()
+    times = times[1:]  # the first round warms up
+    print(f"ComfyUI {host.version}, {options.size} pixels a side, {len(times)} rounds")
+    for name in times[0]:
+        seconds = statistics.median(row[name] for row in times)
+        ratio = statistics.median(row[name] / row["command line"] for row in times)
+        print(f"{name}: {seconds:.2f} s, ratio {ratio:.3f}")
+
+
+def measure(url: str, baseline: subprocess.Popen, seed: int, size: int) -> dict[str, float]:
+    """Seconds of one picture, by way of making it."""
+    baseline.stdin.write(f"{seed}\n")
+    baseline.stdin.flush()
+    times = {"command line": float(baseline.stdout.readline())}
+    for i, setting in enumerate(SETTINGS):
+        prompt = json.loads(API.read_text())
+        prompt["sampler"]["inputs"] |= {"width": size, "height": size, "seed": 2 * seed + i}
+        extra = {"preview_method": setting}
+        answer = workflows.http(f"{url}/prompt", {"prompt": prompt, "extra_data": extra})
+        entry = workflows.wait(url, json.loads(answer)["prompt_id"])
+        stamps = {kind: data["timestamp"] for kind, data in entry["status"]["messages"]}
+        seconds = (stamps["execution_success"] - stamps["execution_start"]) / 1000
+        times[f"ComfyUI, previews {setting}"] = seconds
+    return times
+
+
+if __name__ == "__main__":
+    sys.exit(main())
