@@ -44,7 +44,7 @@ def seed() -> io.Int.Input:
 def cfg() -> io.Float.Input:
     return io.Float.Input(
         "cfg",
-        default=4.0,
+        default=2.0,
         min=0.0,
         max=100.0,
         step=0.1,
@@ -70,7 +70,7 @@ def options() -> list[io.Input]:
         schedule(),
         io.Float.Input(
             "temperature",
-            default=0.3,
+            default=0.7,
             min=0.0,
             max=10.0,
             step=0.05,

@@ -77,7 +77,7 @@ def card_of(summary: dict, records: list[dict], training: str) -> dict[str, str]
         "tokenshuffle.training": training,
         "tokenshuffle.limits": (
             "It has memorised its small data set and knows no other subject; pairs it never saw "
-            "come out wrong more often than right; one size, one object per picture; fine detail "
+            "come out as another subject more often; one size, one object per picture; fine detail "
             "is blurred by the image tokenizer."
         ),
         "tokenshuffle.subjects": ", ".join(subjects),
