@@ -15,15 +15,15 @@ NEUTRAL = 128  # grey level of the rows that are not sampled yet
 
 
 class Preview:
-    """The first picture of the batch: finished rows decoded where that is affordable, rows since
-    then in `colours` (of every code), the rest neutral."""
+    """The first picture of the batch: as many of the finished rows decoded as is affordable, those
+    below in `colours` (of every code), the rest neutral."""
 
     def __init__(self, pipeline: Pipeline, colours: np.ndarray, device: torch.device):
         self.pipeline = pipeline
         self.colours = colours
         self.device = device
         self.canvas = None  # uint8 (H, W, 3)
-        self.painted = self.decoded = 0  # rows of codes in colours, and decoded
+        self.painted = self.decoded = 0  # rows of codes
         self.started = self.shown = time.perf_counter()
         self.spent = self.per_row = 0.0  # seconds of decoding, and for a row of codes
 
@@ -48,13 +48,14 @@ class Preview:
         self.painted = rows
         first = max(0, self.decoded - window)  # a row above, because neighbours blend
         affordable = SHARE * (now - self.started) - self.spent
-        if self.per_row * (rows - first) <= affordable:
-            image = self.pipeline.decode(step.codes[:1, first:rows], True, self.device)[0]
-            self.canvas[first * stride : rows * stride] = (image * 255).byte().numpy()
-            self.decoded = rows
+        last = min(rows, first + int(affordable / self.per_row)) if self.per_row else rows
+        if last > self.decoded:
+            image = self.pipeline.decode(step.codes[:1, first:last], True, self.device)[0]
+            self.canvas[first * stride : last * stride] = (image * 255).byte().numpy()
+            self.decoded = last
             cost = time.perf_counter() - now
             self.spent += cost
-            self.per_row = cost / (rows - first)
+            self.per_row = cost / (last - first)
         return Image.fromarray(self.canvas.copy())
 
 
