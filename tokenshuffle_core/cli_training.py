@@ -56,7 +56,15 @@ def _add_train(commands) -> None:
     tokenizer = command(parts, "tokenizer", _train_tokenizer, "Train an image tokenizer.")
     tokenizer.add_argument("--crop", type=int, default=64, help="pixels of the training crops")
     model = command(parts, "model", _train_model, "Train a model on an image tokenizer's codes.")
-    model.add_argument("--image-tokenizer", type=Path, required=True, metavar="FILE")
+    start = model.add_mutually_exclusive_group(required=True)
+    start.add_argument("--image-tokenizer", type=Path, metavar="FILE", help="for a new model")
+    start.add_argument("--init", type=Path, metavar="FILE", help="train this checkpoint on")
+    model.add_argument(
+        "--sizes",
+        type=sizes,
+        metavar="WxH,WxH,...",
+        help="canvases to place the pictures on, each as often (default: the pictures' own size)",
+    )
     model.add_argument("--text-tokenizer", type=Path, metavar="tokenizer.json")
     model.add_argument("--card", type=Path, metavar="FILE.json", help="model card to store")
     model.add_argument(
@@ -83,6 +91,14 @@ def _add_train(commands) -> None:
         part.add_argument("--seed", type=int, default=0)
         part.add_argument("--resume", action="store_true")
         part.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
+
+
+def sizes(text: str) -> list[tuple[int, int]]:
+    """128x128,192x128 -> [(128, 128), (192, 128)]. Raises ValueError, as argparse expects."""
+    pairs = [tuple(map(int, part.split("x"))) for part in text.split(",")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(text)
+    return pairs
 
 
 def _loop(options):
@@ -122,6 +138,8 @@ def _train_model(options) -> None:
         options.output,
         PRESETS[options.preset],
         _loop(options),
+        init=options.init,
+        sizes=options.sizes,
         card=card,
         text_tokenizer=options.text_tokenizer,
         context_noise=options.context_noise,

@@ -2,8 +2,10 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from tokenshuffle_core import checkpoint
@@ -86,6 +88,41 @@ def test_codes_are_extracted_once(data, image_tokenizer, tmp_path):
     (tmp_path / "state.pt").unlink()
     train_model(data, image_tokenizer, tmp_path, TINY, loop)
     assert cache.stat().st_mtime_ns == written
+
+
+def test_a_checkpoint_is_trained_on_in_several_sizes(data, image_tokenizer, tmp_path):
+    loop = LoopConfig(steps=12, batch=4, learning_rate=1e-3)
+    first = train_model(data, image_tokenizer, tmp_path / "first", TINY, loop)
+    sizes = [(32, 32), (48, 40)]
+    second = train_model(
+        data, None, tmp_path / "second", TINY, loop, init=first, sizes=sizes, context_noise=0.5
+    )
+    before, after = load_file(first), load_file(second)
+    frozen = [name for name in before if name.startswith("image_tokenizer.")]
+    assert len(frozen) > 0
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    assert load(first).text_tokenizer.encode("apple") == load(second).text_tokenizer.encode("apple")
+    trained = [name for name in before if "embedding" in name and name not in frozen]
+    assert len(trained) > 0
+    for name in trained:  # the second training started from where the first one ended
+        assert not torch.equal(before[name], after[name])
+        moved = (before[name] - after[name]).abs().mean()
+        assert moved < before[name].abs().mean()
+    (cache,) = (tmp_path / "second").glob("codes-48x40-*.safetensors")
+    with Image.open(data / read_manifest(data)[0]["image"]) as picture:
+        canvas = Image.new("RGBA", (48, 40), "white")
+        canvas.alpha_composite(picture, (8, 4))
+    pixels = torch.from_numpy(np.array(canvas.convert("RGB"))).movedim(-1, 0)[None] / 255
+    expected = checkpoint.load_image_tokenizer(image_tokenizer).encode(pixels)[0]
+    same = load_file(cache)["codes"][0, 0] == expected
+    assert same.float().mean() > 0.95  # PIL rounds the blend to whole numbers
+
+
+@pytest.mark.parametrize("size", [(36, 32), (24, 32)])
+def test_a_size_that_does_not_fit(data, image_tokenizer, tmp_path, size):
+    loop = LoopConfig(steps=1, batch=1, learning_rate=1e-3)
+    with pytest.raises(ValueError, match=f"size {size[0]}x{size[1]} does not fit"):
+        train_model(data, image_tokenizer, tmp_path, TINY, loop, sizes=[size])
 
 
 def test_composite_is_the_over_operator():
