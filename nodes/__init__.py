@@ -13,6 +13,8 @@ from .sampling import (
     TokenShuffleSampler,
 )
 
+from .stopwatch import TokenShuffleStopwatch
+
 
 class TokenShuffleExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
@@ -28,4 +30,5 @@ class TokenShuffleExtension(ComfyExtension):
             TokenShuffleLoadCodes,
             TokenShuffleXYSheet,
             TokenShuffleCFGPlot,
+            TokenShuffleStopwatch,
         ]

@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..tokenshuffle_core import checkpoint
-from ..tokenshuffle_core.config import Config
+from ..tokenshuffle_core.config import Config, parse_sizes
 from ..tokenshuffle_core.text_tokenizer import TextTokenizer
 
 # `modified`, the file's time stamp, is there for the caches: a file written anew is read anew.
@@ -25,14 +25,19 @@ def _text_tokenizer(path: Path, modified: float) -> TextTokenizer:
 
 
 def describe(path: Path, modified: float) -> dict:
-    """The model card, what sizes are possible (`unit` pixels are one position) and settings."""
+    """The model card, what sizes are possible (`unit` pixels are one position) and settings.
+
+    `sizes` are those that the model was trained at, the default one first.
+    """
     config, metadata = _metadata(path, modified)
-    model = config.model
+    model, default = config.model, (config.generation.width, config.generation.height)
+    trained = parse_sizes(metadata.get(checkpoint.SIZES, ""))
     return {
         "card": {key.partition(".")[2]: text for key, text in checkpoint.card(metadata).items()},
         "unit": config.pixels_per_window,
         "window": model.window,
         "stride": config.image_tokenizer.stride,
+        "sizes": list(dict.fromkeys([default, *trained])),
         "max_side": model.max_grid * config.pixels_per_window,
         "max_positions": model.max_positions,
         "generation": asdict(config.generation),

@@ -68,10 +68,18 @@ def modified(name: str) -> float:
     return os.path.getmtime(folder_paths.get_full_path_or_raise(FOLDER, name))
 
 
+SPEEDS: dict[str, float] = {}  # positions per second of each checkpoint's last picture
+
+
 @PromptServer.instance.routes.get("/tokenshuffle/model")
 async def describe_model(request: web.Request) -> web.Response:
-    """What the page shows of ?checkpoint=NAME: its card, sizes and settings."""
-    return await _answer(request.query.get("checkpoint"), description.describe)
+    """What the page shows of ?checkpoint=NAME: its card, sizes, settings and speed."""
+    name = request.query.get("checkpoint")
+
+    def describe(path: Path, modified: float) -> dict:
+        return description.describe(path, modified) | {"speed": SPEEDS.get(name)}
+
+    return await _answer(name, describe)
 
 
 @PromptServer.instance.routes.post("/tokenshuffle/tokens")
@@ -98,6 +106,7 @@ class Loaded:
     ComfyUI takes a patcher that dies before its module for a memory leak, so they stay together.
     """
 
+    name: str
     pipeline: Pipeline
     model: ModelPatcher
     vq: ModelPatcher
@@ -157,6 +166,7 @@ def load_checkpoint(name: str) -> Loaded:
             layer.bias = getattr(layer, "bias", None)  # the host looks for it in every layer
     vq_devices = management.vae_device(), management.vae_offload_device()
     return Loaded(
+        name,
         pipeline,
         ModelPatcher(pipeline.model, device, offload),
         ModelPatcher(pipeline.image_tokenizer, *vq_devices),
@@ -169,10 +179,12 @@ def previews_wanted() -> bool:
 
 
 def follow(
-    steps: Iterator[Progress], picture_of: Callable[[Progress], Image.Image | None] | None
+    name: str,
+    steps: Iterator[Progress],
+    picture_of: Callable[[Progress], Image.Image | None] | None,
 ) -> Progress:
-    """Runs to the last step and returns it. Interrupt on every step; progress bar, speed and
-    previews, if `picture_of` gives any, on the node."""
+    """Runs checkpoint `name` to the last step and returns it. Interrupt on every step; progress
+    bar, speed and previews, if `picture_of` gives any, on the node."""
     bar = None
     started = shown = time.perf_counter()
     for step in steps:
@@ -185,6 +197,7 @@ def follow(
             image = picture and ("JPEG", picture, args.preview_size)
             bar.update_absolute(step.position, preview=image)
             say(_speed(step, now - started))
+    SPEEDS[name] = step.positions / (time.perf_counter() - started)
     return step
 
 

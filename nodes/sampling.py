@@ -226,4 +226,4 @@ def draw(
     preview = None
     if host.previews_wanted():
         preview = Preview(pipeline, model.colours, model.vq.load_device)
-    return host.follow(steps, preview).codes.cpu()
+    return host.follow(model.name, steps, preview).codes.cpu()

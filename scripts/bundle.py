@@ -43,7 +43,8 @@ def main() -> None:
     names = ("cfg", "schedule", "temperature", "top_k", "top_p")
     chosen = {name: getattr(options, name) for name in names}
     parts.config = replace(parts.config, generation=replace(parts.config.generation, **chosen))
-    parts.card = card_of(summary, records, options.training)
+    sizes = parts.card[checkpoint.SIZES]
+    parts.card = card_of(summary, records, options.training, sizes)
     checkpoint.save(checkpoint.BUNDLED, parts, torch.float16)
     parts.card["tokenshuffle.scores"] = ", ".join(score(options.data, records))
     checkpoint.save(checkpoint.BUNDLED, parts, torch.float16)
@@ -51,7 +52,7 @@ def main() -> None:
     print(parts.card["tokenshuffle.scores"])
 
 
-def card_of(summary: dict, records: list[dict], training: str) -> dict[str, str]:
+def card_of(summary: dict, records: list[dict], training: str, sizes: str) -> dict[str, str]:
     sources = "; ".join(
         f"{s['package']} {s['version']} ({s['licence']}, {s['by']})" for s in summary["sources"]
     )
@@ -75,10 +76,11 @@ def card_of(summary: dict, records: list[dict], training: str) -> dict[str, str]
             f"{sources}"
         ),
         "tokenshuffle.training": training,
+        checkpoint.SIZES: sizes,
         "tokenshuffle.limits": (
             "It has memorised its small data set and knows no other subject; pairs it never saw "
-            "come out as another subject more often; one size, one object per picture; fine detail "
-            "is blurred by the image tokenizer."
+            "come out as another subject more often; it draws one object per picture, at the sizes "
+            "listed; fine detail is blurred by the image tokenizer."
         ),
         "tokenshuffle.subjects": ", ".join(subjects),
     }

@@ -39,12 +39,13 @@ def to_api(workflow: dict, object_info: dict) -> dict:
         values = iter(node["widgets_values"])
         inputs = {}
         for name, (kind, *options) in inputs_of(object_info[node["type"]]):
+            settings = options[0] if options else {}
+            if (isinstance(kind, list) or kind in WIDGETS) and not settings.get("forceInput"):
+                inputs[name] = next(values)
+                if settings.get("control_after_generate"):
+                    next(values)  # fixed, increment, decrement or randomize: the page's business
             if linked.get(name) is not None:
                 inputs[name] = sources[linked[name]]
-            elif isinstance(kind, list) or kind in WIDGETS:
-                inputs[name] = next(values)
-                if options and options[0].get("control_after_generate"):
-                    next(values)  # fixed, increment, decrement or randomize: the page's business
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return prompt
 

@@ -25,6 +25,7 @@ BUNDLED = Path(__file__).parent / "weights" / "emoji.safetensors"
 CONFIG = "tokenshuffle.config"
 IMAGE_TOKENIZER = "tokenshuffle.image_tokenizer"
 TEXT_TOKENIZER = "tokenshuffle.text_tokenizer"
+SIZES = "tokenshuffle.sizes"  # in the card: the sizes that the model was trained at
 ARCHITECTURE = "token-shuffle"
 
 

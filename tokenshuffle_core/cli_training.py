@@ -11,7 +11,7 @@ from .cli_options import (
     load,
     settings_of,
 )
-from .config import PRESETS
+from .config import PRESETS, parse_sizes
 
 
 def add(commands) -> None:
@@ -61,7 +61,6 @@ def _add_train(commands) -> None:
     start.add_argument("--init", type=Path, metavar="FILE", help="train this checkpoint on")
     model.add_argument(
         "--sizes",
-        type=sizes,
         metavar="WxH,WxH,...",
         help="canvases to place the pictures on, each as often (default: the pictures' own size)",
     )
@@ -91,14 +90,6 @@ def _add_train(commands) -> None:
         part.add_argument("--seed", type=int, default=0)
         part.add_argument("--resume", action="store_true")
         part.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
-
-
-def sizes(text: str) -> list[tuple[int, int]]:
-    """128x128,192x128 -> [(128, 128), (192, 128)]. Raises ValueError, as argparse expects."""
-    pairs = [tuple(map(int, part.split("x"))) for part in text.split(",")]
-    if any(len(pair) != 2 for pair in pairs):
-        raise ValueError(text)
-    return pairs
 
 
 def _loop(options):
@@ -139,7 +130,7 @@ def _train_model(options) -> None:
         PRESETS[options.preset],
         _loop(options),
         init=options.init,
-        sizes=options.sizes,
+        sizes=parse_sizes(options.sizes) if options.sizes else None,
         card=card,
         text_tokenizer=options.text_tokenizer,
         context_noise=options.context_noise,

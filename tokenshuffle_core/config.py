@@ -191,6 +191,18 @@ class Config:
             raise ValueError(f"the configuration is not one of this version: {error}") from None
 
 
+def parse_sizes(text: str) -> list[tuple[int, int]]:
+    """ "128x128, 192x128" -> [(128, 128), (192, 128)]; nothing -> []. Raises ValueError."""
+    try:
+        return [_width_and_height(*part.split("x")) for part in text.split(",") if part.strip()]
+    except (TypeError, ValueError):
+        raise ValueError(f"sizes must be like 128x128, 192x128, not {text!r}") from None
+
+
+def _width_and_height(width: str, height: str) -> tuple[int, int]:
+    return int(width), int(height)
+
+
 LLAMAGEN_VQ16 = ImageTokenizerConfig()
 LLAMAGEN_VQ8 = ImageTokenizerConfig(channel_multipliers=(1, 2, 2, 4))
 

@@ -20,6 +20,7 @@ NODES = {
     "TokenShuffleLoadCodes",
     "TokenShuffleXYSheet",
     "TokenShuffleCFGPlot",
+    "TokenShuffleStopwatch",
 }
 
 

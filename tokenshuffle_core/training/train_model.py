@@ -146,7 +146,10 @@ class ModelTask:
         return sheet_of(self.parts.image_tokenizer.decode(last.codes.cpu()), columns=8)
 
     def save(self, module: TokenShuffleModel, path: Path) -> None:
-        checkpoint.save(path, replace(self.parts, model=module))
+        stride = self.parts.config.image_tokenizer.stride
+        sizes = [f"{c.shape[-1] * stride}x{c.shape[-2] * stride}" for c in self.codes]
+        card = self.parts.card | {checkpoint.SIZES: ", ".join(sizes)}
+        checkpoint.save(path, replace(self.parts, model=module, card=card))
 
     def _grid(self, codes: Tensor) -> tuple[int, int]:
         height, width = codes.shape[-2:]

@@ -1,0 +1,52 @@
+// What the server says about the checkpoint that a node works with.
+
+import { api } from '../../scripts/api.js'
+
+const described = new Map() // checkpoint -> promise of its description
+
+export function forget() {
+  described.clear()
+}
+
+// The name of the checkpoint behind the node's model input. Reroutes are followed; where the way
+// is not to be seen (subgraphs, get and set nodes), the only loader of the workflow is meant.
+export function checkpointOf(node, loaders) {
+  for (let origin = node, steps = 0; origin && steps < 50; steps++) {
+    if (origin.comfyClass === 'TokenShuffleLoader') return chosen(origin)
+    const inputs = origin.inputs ?? []
+    const named = inputs.findIndex((input) => input.type === 'TOKENSHUFFLE_MODEL')
+    origin = origin.getInputNode?.(named < 0 && inputs.length === 1 ? 0 : named)
+  }
+  return loaders.length === 1 ? chosen(loaders[0]) : undefined
+}
+
+function chosen(loader) {
+  return loader.widgets?.find((widget) => widget.name === 'checkpoint')?.value
+}
+
+// Resolves to the description, with the checkpoint's name, or to undefined where there is none.
+export function describe(checkpoint) {
+  if (!checkpoint) return Promise.resolve(undefined)
+  if (!described.has(checkpoint)) {
+    const query = new URLSearchParams({ checkpoint })
+    const model = answer(api.fetchApi(`/tokenshuffle/model?${query}`))
+    described.set(checkpoint, model.then((model) => model && { ...model, checkpoint }))
+  }
+  return described.get(checkpoint)
+}
+
+// Resolves to {tokens, limit}, or to undefined.
+export function countTokens(checkpoint, text) {
+  const body = JSON.stringify({ checkpoint, text })
+  const headers = { 'Content-Type': 'application/json' }
+  return answer(api.fetchApi('/tokenshuffle/tokens', { method: 'POST', headers, body }))
+}
+
+async function answer(request) {
+  try {
+    const reply = await request
+    return reply.ok ? await reply.json() : undefined
+  } catch {
+    return undefined // the server is away; the page itself says so
+  }
+}

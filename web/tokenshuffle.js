@@ -1,0 +1,90 @@
+// The panels on the pack's nodes: sizes, guidance, token count and model card.
+
+import { api } from '../../scripts/api.js'
+import { app } from '../../scripts/app.js'
+import { checkpointOf, describe, forget } from './model.js'
+import { cardPart, guidancePart, keepPart, sizePart, tokensPart } from './parts.js'
+
+// Parts from top to bottom, and the pixels they need; a panel that grows takes the node's spare
+// room.
+const PANELS = {
+  TokenShuffleLoader: { parts: [cardPart], height: 120, grows: true },
+  TokenShufflePrompt: { parts: [tokensPart], height: 17 },
+  TokenShuffleSampler: { parts: [sizePart, guidancePart], height: 138 },
+  TokenShuffleXYSheet: { parts: [sizePart], height: 68 },
+  TokenShuffleComplete: { parts: [keepPart, guidancePart], height: 70 }
+}
+
+const MARGIN = 6 // pixels around a panel
+const nodes = new Map() // node on the canvas -> function that brings its panel up to date
+let scheduled
+
+function refresh() {
+  scheduled ??= setTimeout(async () => {
+    scheduled = undefined
+    const loaders = [...nodes.keys()].filter((node) => node.comfyClass === 'TokenShuffleLoader')
+    for (const [node, update] of nodes) update(await describe(checkpointOf(node, loaders)))
+  })
+}
+
+// Calls `extra` after the method or callback that may be there already.
+function after(object, name, extra) {
+  const original = object[name]
+  object[name] = function (...values) {
+    const result = original?.apply(this, values)
+    extra()
+    return result
+  }
+}
+
+function addPanel(node, { parts, height, grows }) {
+  const root = document.createElement('div')
+  root.className = grows ? 'tokenshuffle-panel grows' : 'tokenshuffle-panel'
+  root.style.minHeight = `${height}px`
+  root.dataset.captureWheel = 'true' // scrolls the panel, and does not zoom the canvas
+  const updates = parts.map((part) => part(node, root, refresh))
+  // The last widget, and not saved: the values of a workflow keep their order without the panel.
+  const widget = node.addDOMWidget('tokenshuffle_panel', 'tokenshuffle_panel', root, {
+    serialize: false,
+    hideOnZoom: false,
+    margin: MARGIN,
+    getMinHeight: () => height + 2 * MARGIN,
+    getMaxHeight: () => (grows ? undefined : height + 2 * MARGIN)
+  })
+  widget.serialize = false
+  const update = (model) => updates.forEach((one) => one(model))
+  nodes.set(node, update)
+  after(node, 'onAdded', () => nodes.set(node, update))
+  after(node, 'onRemoved', () => nodes.delete(node))
+  for (const name of ['onAdded', 'onRemoved', 'onConfigure', 'onConnectionsChange']) {
+    after(node, name, refresh)
+  }
+}
+
+app.registerExtension({
+  name: 'TokenShuffle',
+
+  init() {
+    const link = document.createElement('link')
+    link.rel = 'stylesheet'
+    link.href = new URL('./tokenshuffle.css', import.meta.url)
+    document.head.append(link)
+    // A run has measured the speed anew.
+    api.addEventListener('execution_success', forgetAndRefresh)
+  },
+
+  nodeCreated(node) {
+    if (node.comfyClass in PANELS) addPanel(node, PANELS[node.comfyClass])
+    else if (node.comfyClass !== 'TokenShuffleOptions') return
+    for (const widget of node.widgets ?? []) after(widget, 'callback', refresh)
+    refresh()
+  },
+
+  // The user asked to read the models' folder again.
+  refreshComboInNodes: forgetAndRefresh
+})
+
+function forgetAndRefresh() {
+  forget()
+  refresh()
+}
