@@ -12,7 +12,6 @@ from .sampling import (
     TokenShufflePrompt,
     TokenShuffleSampler,
 )
-
 from .stopwatch import TokenShuffleStopwatch
 
 

@@ -2,8 +2,9 @@
 
     python -m scripts.workflows [--version 0.33.0]
 
-The PNG carries the workflow, so dropping it on the canvas restores the graph. Run it again after
-a workflow, a node or the bundled model has changed. Standard library only.
+The PNG carries the workflow, so dropping it on the canvas restores the graph; the JPEG is its
+thumbnail in the template browser. Run it again after a workflow, a node or the bundled model has
+changed. Needs Pillow.
 """
 
 import argparse
@@ -16,9 +17,14 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
+from PIL import Image, ImageOps
+
 from . import comfyui
 
 WORKFLOWS = comfyui.PACK / "workflows"
+PATHS = sorted(WORKFLOWS.glob("*.json"))
+NEEDS_DOWNLOAD = {"beside_diffusion"}  # a checkpoint of another project
+THUMBNAIL = (400, 400)
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 
@@ -89,6 +95,12 @@ def render(url: str, path: Path) -> None:
     path.with_suffix(".png").write_bytes(images(url, entry, saver)[0])
 
 
+def draw_thumbnail(path: Path) -> None:
+    with Image.open(path.with_suffix(".png")) as picture:
+        small = ImageOps.pad(picture.convert("RGB"), THUMBNAIL, color="white")
+    small.save(path.with_suffix(".jpg"), quality=85)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--version", help="version or name of the host (default: the newest)")
@@ -100,8 +112,10 @@ def main() -> int:
             process = comfyui.launch(host, Path(base), port)
             try:
                 comfyui.wait_until_ready(process, url)
-                for path in sorted(WORKFLOWS.glob("*.json")):
-                    render(url, path)
+                for path in PATHS:
+                    if path.stem not in NEEDS_DOWNLOAD:
+                        render(url, path)
+                    draw_thumbnail(path)
                     print(path.with_suffix(".png"))
             finally:
                 comfyui.stop(process)

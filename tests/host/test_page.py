@@ -1,0 +1,265 @@
+"""The page of a real ComfyUI in a real browser. Screenshots are kept in screenshots/."""
+
+import base64
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from scripts import comfyui, workflows
+from tokenshuffle_core.guidance import scale_at
+
+playwright = pytest.importorskip("playwright.sync_api")
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+SCREENSHOTS = comfyui.PACK / "screenshots"
+EXTENSIONS = f"/extensions/{comfyui.PACK_NAME}"
+RUNNABLE = [path for path in workflows.PATHS if path.stem not in workflows.NEEDS_DOWNLOAD]
+NODE = "type => window.app.graph._nodes.find((node) => node.type === type)"
+SECOND = 1000  # of Playwright's milliseconds
+
+
+class Page:
+    """ComfyUI's page, as a user acts on it."""
+
+    def __init__(self, page, look: str):
+        self.page = page
+        self.look = look
+        self.complaints = []  # errors that have to do with the pack
+        page.on("pageerror", lambda error: self._note(f"{error} {error.stack}"))
+        page.on("console", lambda m: m.type == "error" and self._note(f"{m.text} {m.location}"))
+
+    def _note(self, text: str) -> None:
+        if "tokenshuffle" in text.lower():
+            self.complaints.append(text)
+
+    def open(self, url: str) -> None:
+        self.page.goto(url)
+        self.page.wait_for_function(
+            "() => window.app?.graph && window.app.extensionManager?.command.commands.length > 20"
+        )
+        self.page.wait_for_timeout(3 * SECOND)
+        self.page.keyboard.press("Escape")  # the templates that a first visit is offered
+
+    def set(self, setting: str, value) -> None:
+        script = "([id, value]) => window.app.extensionManager.setting.set(id, value)"
+        self.page.evaluate(script, [setting, value])
+
+    def command(self, name: str) -> None:
+        self.page.evaluate("id => window.app.extensionManager.command.execute(id)", name)
+
+    def drop(self, path: Path) -> None:
+        kind = "image/png" if path.suffix == ".png" else "application/json"
+        transfer = self.page.evaluate_handle(
+            """([data, name, type]) => {
+                const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0))
+                const transfer = new DataTransfer()
+                transfer.items.add(new File([bytes], name, { type }))
+                return transfer
+            }""",
+            [base64.b64encode(path.read_bytes()).decode(), path.name, kind],
+        )
+        for event in ("dragover", "drop"):
+            at = {"dataTransfer": transfer, "clientX": 800, "clientY": 400}
+            self.page.dispatch_event("#graph-canvas", event, at)
+        wanted = sorted(
+            node["id"] for node in json.loads(path.with_suffix(".json").read_text())["nodes"]
+        )
+        self.page.wait_for_function(
+            """wanted => JSON.stringify(window.app.graph._nodes.map((node) => node.id).sort(
+                (a, b) => a - b)) === JSON.stringify(wanted)""",
+            arg=wanted,
+        )
+        self.page.wait_for_timeout(SECOND)
+        self.command("Comfy.Canvas.FitView")
+
+    def values(self, kind: str) -> dict:
+        """The widgets of the first node of a kind."""
+        script = f"kind => ({NODE})(kind).widgets.map((widget) => [widget.name, widget.value])"
+        return dict(self.page.evaluate(script, kind))
+
+    def fill(self, kind: str, **values) -> None:
+        """Sets widgets as a hand does: the value, then the widget's callback."""
+        script = f"""([kind, values]) => {{
+            for (const widget of ({NODE})(kind).widgets) {{
+                if (!(widget.name in values)) continue
+                widget.value = values[widget.name]
+                widget.callback?.(widget.value)
+            }}
+        }}"""
+        self.page.evaluate(script, [kind, values])
+
+    def press_run(self) -> None:
+        self.page.evaluate(
+            """() => {
+                window.previews = []
+                window.finished = undefined
+                const { api } = window.comfyAPI.api
+                api.addEventListener('b_preview', ({ detail }) => window.previews.push(detail.size))
+                for (const end of ['execution_success', 'execution_error'])
+                    api.addEventListener(end, () => (window.finished = end), { once: true })
+            }"""
+        )
+        self.page.get_by_role("button", name="Run", exact=True).first.click()
+
+    def wait_for_the_end(self) -> None:
+        self.page.wait_for_function("() => window.finished", timeout=120 * SECOND)
+        assert self.page.evaluate("() => window.finished") == "execution_success"
+
+    def screenshot(self, name: str) -> None:
+        SCREENSHOTS.mkdir(exist_ok=True)
+        self.page.screenshot(path=SCREENSHOTS / f"{name}-{self.look}.png")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    programs = [found for name in BROWSERS if (found := shutil.which(name))]
+    if not programs:
+        pytest.skip(f"no browser: one of {', '.join(BROWSERS)}")
+    with playwright.sync_playwright() as driver:
+        launched = driver.chromium.launch(executable_path=programs[0], args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module", params=["dark", "light"])
+def page(request, server, browser):
+    """The dark theme with nodes on the canvas; the light one with Vue nodes where there are any."""
+    opened = Page(
+        browser.new_page(viewport={"width": 1600, "height": 1000}),
+        f"{server.host.version}-{request.param}",
+    )
+    opened.open(server.url)
+    opened.set("Comfy.ColorPalette", request.param)
+    if request.param == "light" and not server.host.version.startswith("0.3."):
+        opened.set("Comfy.VueNodes.Enabled", True)
+    yield opened
+    opened.page.close()
+    assert opened.complaints == []
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: path.stem)
+def test_dropped_picture_runs(page, path):
+    page.drop(path.with_suffix(".png"))
+    page.press_run()
+    page.wait_for_the_end()
+    shown = page.page.evaluate(
+        """() => window.app.graph._nodes.filter((node) => node.type === 'SaveImage')
+            .map((node) => window.app.nodeOutputs[node.id]?.images?.length)"""
+    )
+    assert shown
+    assert all(shown)
+    page.page.wait_for_timeout(SECOND)
+    page.screenshot(path.stem)
+
+
+def test_picture_grows_while_sampling(page):
+    page.drop(workflows.WORKFLOWS / "text_to_image.json")
+    page.fill("TokenShuffleSampler", width=320, height=320, seed=5)
+    page.press_run()
+    page.page.wait_for_function("() => window.previews.length >= 2", timeout=60 * SECOND)
+    page.screenshot("sampling")
+    page.wait_for_the_end()
+    assert len(set(page.page.evaluate("() => window.previews"))) >= 3
+    facts = page.page.locator(".tokenshuffle-panel .facts").all_inner_texts()
+    assert any("400 positions · about" in text for text in facts), facts
+
+
+def test_preset_sets_the_size_and_the_size_snaps(page):
+    page.drop(workflows.WORKFLOWS / "text_to_image.json")
+    select = page.page.locator(".tokenshuffle-panel select")
+    sizes = select.locator("option").evaluate_all("options => options.map((o) => o.value)")
+    assert len(sizes) > 3
+    assert sizes[0] == "128x128"
+    select.select_option(sizes[1])
+    values = page.values("TokenShuffleSampler")
+    assert f"{values['width']}x{values['height']}" == sizes[1] != sizes[0]
+    page.fill("TokenShuffleSampler", width=135, height=4)
+    values = page.values("TokenShuffleSampler")
+    assert (values["width"], values["height"]) == (128, 16)
+    page.page.get_by_text("8 positions", exact=False).first.wait_for()
+
+
+def test_options_take_over_the_samplers_widgets(page):
+    page.drop(workflows.WORKFLOWS / "several_sizes.json")
+    script = f"() => ({NODE})('TokenShuffleSampler').widgets.filter((w) => w.disabled).map((w) => w.name)"
+    page.page.wait_for_function(f"() => ({script})().length")
+    assert page.page.evaluate(script) == ["schedule", "temperature", "top_k", "top_p"]
+    curve = page.page.locator(".tokenshuffle-panel polyline").first
+    before = curve.get_attribute("points")
+    page.fill("TokenShuffleOptions", schedule="constant")
+    page.page.wait_for_timeout(SECOND)
+    after = curve.get_attribute("points")
+    assert before != after
+    assert len({point.split(",")[1] for point in after.split()}) == 1, "a constant is a flat line"
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "half-linear"])
+def test_curve_is_what_the_sampler_applies(page, schedule):
+    script = f"""async ([schedule, cfg, positions]) => {{
+        const {{ scaleAt }} = await import('{EXTENSIONS}/guidance.js')
+        return Array.from({{length: positions}}, (_, i) => scaleAt(schedule, cfg, i, positions))
+    }}"""
+    for positions in (1, 2, 7, 64):
+        drawn = page.page.evaluate(script, [schedule, 5.5, positions])
+        applied = [scale_at(schedule, 5.5, position, positions) for position in range(positions)]
+        assert drawn == pytest.approx(applied)
+
+
+def test_tokens_are_counted_while_typing(page):
+    page.drop(workflows.WORKFLOWS / "text_to_image.json")
+    page.fill("TokenShufflePrompt", text="apple " * 80)
+    page.page.get_by_text("80 / 64 tokens: shorten the prompt").wait_for()
+    page.fill("TokenShufflePrompt", text="")
+    page.page.get_by_text("0 / 64 tokens", exact=True).wait_for()
+
+
+def test_loader_shows_the_model_card(page):
+    page.drop(workflows.WORKFLOWS / "text_to_image.json")
+    panel = page.page.locator(".tokenshuffle-panel", has_text="Token-Shuffle Emoji")
+    panel.wait_for()
+    assert "Apache-2.0" in panel.inner_text()
+    page.fill("TokenShuffleLoader", checkpoint="broken.safetensors")
+    page.page.get_by_text("not a Token-Shuffle checkpoint").wait_for()
+
+
+def test_template_browser_lists_the_workflows(page):
+    page.command("Comfy.BrowseTemplates")
+    dialog = page.page.get_by_role("dialog")
+    dialog.get_by_text(comfyui.PACK_NAME).click()
+    for path in workflows.PATHS:
+        title = dialog.get_by_text(path.stem.replace("_", " "), exact=False)
+        title.first.wait_for()
+    page.page.wait_for_timeout(SECOND)
+    loaded = dialog.locator("img").evaluate_all(
+        "images => images.filter((i) => i.src.includes('TokenShuffle') && i.naturalWidth).length"
+    )
+    assert loaded >= len(workflows.PATHS)
+    page.screenshot("templates")
+    page.page.keyboard.press("Escape")
+
+
+def test_help_page_opens(page):
+    page.drop(workflows.WORKFLOWS / "text_to_image.json")
+    script = f"() => window.app.canvas.selectNode(({NODE})('TokenShuffleSampler'))"
+    page.page.evaluate(script)
+    page.page.get_by_test_id("info-button").click()
+    page.page.get_by_text("Cancelling stops after the current step").wait_for()
+    page.screenshot("help")
+
+
+def test_reload_finds_the_graph_as_it_was(page, server):
+    page.drop(workflows.WORKFLOWS / "complete_image.json")
+    page.fill("TokenShuffleComplete", keep_top=32, cfg=3.5)
+    page.page.evaluate("() => window.app.graph.change?.()")
+    snapshot = """() => {
+        const { nodes, links } = window.app.graph.serialize()
+        return [nodes.map((n) => [n.id, n.type, n.pos, n.widgets_values]), links]
+    }"""
+    page.page.mouse.click(700, 950)  # the page notes changes after a click
+    page.page.wait_for_timeout(3 * SECOND)
+    before = page.page.evaluate(snapshot)
+    page.open(server.url)
+    assert page.page.evaluate(snapshot) == before
+    assert page.values("TokenShuffleComplete")["keep_top"] == 32
