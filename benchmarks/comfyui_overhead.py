@@ -18,7 +18,7 @@ from pathlib import Path
 
 from scripts import comfyui, workflows
 
-API = comfyui.PACK / "examples" / "text_to_image_api.json"
+API = comfyui.PACK / "api" / "text_to_image_api.json"
 SETTINGS = ("none", "auto")
 BASELINE = """
 import sys, time

@@ -91,11 +91,12 @@ async def count_tokens(request: web.Request) -> web.Response:
 
 
 async def _answer(name: str | None, about: Callable[[Path, float], dict]) -> web.Response:
+    """What `about` says of a checkpoint, or {"error": a sentence} for the page to show."""
     try:
         path = Path(folder_paths.get_full_path_or_raise(FOLDER, str(name)))
         answer = await asyncio.to_thread(about, path, path.stat().st_mtime)
     except (ValueError, OSError) as error:
-        return web.json_response({"error": str(error)}, status=404)
+        answer = {"error": str(error)}
     return web.json_response(answer)
 
 

@@ -18,7 +18,7 @@ CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 YAML = [ROOT / ".pre-commit-config.yaml", *sorted((ROOT / ".github").rglob("*.yml"))]
 # What a ComfyUI needs of the pack, with the licence and what a user reads.
 SHIPPED = {
-    *("__init__.py", "nodes", "tokenshuffle_core", "web", "locales", "workflows", "examples"),
+    *("__init__.py", "nodes", "tokenshuffle_core", "web", "locales", "workflows", "api"),
     *("pyproject.toml", "requirements.txt", "LICENSE", "README.md", "README.zh.md", "CHANGELOG.md"),
 }
 

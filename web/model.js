@@ -24,18 +24,18 @@ function chosen(loader) {
   return loader.widgets?.find((widget) => widget.name === 'checkpoint')?.value
 }
 
-// Resolves to the description, with the checkpoint's name, or to undefined where there is none.
+// Resolves to the description with the checkpoint's name, or to {error} where it cannot be read.
 export function describe(checkpoint) {
-  if (!checkpoint) return Promise.resolve(undefined)
+  if (!checkpoint) return Promise.resolve({})
   if (!described.has(checkpoint)) {
     const query = new URLSearchParams({ checkpoint })
     const model = answer(api.fetchApi(`/tokenshuffle/model?${query}`))
-    described.set(checkpoint, model.then((model) => model && { ...model, checkpoint }))
+    described.set(checkpoint, model.then((model) => ({ ...model, checkpoint })))
   }
   return described.get(checkpoint)
 }
 
-// Resolves to {tokens, limit}, or to undefined.
+// Resolves to {tokens, limit}, or to {error}.
 export function countTokens(checkpoint, text) {
   const body = JSON.stringify({ checkpoint, text })
   const headers = { 'Content-Type': 'application/json' }
@@ -45,8 +45,8 @@ export function countTokens(checkpoint, text) {
 async function answer(request) {
   try {
     const reply = await request
-    return reply.ok ? await reply.json() : undefined
-  } catch {
-    return undefined // the server is away; the page itself says so
+    return await reply.json()
+  } catch (error) {
+    return { error: String(error) } // the server is away, or of another version
   }
 }

@@ -1,5 +1,5 @@
 // The parts of the panels. Each is made for a node inside an element, and returns the function that
-// shows the present state, given the model's description or undefined.
+// shows the present state, given the model's description, or undefined and why there is none.
 
 import { app } from '../../scripts/app.js'
 import { drawSchedule } from './guidance.js'
@@ -98,9 +98,9 @@ export function tokensPart(node, root) {
     const answer = await countTokens(checkpoint, text)
     if (text !== asked) return
     counted = `${checkpoint}\n${text}`
-    const { tokens, limit } = answer ?? {}
+    const { tokens, limit } = answer
     line.classList.toggle('warning', tokens > limit)
-    if (!answer) line.textContent = ''
+    if (answer.error) line.textContent = ''
     else line.textContent = strings()[tokens > limit ? 'tooLong' : 'tokens'](tokens, limit)
   }
 
@@ -119,16 +119,15 @@ export function tokensPart(node, root) {
 
 // The model card.
 export function cardPart(node, root) {
-  return (model) => {
-    const text = strings()
+  return (model, error) => {
     root.replaceChildren()
     if (!model) {
-      append(root, 'div', 'warning').textContent = text.noCard
+      append(root, 'div', 'warning').textContent = error ?? ''
       return
     }
     append(root, 'strong').textContent = model.card.title ?? ''
     append(root, 'div').textContent = model.card.description ?? ''
-    for (const [key, title] of Object.entries(text.card)) {
+    for (const [key, title] of Object.entries(strings().card)) {
       if (!model.card[key]) continue
       append(root, 'div', 'title').textContent = title
       append(root, 'div').textContent = model.card[key]

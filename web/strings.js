@@ -16,7 +16,6 @@ const STRINGS = {
     guidanceOff: 'Guidance is off: cfg is 1',
     tokens: (count, limit) => `${count} / ${limit} tokens`,
     tooLong: (count, limit) => `${count} / ${limit} tokens: shorten the prompt`,
-    noCard: 'This file is not a Token-Shuffle checkpoint.',
     card: {
       usage_hint: 'Prompts',
       sizes: 'Sizes',
@@ -43,7 +42,6 @@ const STRINGS = {
     guidanceOff: '引导已关闭：cfg 为 1',
     tokens: (count, limit) => `${count} / ${limit} 个 token`,
     tooLong: (count, limit) => `${count} / ${limit} 个 token：请缩短提示词`,
-    noCard: '此文件不是 Token-Shuffle 检查点。',
     card: {
       usage_hint: '提示词',
       sizes: '尺寸',
@@ -70,7 +68,6 @@ const STRINGS = {
     guidanceOff: 'ガイダンスはオフです（cfg が 1）',
     tokens: (count, limit) => `${count} / ${limit} トークン`,
     tooLong: (count, limit) => `${count} / ${limit} トークン：プロンプトを短くしてください`,
-    noCard: 'このファイルは Token-Shuffle のチェックポイントではありません。',
     card: {
       usage_hint: 'プロンプト',
       sizes: 'サイズ',

@@ -23,7 +23,10 @@ function refresh() {
   scheduled ??= setTimeout(async () => {
     scheduled = undefined
     const loaders = [...nodes.keys()].filter((node) => node.comfyClass === 'TokenShuffleLoader')
-    for (const [node, update] of nodes) update(await describe(checkpointOf(node, loaders)))
+    for (const [node, update] of nodes) {
+      const model = await describe(checkpointOf(node, loaders))
+      update(model.unit ? model : undefined, model.error)
+    }
   })
 }
 
@@ -52,7 +55,7 @@ function addPanel(node, { parts, height, grows }) {
     getMaxHeight: () => (grows ? undefined : height + 2 * MARGIN)
   })
   widget.serialize = false
-  const update = (model) => updates.forEach((one) => one(model))
+  const update = (...state) => updates.forEach((one) => one(...state))
   nodes.set(node, update)
   after(node, 'onAdded', () => nodes.set(node, update))
   after(node, 'onRemoved', () => nodes.delete(node))

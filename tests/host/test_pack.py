@@ -1,10 +1,11 @@
 """What ComfyUI sees of the pack when it starts."""
 
+import io
 import json
 import re
-import urllib.error
 
 import pytest
+from PIL import Image
 
 from scripts import comfyui, workflows
 
@@ -85,7 +86,16 @@ def test_page_is_told_about_a_checkpoint(server):
 
 @pytest.mark.parametrize("name", ["broken.safetensors", "../../main.py", "nothing.safetensors"])
 def test_page_asks_for_what_is_no_checkpoint(server, name):
-    with pytest.raises(urllib.error.HTTPError) as error:
-        server.get(f"/tokenshuffle/model?checkpoint={name}")
-    assert error.value.code == 404
-    assert json.loads(error.value.read())["error"]
+    answer = server.get(f"/tokenshuffle/model?checkpoint={name}")
+    assert set(answer) == {"error"}
+    assert name.rpartition("/")[2] in answer["error"]
+
+
+def test_templates_are_the_workflows_with_their_thumbnails(server):
+    names = server.get("/workflow_templates")[comfyui.PACK_NAME]
+    assert sorted(names) == [path.stem for path in workflows.PATHS]
+    for path in workflows.PATHS:
+        folder = f"{server.url}/api/workflow_templates/{comfyui.PACK_NAME}"
+        assert json.loads(workflows.http(f"{folder}/{path.name}")) == json.loads(path.read_text())
+        thumbnail = workflows.http(f"{folder}/{path.stem}.jpg")
+        assert Image.open(io.BytesIO(thumbnail)).size == workflows.THUMBNAIL

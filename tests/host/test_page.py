@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -27,15 +28,17 @@ class Page:
         self.page = page
         self.look = look
         self.complaints = []  # errors that have to do with the pack
+        page.set_default_timeout(20 * SECOND)
         page.on("pageerror", lambda error: self._note(f"{error} {error.stack}"))
         page.on("console", lambda m: m.type == "error" and self._note(f"{m.text} {m.location}"))
 
     def _note(self, text: str) -> None:
-        if "tokenshuffle" in text.lower():
+        # The page asks for a help page in its own language before it takes the common one.
+        if "tokenshuffle" in text.lower() and "/en.md" not in text:
             self.complaints.append(text)
 
     def open(self, url: str) -> None:
-        self.page.goto(url)
+        self.page.goto(url, timeout=60 * SECOND)
         self.page.wait_for_function(
             "() => window.app?.graph && window.app.extensionManager?.command.commands.length > 20"
         )
@@ -67,8 +70,8 @@ class Page:
             node["id"] for node in json.loads(path.with_suffix(".json").read_text())["nodes"]
         )
         self.page.wait_for_function(
-            """wanted => JSON.stringify(window.app.graph._nodes.map((node) => node.id).sort(
-                (a, b) => a - b)) === JSON.stringify(wanted)""",
+            """wanted => JSON.stringify(window.app.graph._nodes.map((node) => Number(node.id))
+                .sort((a, b) => a - b)) === JSON.stringify(wanted)""",
             arg=wanted,
         )
         self.page.wait_for_timeout(SECOND)
@@ -123,7 +126,7 @@ def browser():
         launched.close()
 
 
-@pytest.fixture(scope="module", params=["dark", "light"])
+@pytest.fixture(scope="module", params=["dark", pytest.param("light", marks=pytest.mark.slow)])
 def page(request, server, browser):
     """The dark theme with nodes on the canvas; the light one with Vue nodes where there are any."""
     opened = Page(
@@ -183,7 +186,8 @@ def test_preset_sets_the_size_and_the_size_snaps(page):
 
 def test_options_take_over_the_samplers_widgets(page):
     page.drop(workflows.WORKFLOWS / "several_sizes.json")
-    script = f"() => ({NODE})('TokenShuffleSampler').widgets.filter((w) => w.disabled).map((w) => w.name)"
+    script = f"""() => ({NODE})('TokenShuffleSampler').widgets
+        .filter((widget) => widget.disabled).map((widget) => widget.name)"""
     page.page.wait_for_function(f"() => ({script})().length")
     assert page.page.evaluate(script) == ["schedule", "temperature", "top_k", "top_p"]
     curve = page.page.locator(".tokenshuffle-panel polyline").first
@@ -221,7 +225,7 @@ def test_loader_shows_the_model_card(page):
     panel.wait_for()
     assert "Apache-2.0" in panel.inner_text()
     page.fill("TokenShuffleLoader", checkpoint="broken.safetensors")
-    page.page.get_by_text("not a Token-Shuffle checkpoint").wait_for()
+    page.page.get_by_text("broken.safetensors is not a readable safetensors file").wait_for()
 
 
 def test_template_browser_lists_the_workflows(page):
@@ -229,13 +233,13 @@ def test_template_browser_lists_the_workflows(page):
     dialog = page.page.get_by_role("dialog")
     dialog.get_by_text(comfyui.PACK_NAME).click()
     for path in workflows.PATHS:
-        title = dialog.get_by_text(path.stem.replace("_", " "), exact=False)
-        title.first.wait_for()
-    page.page.wait_for_timeout(SECOND)
-    loaded = dialog.locator("img").evaluate_all(
-        "images => images.filter((i) => i.src.includes('TokenShuffle') && i.naturalWidth).length"
+        title = re.compile(path.stem.replace("_", "[ _]"), re.IGNORECASE)
+        dialog.get_by_text(title).first.wait_for()
+    page.page.wait_for_function(
+        """([width, count]) => [...document.querySelectorAll('[role=dialog] img')]
+            .filter((image) => image.naturalWidth === width).length === count""",
+        arg=[workflows.THUMBNAIL[0], len(workflows.PATHS)],
     )
-    assert loaded >= len(workflows.PATHS)
     page.screenshot("templates")
     page.page.keyboard.press("Escape")
 
