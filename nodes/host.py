@@ -150,14 +150,20 @@ class Loaded:
         return pictures * pixels * maps * itemsize
 
 
+def model_dtype(device: torch.device) -> torch.dtype:
+    """What the model computes in: ComfyUI's choice, by the device and its own options."""
+    # In the order of preference, of which --force-fp16 by itself would change nothing.
+    supported = [torch.float16] if args.force_fp16 else [torch.bfloat16, torch.float16]
+    dtype = comfy.model_management.unet_dtype(device, supported_dtypes=supported)
+    return dtype if dtype.itemsize > 1 else torch.bfloat16  # these layers have no 8 bit weights
+
+
 def load_checkpoint(name: str) -> Loaded:
     """Both modules stay in main memory until a node needs them."""
     management = comfy.model_management
     path = folder_paths.get_full_path_or_raise(FOLDER, name)
     device, offload = management.get_torch_device(), management.unet_offload_device()
-    dtype = management.unet_dtype(device, supported_dtypes=[torch.bfloat16, torch.float32])
-    dtype = dtype if dtype.itemsize > 1 else torch.bfloat16  # these layers have no 8 bit weights
-    pipeline = load(path, offload, dtype)
+    pipeline = load(path, offload, model_dtype(device))
     pipeline.image_tokenizer.to(management.vae_dtype(management.vae_device()))
     for layer in [*pipeline.model.modules(), *pipeline.image_tokenizer.modules()]:
         # The host's layers compute the same, and fetch weights that found no room on the device.

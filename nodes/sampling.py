@@ -124,9 +124,14 @@ class TokenShuffleOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, schedule: str, temperature: float, top_k: int, top_p: float) -> io.NodeOutput:
-        return io.NodeOutput(
-            {"schedule": schedule, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        )
+        options = {
+            "schedule": schedule,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+        }
+        replace(GenerationConfig(), **options)  # a bad value is this node's error, not a sampler's
+        return io.NodeOutput(options)
 
 
 class TokenShuffleComplete(io.ComfyNode):

@@ -21,6 +21,7 @@ class Server:
     url: str
     base: Path
     log: Path
+    pid: int
     start: list[str]  # what it had printed when it was ready
 
     def get(self, path: str):
@@ -70,9 +71,11 @@ def server(request, tiny, tmp_path_factory):
     (models / "tiny.safetensors").write_bytes(tiny.read_bytes())
     (models / "broken.safetensors").write_bytes(tiny.read_bytes()[:1000])
     port = comfyui.free_port()
-    server = Server(host, f"http://127.0.0.1:{port}", base, base / "log.txt", [])
-    with server.log.open("w") as log:
+    log_path = base / "log.txt"
+    with log_path.open("w") as log:
         process = comfyui.launch(host, base, port, ["--preview-method", "auto"], log)
+        url = f"http://127.0.0.1:{port}"
+        server = Server(host, url, base, log_path, process.pid, [])
         try:
             comfyui.wait_until_ready(process, server.url)
             server.start.extend(server.log.read_text().splitlines())

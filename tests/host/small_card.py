@@ -1,4 +1,5 @@
-"""Samples inside ComfyUI's memory management as if the card had little memory; prints JSON.
+"""Samples inside ComfyUI's memory management as if the card had little memory; prints JSON, last
+of all the dtype that the model gets with each of ComfyUI's options.
 
     python small_card.py CLONE PACK CHECKPOINT FREE_BYTES...
 
@@ -76,3 +77,12 @@ for size in map(int, sizes):
     management.vram_state = state.NORMAL_VRAM if size else state.NO_VRAM
     management.get_free_memory = lambda *_, free=float(size), **__: free
     print(json.dumps(sample()))
+
+management.get_free_memory = lambda *_, **__: float(2**40)
+dtypes = {}
+for option in ("force_fp16", "fp32_unet", "bf16_unet", "fp16_unet", "fp8_e4m3fn_unet"):
+    setattr(management.args, option, True)
+    loaded = host.load_checkpoint(Path(checkpoint).name)
+    setattr(management.args, option, False)
+    dtypes[option] = str(loaded.model.model.head.weight.dtype)
+print(json.dumps({"dtypes": dtypes}))

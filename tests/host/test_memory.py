@@ -2,27 +2,31 @@
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from scripts import comfyui
+from scripts import comfyui, workflows
 from tokenshuffle_core import checkpoint
+from tokenshuffle_core.checkpoint import BUNDLED
 
 PLENTY = 2**34
 
 
 @pytest.fixture(scope="module")
-def cards(server, tiny) -> dict[float, dict]:
-    """What small_card.py found, by the share of the model's bytes that the card has free."""
+def cards(server, tiny) -> dict[float | str, dict]:
+    """What small_card.py found, by the share of the model's bytes that the card has free, and the
+    dtypes by ComfyUI's options."""
     size = sum(weight.nbytes for weight in checkpoint.load(tiny).model.parameters())
     free = {0.0: 0, 0.5: size // 2, 1.0: PLENTY}
     command = [server.host.python, Path(__file__).with_name("small_card.py"), server.host.clone]
     command += [comfyui.PACK, tiny, *map(str, free.values())]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    results = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    *results, last = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert [result["model"]["size"] for result in results] == [size] * 3
-    return dict(zip(free, results, strict=True))
+    return {**dict(zip(free, results, strict=True)), **last}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
@@ -43,3 +47,50 @@ def test_large_card_holds_both_until_it_is_told_to_unload(cards):
     assert cards[1.0]["same_codes"]
     assert cards[1.0]["known"] == 2
     assert cards[1.0]["after"] == [0, 0]
+
+
+def test_comfyuis_options_choose_the_dtype(cards):
+    assert cards["dtypes"] == {
+        "force_fp16": "torch.float16",
+        "fp32_unet": "torch.float32",
+        "bf16_unet": "torch.bfloat16",
+        "fp16_unet": "torch.float16",
+        "fp8_e4m3fn_unet": "torch.bfloat16",  # the model has no 8 bit weights
+    }
+
+
+def test_a_hundred_prompts_leave_the_servers_memory_as_it_was(server, prompt):
+    """The bundled model's KV cache has 2 MB for such a picture: a leak of it would be seen."""
+    prompt["loader"]["inputs"]["checkpoint"] = BUNDLED.name
+    prompt["sampler"]["inputs"] |= {"width": 32, "height": 32}
+
+    def run(seed: int) -> int:
+        prompt["sampler"]["inputs"]["seed"] = seed
+        assert server.run(prompt)["status"]["status_str"] == "success"
+        return psutil.Process(server.pid).memory_info().rss
+
+    for seed in range(20):  # caches fill, and the allocator takes what it needs
+        before = run(seed)
+    for seed in range(20, 120):
+        after = run(seed)
+    assert after - before < 20 * 2**20
+
+
+def test_interrupt_gives_the_memory_back(server, prompt):
+    def allocated() -> int:  # virtual memory: pages of the cache count before they are written
+        return psutil.Process(server.pid).memory_info().vms
+
+    before = allocated()
+    prompt["sampler"]["inputs"] |= {"width": 512, "height": 512, "batch_size": 64}
+    prompt_id = workflows.submit(server.url, prompt)
+    # 64 pictures with two prompts each, 4096 positions, 2 layers' keys and values of 2 heads by 8.
+    cache = 64 * 2 * 4096 * 2 * 2 * 2 * 8 * 4
+    deadline = time.monotonic() + 60
+    while allocated() < before + cache:
+        assert time.monotonic() < deadline, "the picture was never begun"
+        time.sleep(0.05)
+    workflows.http(f"{server.url}/interrupt", {})
+    entry = workflows.wait(server.url, prompt_id, timeout=10)
+    assert "execution_interrupted" in [kind for kind, _ in entry["status"]["messages"]]
+    time.sleep(1)
+    assert allocated() < before + cache / 2

@@ -84,6 +84,24 @@ def test_interrupt_in_the_middle(server, prompt):
     succeed(server, prompt)
 
 
+def test_prompt_behind_an_interrupted_one_succeeds(server, prompt):
+    expected = succeed(server, prompt)
+    long = copy.deepcopy(prompt)
+    long["sampler"]["inputs"] |= {"width": 256, "height": 256, "batch_size": 64}
+    prompt["save"]["inputs"]["filename_prefix"] = "behind"  # not yet in ComfyUI's cache
+    first, second = (workflows.submit(server.url, queued) for queued in (long, prompt))
+    while [running[1] for running in server.get("/queue")["queue_running"]] != [first]:
+        time.sleep(0.05)
+    time.sleep(1)
+    workflows.http(f"{server.url}/interrupt", {})
+    kinds = [kind for kind, _ in workflows.wait(server.url, first)["status"]["messages"]]
+    assert "execution_interrupted" in kinds
+    entry = workflows.wait(server.url, second)
+    assert entry["status"]["status_str"] == "success"
+    (png,) = workflows.images(server.url, entry, "save")
+    np.testing.assert_array_equal(pixels(png), expected[0])
+
+
 def test_models_come_back_after_free(server, prompt):
     before = succeed(server, prompt)
     workflows.http(f"{server.url}/free", {"unload_models": True, "free_memory": True})
