@@ -16,7 +16,10 @@ playwright = pytest.importorskip("playwright.sync_api")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SCREENSHOTS = comfyui.PACK / "screenshots"
 EXTENSIONS = f"/extensions/{comfyui.PACK_NAME}"
-RUNNABLE = [path for path in workflows.PATHS if path.stem not in workflows.NEEDS_DOWNLOAD]
+DROPPED = [
+    *(p.with_suffix(".png") for p in workflows.PATHS if p.stem not in workflows.NEEDS_DOWNLOAD),
+    *sorted(Path(__file__).with_name("first_version").glob("*.json")),
+]
 NODE = "type => window.app.graph._nodes.find((node) => node.type === type)"
 SECOND = 1000  # of Playwright's milliseconds
 
@@ -142,9 +145,9 @@ def page(request, server, browser):
     assert opened.complaints == []
 
 
-@pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: path.stem)
-def test_dropped_picture_runs(page, path):
-    page.drop(path.with_suffix(".png"))
+@pytest.mark.parametrize("path", DROPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_dropped_workflow_runs(page, path):
+    page.drop(path)
     page.press_run()
     page.wait_for_the_end()
     shown = page.page.evaluate(
@@ -154,7 +157,7 @@ def test_dropped_picture_runs(page, path):
     assert shown
     assert all(shown)
     page.page.wait_for_timeout(SECOND)
-    page.screenshot(path.stem)
+    page.screenshot(f"{path.parent.name}-{path.stem}")
 
 
 def test_picture_grows_while_sampling(page):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +13,14 @@ from scripts import comfyui, workflows
 from tokenshuffle_core.checkpoint import BUNDLED
 
 PATHS = workflows.PATHS
+FIRST_VERSION = sorted(Path(__file__).with_name("first_version").glob("*.json"))
 RUNNABLE = [path for path in PATHS if path.stem not in workflows.NEEDS_DOWNLOAD]
 pytestmark = pytest.mark.skipif(not BUNDLED.exists(), reason="the bundled model is missing")
 
 
-@pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", RUNNABLE + FIRST_VERSION, ids=lambda p: f"{p.parent.name}-{p.stem}"
+)
 def test_workflow_runs(server, path):
     workflow = json.loads(path.read_text())
     prompt = workflows.to_api(workflow, server.get("/object_info"))
