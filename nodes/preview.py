@@ -28,12 +28,14 @@ class Preview:
         self.spent = self.per_row = 0.0  # seconds of decoding, and for a row of codes
 
     def __call__(self, step: Progress) -> Image.Image | None:
-        """The picture after a finished row of windows, None where there is nothing new to show."""
+        """The picture after a finished row of windows, None where there is nothing new to show. The
+        last one stays on the node, so it is shown however soon it comes."""
         _, height, width = step.codes.shape
         window = self.pipeline.config.model.window
         finished, rest = divmod(step.position, width // window)
         now = time.perf_counter()
-        if rest or step.position == step.positions or now - self.shown < INTERVAL:
+        last = step.position == step.positions and self.canvas is not None
+        if not last and (rest or now - self.shown < INTERVAL):
             return None
         self.shown = now
         rows = finished * window
@@ -48,14 +50,16 @@ class Preview:
         self.painted = rows
         first = max(0, self.decoded - window)  # a row above, because neighbours blend
         affordable = SHARE * (now - self.started) - self.spent
-        last = min(rows, first + int(affordable / self.per_row)) if self.per_row else rows
-        if last > self.decoded:
-            image = self.pipeline.decode(step.codes[:1, first:last], True, self.device)[0]
-            self.canvas[first * stride : last * stride] = (image * 255).byte().numpy()
-            self.decoded = last
+        # The first decoding finds out what a row costs.
+        count = int(affordable / self.per_row) if self.per_row else window
+        end = min(rows, first + count)
+        if end > self.decoded:
+            image = self.pipeline.decode(step.codes[:1, first:end], True, self.device)[0]
+            self.canvas[first * stride : end * stride] = (image * 255).byte().numpy()
+            self.decoded = end
             cost = time.perf_counter() - now
             self.spent += cost
-            self.per_row = cost / (last - first)
+            self.per_row = cost / (end - first)
         return Image.fromarray(self.canvas.copy())
 
 

@@ -57,7 +57,8 @@ def test_picture_grows_from_the_top(server, large):
         painted = np.abs(picture.astype(int) - 128).max((1, 2)) > 16
         heights.append(int(np.nonzero(painted)[0].max()) + 1)
     assert heights == sorted(heights)
-    assert 0 < heights[0] < heights[-1] < 512
+    assert 0 < heights[0] < heights[-2] < 512, "the rest is neutral"
+    assert heights[-1] == 512, "the last one stays, and has all rows"
     assert values == sorted(values)
     assert values[-1] == 1024
     assert lines[-1].startswith("1024 / 1024 positions, ")
