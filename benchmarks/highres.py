@@ -62,7 +62,7 @@ def main() -> None:
     print(f"model {count / 1e6:.0f} M parameters, {_peak()}")
     start = time.perf_counter()
     ids = pipeline.encode_prompt("a red apple")
-    rows, columns = pipeline.grid(options.size, options.size)
+    rows, columns = pipeline.grid(settings)
     steps = pipeline.sample(ids, [], settings, seed=0)
     for step in tqdm(steps, total=rows * columns, file=sys.stderr):  # noqa: B007
         pass

@@ -6,6 +6,7 @@ from .charts import TokenShuffleCFGPlot, TokenShuffleXYSheet
 from .codes import TokenShuffleLoadCodes, TokenShuffleSaveCodes
 from .image_tokenizer import TokenShuffleVQDecode, TokenShuffleVQEncode
 from .loader import TokenShuffleLoader
+from .lora import TokenShuffleLoraLoader
 from .sampling import (
     TokenShuffleComplete,
     TokenShuffleOptions,
@@ -19,6 +20,7 @@ class TokenShuffleExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             TokenShuffleLoader,
+            TokenShuffleLoraLoader,
             TokenShufflePrompt,
             TokenShuffleSampler,
             TokenShuffleOptions,

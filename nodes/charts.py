@@ -39,6 +39,13 @@ class TokenShuffleXYSheet(io.ComfyNode):
                 io.String.Input(
                     "cfgs", default="1, 2, 4, 8", tooltip="Rows: guidance scales, with commas."
                 ),
+                io.String.Input(
+                    "windows",
+                    default="",
+                    optional=True,
+                    tooltip="More rows: windows that the model serves, with commas. Empty is the "
+                    "model's own.",
+                ),
                 Options.Input(
                     "options", optional=True, tooltip="Not connected: the model's own settings."
                 ),
@@ -61,20 +68,31 @@ class TokenShuffleXYSheet(io.ComfyNode):
         seed: int,
         seeds: int,
         cfgs: str,
+        windows: str = "",
         negative: list[int] | None = None,
         options: dict | None = None,
     ) -> io.NodeOutput:
-        scales = read_numbers(cfgs)
         own = model.pipeline.config.generation
         settings = replace(own, width=width, height=height, **options or {})
-        all_settings = [replace(settings, cfg=scale) for scale in scales]  # bad ones fail at once
+        sizes = read_numbers("windows", windows, int) if windows.strip() else [own.window]
+        all_settings = [  # bad ones fail at once
+            replace(settings, cfg=scale, window=size)
+            for scale in read_numbers("cfgs", cfgs, float)
+            for size in sizes
+        ]
+        for one in all_settings:
+            model.pipeline.grid(one)
         codes = torch.cat(
             [draw(model, positive, negative, row, seed, seeds) for row in all_settings]
         )
         pipeline = vq.with_vq(seeds, width * height)
         rows = [pipeline.decode(part, device=vq.vq.load_device) for part in codes.split(seeds)]
         columns = [f"seed {(seed + i) % 2**64}" for i in range(seeds)]
-        sheet = label(rows, [f"cfg {scale:g}" for scale in scales], columns)
+        titles = [
+            f"cfg {one.cfg:g}" + (f", window {one.window}" if windows.strip() else "")
+            for one in all_settings
+        ]
+        sheet = label(rows, titles, columns)
         return io.NodeOutput(sheet, torch.cat(rows))
 
 
@@ -96,14 +114,14 @@ class TokenShuffleCFGPlot(io.ComfyNode):
         return io.NodeOutput(to_tensor(curve(cfg, schedule)))
 
 
-def read_numbers(text: str) -> list[float]:
+def read_numbers(name: str, text: str, kind: type) -> list:
     try:
-        numbers = [float(part) for part in text.replace(",", " ").split()]
+        numbers = [kind(part) for part in text.replace(",", " ").split()]
     except ValueError:
         numbers = []
     if not numbers:
         raise ValueError(
-            f"cfgs must be numbers with commas between them, such as 1, 4, not {text!r}"
+            f"{name} must be numbers with commas between them, such as 1, 4, not {text!r}"
         )
     return numbers
 

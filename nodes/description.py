@@ -25,7 +25,8 @@ def _text_tokenizer(path: Path, modified: float) -> TextTokenizer:
 
 
 def describe(path: Path, modified: float) -> dict:
-    """The model card, what sizes are possible (`unit` pixels are one position) and settings.
+    """The model card, what sizes are possible (`stride` pixels are one token, a window of tokens is
+    one position) and settings.
 
     `sizes` are those that the model was trained at, the default one first.
     """
@@ -34,11 +35,10 @@ def describe(path: Path, modified: float) -> dict:
     trained = parse_sizes(metadata.get(checkpoint.SIZES, ""))
     return {
         "card": {key.partition(".")[2]: text for key, text in checkpoint.card(metadata).items()},
-        "unit": config.pixels_per_window,
-        "window": model.window,
+        "windows": model.windows,
         "stride": config.image_tokenizer.stride,
         "sizes": list(dict.fromkeys([default, *trained])),
-        "max_side": model.max_grid * config.pixels_per_window,
+        "max_grid": model.max_grid,
         "max_positions": model.max_positions,
         "generation": asdict(config.generation),
     }

@@ -4,10 +4,11 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 
+import comfy.lora
 import comfy.model_management
 import comfy.ops
 import comfy.utils
@@ -24,11 +25,12 @@ from server import PromptServer
 
 from ..tokenshuffle_core.checkpoint import BUNDLED
 from ..tokenshuffle_core.config import GenerationConfig
+from ..tokenshuffle_core.lora import read_lora
 from ..tokenshuffle_core.pipeline import TILE, Pipeline, load
 from ..tokenshuffle_core.sampler import Progress
 from . import description, preview
 
-FOLDER = "tokenshuffle"
+FOLDER, LORAS = "tokenshuffle", "loras"
 SAVED_CODES = "codes"  # in the output folder
 folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
 # After the user's own folders, whose files of the same name win.
@@ -36,7 +38,15 @@ folder_paths.add_model_folder_path(FOLDER, str(BUNDLED.parent))
 
 
 def checkpoints() -> list[str]:
-    names = folder_paths.get_filename_list(FOLDER)
+    return _safetensors(FOLDER)
+
+
+def loras() -> list[str]:
+    return _safetensors(LORAS)
+
+
+def _safetensors(folder: str) -> list[str]:
+    names = folder_paths.get_filename_list(folder)
     return [name for name in names if name.endswith(".safetensors")]
 
 
@@ -64,8 +74,8 @@ def output_path(prefix: str, suffix: str) -> Path:
     return Path(folder) / f"{name}_{counter:05}_{suffix}"
 
 
-def modified(name: str) -> float:
-    return os.path.getmtime(folder_paths.get_full_path_or_raise(FOLDER, name))
+def modified(folder: str, name: str) -> float:
+    return os.path.getmtime(folder_paths.get_full_path_or_raise(folder, name))
 
 
 SPEEDS: dict[str, float] = {}  # positions per second of each checkpoint's last picture
@@ -119,7 +129,7 @@ class Loaded:
         image tokenizer comes along: it must not push the model out in the middle of a picture.
         """
         shape = self.pipeline.config.model
-        rows, columns = self.pipeline.grid(settings.width, settings.height)
+        rows, columns = self.pipeline.grid(settings)
         positions = 2 * count * (shape.max_prompt + rows * columns)  # with and without the prompt
         values = 2 * shape.layers * shape.kv_heads * shape.head_size * positions
         memory = values * self.pipeline.model.head.weight.itemsize
@@ -178,6 +188,16 @@ def load_checkpoint(name: str) -> Loaded:
         ModelPatcher(pipeline.model, device, offload),
         ModelPatcher(pipeline.image_tokenizer, *vq_devices),
     )
+
+
+def with_lora(loaded: Loaded, name: str, strength: float) -> Loaded:
+    """The same weights with a LoRA as a patch, which ComfyUI applies while this one is in use."""
+    path = folder_paths.get_full_path_or_raise(LORAS, name)
+    keys = {layer: f"{layer}.weight" for layer in read_lora(path, loaded.pipeline.model)}
+    patches = comfy.lora.load_lora(comfy.utils.load_torch_file(path, safe_load=True), keys)
+    patcher = loaded.model.clone()
+    patcher.add_patches(patches, strength)
+    return replace(loaded, model=patcher)
 
 
 def previews_wanted() -> bool:

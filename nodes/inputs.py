@@ -65,6 +65,18 @@ def schedule() -> io.Combo.Input:
     )
 
 
+def window() -> io.Int.Input:
+    return io.Int.Input(
+        "window",
+        default=0,
+        min=0,
+        max=16,
+        optional=True,
+        tooltip="How many tokens along each side are drawn in one step, of those that the model "
+        "serves: a larger window is faster and coarser. 0 is the model's own.",
+    )
+
+
 def options() -> list[io.Input]:
     return [
         schedule(),

@@ -34,7 +34,7 @@ class TokenShuffleLoader(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str) -> float:
         # A checkpoint that training has written anew is loaded anew.
-        return host.modified(checkpoint)
+        return host.modified(host.FOLDER, checkpoint)
 
     @classmethod
     def execute(cls, checkpoint: str) -> io.NodeOutput:

@@ -31,14 +31,13 @@ class Preview:
         """The picture after a finished row of windows, None where there is nothing new to show. The
         last one stays on the node, so it is shown however soon it comes."""
         _, height, width = step.codes.shape
-        window = self.pipeline.config.model.window
-        finished, rest = divmod(step.position, width // window)
+        finished, rest = divmod(step.position, width // step.window)
         now = time.perf_counter()
         last = step.position == step.positions and self.canvas is not None
         if not last and (rest or now - self.shown < INTERVAL):
             return None
         self.shown = now
-        rows = finished * window
+        rows = finished * step.window
         stride = self.pipeline.config.image_tokenizer.stride
         if self.canvas is None:
             shape = (height * stride, width * stride, 3)
@@ -48,10 +47,10 @@ class Preview:
             stride, 1
         )
         self.painted = rows
-        first = max(0, self.decoded - window)  # a row above, because neighbours blend
+        first = max(0, self.decoded - step.window)  # a row above, because neighbours blend
         affordable = SHARE * (now - self.started) - self.spent
         # The first decoding finds out what a row costs.
-        count = int(affordable / self.per_row) if self.per_row else window
+        count = int(affordable / self.per_row) if self.per_row else step.window
         end = min(rows, first + count)
         if end > self.decoded:
             image = self.pipeline.decode(step.codes[:1, first:end], True, self.device)[0]

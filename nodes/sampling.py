@@ -72,6 +72,7 @@ class TokenShuffleSampler(io.ComfyNode):
                 inputs.seed(),
                 inputs.cfg(),
                 *inputs.options(),
+                inputs.window(),
                 Options.Input(
                     "options",
                     optional=True,
@@ -98,10 +99,13 @@ class TokenShuffleSampler(io.ComfyNode):
         temperature: float,
         top_k: int,
         top_p: float,
+        window: int = 0,
         negative: list[int] | None = None,
         options: dict | None = None,
     ) -> io.NodeOutput:
-        settings = GenerationConfig(width, height, cfg, schedule, temperature, top_k, top_p)
+        settings = GenerationConfig(
+            width, height, cfg, schedule, temperature, top_k, top_p, window or None
+        )
         settings = replace(settings, **options or {})
         return io.NodeOutput(draw(model, positive, negative, settings, seed, batch_size))
 

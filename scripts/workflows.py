@@ -47,7 +47,8 @@ def to_api(workflow: dict, object_info: dict) -> dict:
         for name, (kind, *options) in inputs_of(object_info[node["type"]]):
             settings = options[0] if options else {}
             if (isinstance(kind, list) or kind in WIDGETS) and not settings.get("forceInput"):
-                inputs[name] = next(values)
+                # An input that is younger than the workflow has its default.
+                inputs[name] = next(values, settings.get("default"))
                 if settings.get("control_after_generate"):
                     next(values)  # fixed, increment, decrement or randomize: the page's business
             if linked.get(name) is not None:

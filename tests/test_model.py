@@ -10,9 +10,9 @@ from tokenshuffle_core.sampler import pad_left
 CONFIG = PRESETS["tiny"].model
 
 
-def model_of(window: int) -> TokenShuffleModel:
+def model_of(window: int, **changes) -> TokenShuffleModel:
     torch.manual_seed(window)
-    model = TokenShuffleModel(dataclasses.replace(CONFIG, window=window))
+    model = TokenShuffleModel(dataclasses.replace(CONFIG, windows=(window,), **changes))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
     return model.eval()
@@ -34,11 +34,11 @@ def test_decoding_step_by_step_gives_the_teacher_forced_logits(window):
     expected = model(text, padding, codes).codes
     windows = list(windows_of(codes, window))
     assert expected.shape == (2, len(windows), window**2, CONFIG.codebook_size)
-    cache, logits = model.prefill(text, padding, len(windows) - 1)
-    torch.testing.assert_close(logits, expected[:, 0], rtol=1e-4, atol=1e-5)
-    for t, part in enumerate(windows[:-1], 1):
-        logits = model.step(cache, part)
+    cache, states = model.prefill(text, padding, len(windows) - 1)
+    for t, part in enumerate(windows):
+        logits = model.code_logits(states)
         torch.testing.assert_close(logits, expected[:, t], rtol=1e-4, atol=1e-5)
+        states = model.step(cache, part) if t + 1 < len(windows) else None
 
 
 @pytest.mark.parametrize("window", [1, 2, 4])
@@ -63,9 +63,9 @@ def test_a_window_sees_only_the_windows_before_it():
 def test_code_logits_belong_to_their_place_in_the_window():
     """With a head of one feature, the gradient of one code's logit reaches one slice of d."""
     model = model_of(2)
-    model.unshuffle.fuse = torch.nn.Identity()
+    model.unshuffle["2"].fuse = torch.nn.Identity()
     hidden = torch.randn(1, 1, CONFIG.width, requires_grad=True)
-    model.code_logits(hidden)[0, 0, 2].sum().backward()
+    model.code_logits(model.code_states(hidden))[0, 0, 2].sum().backward()
     quarter = CONFIG.width // 4
     touched = hidden.grad[0, 0].abs() > 0
     assert touched[2 * quarter : 3 * quarter].all()
@@ -94,3 +94,65 @@ def test_the_papers_model_has_its_size():
     embeddings = (config.text_vocabulary + 2 * config.codebook_size) * d
     fuse = 2 * (config.fuse_blocks * (4 * d * d + d) + d * d // 4)
     assert count == blocks + embeddings + fuse
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_elastic_model_is_the_model_of_each_of_its_windows(window):
+    """All that an elastic model adds is the embedding that tells the window."""
+    elastic = TokenShuffleModel(dataclasses.replace(CONFIG, windows=(2, 1, 4), window_head=8))
+    elastic.load_state_dict(
+        {name: torch.randn_like(weight) * 0.15 for name, weight in elastic.state_dict().items()}
+    )
+    plain = TokenShuffleModel(dataclasses.replace(CONFIG, windows=(window,), window_head=8))
+    weights = elastic.state_dict()
+    plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
+    codes = torch.randint(0, 64, (1, 8, 8))
+    text, padding = pad_left([[1, 5, 2]], 0, "cpu")
+    told = elastic(text, padding, codes, window).codes
+    assert told.shape == (1, 64 // window**2, window**2, 64)
+    elastic.window_embedding.weight.zero_()
+    assert not torch.allclose(told, elastic(text, padding, codes, window).codes)
+    expected = plain(text, padding, codes).codes
+    torch.testing.assert_close(elastic(text, padding, codes, window).codes, expected)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("window", [2, 4])
+def test_window_head_sees_the_codes_before_each_and_no_others(window):
+    model = model_of(window, window_head=16)
+    text, padding = pad_left([[1, 5, 2]], 0, "cpu")
+    codes = torch.randint(0, 64, (1, 2 * window, 2 * window))
+    logits = model(text, padding, codes).codes
+    for slot in range(window**2):
+        targets = codes.clone()
+        row, column = divmod(slot, window)
+        targets[:, row, column] = (targets[:, row, column] + 1) % 64
+        changed = (model(text, padding, codes, targets=targets).codes != logits).any(-1)[0]
+        assert changed[0].tolist() == [other > slot for other in range(window**2)]
+        assert not changed[1:].any(), "another window hears of it through the transformer alone"
+
+
+@torch.inference_mode()
+def test_window_head_one_code_after_another_gives_the_teacher_forced_logits():
+    model = model_of(4, window_head=16)
+    states = torch.randn(3, 16, CONFIG.width)
+    chosen = torch.randint(0, 64, (3, 16))
+    expected = model.code_logits(states, None, chosen)
+    for slot in range(16):
+        unknown = torch.where(torch.arange(16) < slot, chosen, 0)
+        logits = model.code_logits(states[:, slot : slot + 1], None, unknown, slot)
+        torch.testing.assert_close(logits[:, 0], expected[:, slot])
+
+
+def test_window_head_is_the_formula():
+    model = model_of(2, window_head=16)
+    head = model.window_head["2"]
+    states, chosen = torch.randn(1, 4, CONFIG.width), torch.randint(0, 64, (1, 4))
+    result = head(states, chosen)
+    for i in range(4):
+        hidden = head.input(head.norm(states[0, i]))
+        for j in range(i):
+            hidden = hidden + head.relations[i, j] * head.code_embedding(chosen[0, j])
+        expected = states[0, i] + head.output(torch.nn.functional.gelu(hidden))
+        torch.testing.assert_close(result[0, i], expected)

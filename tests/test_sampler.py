@@ -6,7 +6,9 @@ from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from tokenshuffle_core.config import GenerationConfig
 from tokenshuffle_core.guidance import guide, scale_at
-from tokenshuffle_core.sampler import filter_logits, pad_left, sample_codes
+from tokenshuffle_core.model import TokenShuffleModel
+from tokenshuffle_core.pipeline import Pipeline
+from tokenshuffle_core.sampler import draw_noise, filter_logits, pad_left, sample_codes
 
 SETTINGS = GenerationConfig(width=32, height=16, cfg=3.0, top_k=20, top_p=0.95)
 
@@ -46,7 +48,8 @@ def test_samples_follow_the_softmax():
     logits = torch.randn(8)
     settings = replace(SETTINGS, temperature=0.7, top_k=0, top_p=1.0)
     draws = 20_000
-    codes = sample_codes(logits.expand(1, draws, 8), settings, generators(0))
+    noise = draw_noise((draws, 8), generators(0))
+    codes = sample_codes(logits.expand(1, draws, 8), settings, noise)
     expected = (logits / 0.7).softmax(-1) * draws
     chi_square = ((codes[0].bincount(minlength=8) - expected).square() / expected).sum()
     assert chi_square < 24.3  # the 0.1 % point for seven degrees of freedom
@@ -54,7 +57,8 @@ def test_samples_follow_the_softmax():
 
 def test_temperature_0_is_greedy():
     logits = torch.randn(2, 4, 64)
-    codes = sample_codes(logits, replace(SETTINGS, temperature=0), generators(0, 1))
+    noise = draw_noise((4, 64), generators(0, 1))
+    codes = sample_codes(logits, replace(SETTINGS, temperature=0), noise)
     assert torch.equal(codes, logits.argmax(-1))
 
 
@@ -133,6 +137,51 @@ def test_guided_greedy_decoding_equals_a_loop_over_full_forward_passes(pipeline)
                 -1
             ).reshape(2, 2)
     assert torch.equal(codes, expected)
+
+
+@pytest.fixture(scope="module")
+def elastic(pipeline) -> Pipeline:
+    """Windows 1, 2 and 4, the codes of each one after another."""
+    config = replace(
+        pipeline.config, model=replace(pipeline.config.model, windows=(2, 1, 4), window_head=16)
+    )
+    torch.manual_seed(1)
+    model = TokenShuffleModel(config.model)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    return Pipeline(**{**vars(pipeline), "config": config, "model": model.eval()})
+
+
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_codes_one_after_another_equal_a_loop_over_full_forward_passes(elastic, window):
+    settings = replace(SETTINGS, temperature=0, cfg=3.0, window=window)
+    codes = run(elastic, settings)
+    model, tokenizer = elastic.model, elastic.text_tokenizer
+    rows, columns = 4 // window, 8 // window
+    framed = [
+        tokenizer.frame(tokenizer.encode(text), rows, columns) for text in ("a red apple", "")
+    ]
+    expected = torch.zeros(1, 4, 8, dtype=torch.int64)
+    with torch.inference_mode():
+        for t in range(rows * columns):
+            scale = scale_at("half-linear", 3.0, t, rows * columns)
+            top, left = t // columns * window, t % columns * window
+            for slot in range(window**2):
+                branches = [
+                    model(*pad_left([ids], tokenizer.pad, "cpu"), expected, window).codes[
+                        0, t, slot
+                    ]
+                    for ids in framed
+                ]
+                place = 0, top + slot // window, left + slot % window
+                expected[place] = guide(*branches, scale).argmax()
+    assert torch.equal(codes, expected)
+
+
+def test_window_that_the_model_lacks(elastic, pipeline):
+    for model, known in ((elastic, "2, 1, 4"), (pipeline, "2")):
+        with pytest.raises(ValueError, match=f"window 3 .* serves: {known}$"):
+            run(model, replace(SETTINGS, window=3))
 
 
 @pytest.mark.parametrize(("cfg", "rows"), [(1.0, 1), (2.0, 2)])

@@ -67,7 +67,7 @@ def load(
     the file where it is no Token-Shuffle checkpoint.
     """
     dtype = dtype or default_dtype(device)
-    with _open(path, device) as file:
+    with open_safetensors(path, device) as file:
         metadata = file.metadata() or {}
         if CONFIG not in metadata or TEXT_TOKENIZER not in metadata:
             raise ValueError(f"{path} is a safetensors file, but not a Token-Shuffle checkpoint")
@@ -91,7 +91,7 @@ def load(
 
 def load_image_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> ImageTokenizer:
     """Read only the image tokenizer of a checkpoint, or one that stands alone. Raises as `load`."""
-    with _open(path, device) as file:
+    with open_safetensors(path, device) as file:
         metadata = file.metadata() or {}
         if IMAGE_TOKENIZER not in metadata:
             raise ValueError(f"{path} holds no Token-Shuffle image tokenizer")
@@ -107,7 +107,7 @@ def load_image_tokenizer(path: str | Path, device: str | torch.device = "cpu") -
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """All of the file's metadata, without reading a weight. Raises as `load`."""
-    with _open(path, "cpu") as file:
+    with open_safetensors(path) as file:
         return file.metadata() or {}
 
 
@@ -138,7 +138,8 @@ def _write(path, modules: dict[str, nn.Module], metadata: dict[str, str], dtype)
         save_file(tensors, temporary, metadata)
 
 
-def _open(path: str | Path, device: str | torch.device):
+def open_safetensors(path: str | Path, device: str | torch.device = "cpu"):
+    """`safe_open` whose errors are one sentence: FileNotFoundError or ValueError."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is not a file")

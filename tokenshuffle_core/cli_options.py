@@ -13,9 +13,17 @@ def command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
     return parser
 
 
-def add_model(parser) -> None:
+def add_model(parser, lora: bool = True) -> None:
     parser.add_argument("--model", metavar="FILE", help="checkpoint (default: the bundled model)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
+    if lora:
+        parser.add_argument(
+            "--lora",
+            action="append",
+            default=[],
+            metavar="FILE[=STRENGTH]",
+            help="change the model by a LoRA; may be given more than once",
+        )
 
 
 def add_sampling(parser) -> None:
@@ -26,10 +34,13 @@ def add_sampling(parser) -> None:
     parser.add_argument(
         "--top-p", type=float, help="keep the most likely codes of mass P; 1 is off"
     )
+    parser.add_argument(
+        "--window", type=int, help="of those that the model serves: larger is faster and coarser"
+    )
 
 
 def settings_of(options, defaults: GenerationConfig) -> GenerationConfig:
-    names = ("width", "height", "cfg", "schedule", "temperature", "top_k", "top_p")
+    names = ("width", "height", "cfg", "schedule", "temperature", "top_k", "top_p", "window")
     given = {name: getattr(options, name, None) for name in names}
     return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
@@ -51,8 +62,22 @@ def device_of(name: str):
 
 def load(options):
     from . import checkpoint, pipeline
+    from .lora import merge_lora
 
-    return pipeline.load(options.model or checkpoint.BUNDLED, device_of(options.device))
+    loaded = pipeline.load(options.model or checkpoint.BUNDLED, device_of(options.device))
+    for text in options.lora:
+        merge_lora(loaded.model, *file_and_strength(text))
+    return loaded
+
+
+def file_and_strength(text: str) -> tuple[str, float]:
+    path, equals, strength = text.rpartition("=")
+    if not equals:
+        return text, 1.0
+    try:
+        return path, float(strength)
+    except ValueError:
+        raise ValueError(f"--lora {text}: {strength!r} is not a number") from None
 
 
 def check_output(path: str, suffix: str) -> Path:

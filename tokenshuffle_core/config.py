@@ -61,8 +61,10 @@ class ImageTokenizerConfig:
 class ModelConfig:
     """Shape of the unified model: LLaMA blocks over text tokens and fused image tokens.
 
-    `width` is the paper's d, `window` its s; `fuse_blocks` its n residual MLP blocks on each side.
-    `context` counts transformer positions (text and fused image tokens together).
+    `width` is the paper's d, `windows` the values of its s that the model serves, the default one
+    first; `fuse_blocks` is its n residual MLP blocks on each side. `window_head` is the hidden
+    width of the head that predicts the codes of a window one after another; 0 predicts them
+    independently. `context` counts transformer positions (text and fused image tokens together).
     """
 
     text_vocabulary: int
@@ -72,8 +74,9 @@ class ModelConfig:
     heads: int
     kv_heads: int
     hidden: int
-    window: int = 2
+    windows: tuple[int, ...] = (2,)
     fuse_blocks: int = 2
+    window_head: int = 0
     context: int = 1024
     max_prompt: int = 128
     max_grid: int = 128
@@ -81,13 +84,22 @@ class ModelConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self):
+        object.__setattr__(self, "windows", tuple(self.windows))
         _require_positive(
             self, "text_vocabulary", "codebook_size", "width", "layers", "heads", "kv_heads",
-            "hidden", "window", "context", "max_prompt", "max_grid",
+            "hidden", "context", "max_prompt", "max_grid",
         )  # fmt: skip
+        for name in ("fuse_blocks", "window_head"):
+            value = getattr(self, name)
+            _require(
+                isinstance(value, int) and value >= 0,
+                f"{name} must be a whole number of at least 0, not {value!r}",
+            )
         _require(
-            isinstance(self.fuse_blocks, int) and self.fuse_blocks >= 0,
-            f"fuse_blocks must be a whole number of at least 0, not {self.fuse_blocks!r}",
+            len(self.windows) >= 1
+            and len(set(self.windows)) == len(self.windows)
+            and all(isinstance(window, int) and window >= 1 for window in self.windows),
+            f"windows must be different whole numbers of at least 1, not {self.windows}",
         )
         _require(
             self.width % (2 * self.heads) == 0,
@@ -97,11 +109,17 @@ class ModelConfig:
             self.heads % self.kv_heads == 0,
             f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}",
         )
-        _require(
-            self.width % self.window**2 == 0,
-            f"width {self.width} must be a multiple of window squared ({self.window**2})",
-        )
+        for window in self.windows:
+            _require(
+                self.width % window**2 == 0,
+                f"width {self.width} must be a multiple of window squared ({window**2})",
+            )
         _require(self.rope_theta > 0 and self.norm_eps > 0, "rope_theta and norm_eps must be > 0")
+
+    @property
+    def window(self) -> int:
+        """The window that is used where none is asked for."""
+        return self.windows[0]
 
     @property
     def head_size(self) -> int:
@@ -118,7 +136,8 @@ class GenerationConfig:
     """How one picture is sampled. A checkpoint stores the defaults that suit it.
 
     `width`, `height` in pixels; `cfg` is the guidance scale (1 turns guidance off); `top_k` 0 and
-    `top_p` 1 turn the filters off; `temperature` 0 is greedy decoding.
+    `top_p` 1 turn the filters off; `temperature` 0 is greedy decoding. `window` is one of those
+    that the model serves, None its default: a larger one is faster and coarser.
     """
 
     width: int = 256
@@ -128,9 +147,10 @@ class GenerationConfig:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    window: int | None = None
 
     def __post_init__(self):
-        _require_positive(self, "width", "height")
+        _require_positive(self, "width", "height", *(["window"] if self.window is not None else []))
         _require(
             self.width * self.height <= MAX_PIXELS,
             f"{self.width}x{self.height} is more than the {MAX_PIXELS} pixels a picture may have",
@@ -171,7 +191,7 @@ class Config:
 
     @property
     def pixels_per_window(self) -> int:
-        """Width and height must be multiples of this many pixels."""
+        """Width and height must be multiples of this many pixels, with the default window."""
         return self.image_tokenizer.stride * self.model.window
 
     def to_json(self) -> str:

@@ -6,6 +6,9 @@
 
 The hidden state at the last text token predicts window 0; the one at window t predicts the s * s
 codes of window t + 1, in raster order of the windows.
+
+An elastic model serves several windows: each has its own TokenShuffle and TokenUnshuffle around the
+same transformer, and an embedding that tells the transformer which of them follows.
 """
 
 from typing import NamedTuple
@@ -14,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .shuffle import TokenShuffle, TokenUnshuffle, shuffle
+from .shuffle import TokenShuffle, TokenUnshuffle, WindowHead, shuffle
 from .transformer import KVCache, Transformer
 
 
@@ -29,10 +32,16 @@ class TokenShuffleModel(nn.Module):
         self.config = config
         self.text_embedding = nn.Embedding(config.text_vocabulary, config.width)
         self.code_embedding = nn.Embedding(config.codebook_size, config.width)
-        shape = (config.width, config.window, config.fuse_blocks, config.norm_eps)
-        self.shuffle = TokenShuffle(*shape)
+        self.window_embedding = (
+            nn.Embedding(len(config.windows), config.width) if len(config.windows) > 1 else None
+        )
+        shape = (config.fuse_blocks, config.norm_eps)
+        self.shuffle = _by_window(config, lambda s: TokenShuffle(config.width, s, *shape))
         self.transformer = Transformer(config)
-        self.unshuffle = TokenUnshuffle(*shape)
+        self.unshuffle = _by_window(config, lambda s: TokenUnshuffle(config.width, s, *shape))
+        self.window_head = _by_window(
+            config, lambda s: WindowHead(config, s) if config.window_head and s > 1 else None
+        )
         self.head = nn.Linear(config.width, config.codebook_size, bias=False)
 
     def initialise(self) -> None:
@@ -42,55 +51,106 @@ class TokenShuffleModel(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
+            elif isinstance(module, WindowHead):
+                nn.init.normal_(module.relations)
             elif isinstance(module, nn.Linear) and name.endswith(("compress", "expand")):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
             elif isinstance(module, nn.Linear):
-                residual = name.endswith(("o_proj", "down_proj", "down"))
+                residual = name.endswith(("o_proj", "down_proj", "down", "output"))
                 scale = (2 * self.config.layers) ** -0.5 if residual else 1.0
                 nn.init.normal_(module.weight, std=small * scale)
 
     def forward(
-        self, text: Tensor, padding: Tensor, codes: Tensor, with_text: bool = False
+        self,
+        text: Tensor,
+        padding: Tensor,
+        codes: Tensor,
+        window: int | None = None,
+        *,
+        targets: Tensor | None = None,
+        with_text: bool = False,
     ) -> Logits:
         """Teacher-forced logits for every window.
 
         text (B, T) int64 framed ids, padded at the left by `padding` (B,) tokens;
-        codes (B, H, W) int64 with sides that the window divides.
+        codes (B, H, W) int64 with sides that the window divides. `targets`, codes as well, are
+        what a window head sees of the window it predicts, `codes` where None.
         """
-        windows = self.embed_codes(codes)[:, :-1]
-        x = torch.cat([self.text_embedding(text), windows], dim=1)
+        windows = self.embed_codes(codes, window)[:, :-1]
+        x = torch.cat([self.embed_text(text, window), windows], dim=1)
         hidden = self.transformer(x, padding)
         last = text.shape[1] - 1
         text_logits = hidden[:, : last + 1] @ self.text_embedding.weight.T if with_text else None
-        return Logits(self.code_logits(hidden[:, last:]), text_logits)
+        states = self.code_states(hidden[:, last:], window)
+        chosen = self.targets(codes if targets is None else targets, window)
+        return Logits(self.code_logits(states, window, chosen), text_logits)
 
-    def targets(self, codes: Tensor) -> Tensor:
+    def targets(self, codes: Tensor, window: int | None = None) -> Tensor:
         """Codes (B, H, W) -> (B, windows, s * s), in the order of the logits."""
-        return shuffle(codes[..., None], self.config.window).flatten(1, 2)
+        return shuffle(codes[..., None], window or self.config.window).flatten(1, 2)
 
-    def embed_codes(self, codes: Tensor) -> Tensor:
+    def embed_text(self, text: Tensor, window: int | None = None) -> Tensor:
+        """Framed ids (B, T) -> embeddings (B, T, d); the last one tells which window follows."""
+        x = self.text_embedding(text)
+        if self.window_embedding is None:
+            return x
+        index = self.config.windows.index(window or self.config.window)
+        last = x[:, -1:] + self.window_embedding.weight[index]
+        return torch.cat([x[:, :-1], last], dim=1)
+
+    def embed_codes(self, codes: Tensor, window: int | None = None) -> Tensor:
         """Codes (B, H, W) -> fused tokens (B, windows, d)."""
-        return self.shuffle(self.code_embedding(codes)).flatten(1, 2)
+        shuffle = self.shuffle[str(window or self.config.window)]
+        return shuffle(self.code_embedding(codes)).flatten(1, 2)
 
-    def code_logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states (B, n, d) -> logits (B, n, s * s, codebook_size)."""
-        window = self.unshuffle(hidden[:, :, None])  # (B, n * s, s, d)
-        return self.head(window).unflatten(1, (hidden.shape[1], -1)).flatten(2, 3)
+    def code_states(self, hidden: Tensor, window: int | None = None) -> Tensor:
+        """Hidden states (B, n, d) -> one vector for each code of a window (B, n, s * s, d)."""
+        unshuffle = self.unshuffle[str(window or self.config.window)]
+        codes = unshuffle(hidden[:, :, None])  # (B, n * s, s, d)
+        return codes.unflatten(1, (hidden.shape[1], -1)).flatten(2, 3)
 
-    def prefill(self, text: Tensor, padding: Tensor, windows: int) -> tuple[KVCache, Tensor]:
+    def code_logits(
+        self,
+        states: Tensor,
+        window: int | None = None,
+        chosen: Tensor | None = None,
+        first: int = 0,
+    ) -> Tensor:
+        """Code states (..., n, d) of the window's codes `first`, first + 1, ... -> logits
+        (..., n, codebook_size).
+
+        A window head takes into account the codes of the window `chosen` (..., m) before each.
+        """
+        window_head = self.window_head_of(window)
+        if window_head is not None:
+            states = window_head(states, chosen, first)
+        return self.head(states)
+
+    def window_head_of(self, window: int | None = None) -> WindowHead | None:
+        key = str(window or self.config.window)
+        return self.window_head[key] if key in self.window_head else None  # noqa: SIM401
+
+    def prefill(
+        self, text: Tensor, padding: Tensor, windows: int, window: int | None = None
+    ) -> tuple[KVCache, Tensor]:
         """Run the prompt; text and padding as in `forward`, `windows` how many will follow.
 
-        Returns the cache and the logits (B, s * s, codebook_size) of the first window.
+        Returns the cache and the code states (B, s * s, d) of the first window.
         """
         capacity = text.shape[1] + windows
-        cache = KVCache(self.config, padding, capacity, self.head.weight.dtype)
-        hidden = self.transformer(self.text_embedding(text), cache=cache)
-        return cache, self.code_logits(hidden[:, -1:])[:, 0]
+        cache = KVCache(self.config, padding, capacity, self.code_embedding.weight.dtype)
+        hidden = self.transformer(self.embed_text(text, window), cache=cache)
+        return cache, self.code_states(hidden[:, -1:], window)[:, 0]
 
-    def step(self, cache: KVCache, codes: Tensor) -> Tensor:
+    def step(self, cache: KVCache, codes: Tensor, window: int | None = None) -> Tensor:
         """Append windows of codes (B, H, W), usually one, as one row or part of it.
 
-        Returns the logits (B, s * s, codebook_size) of the window that follows.
+        Returns the code states (B, s * s, d) of the window that follows.
         """
-        hidden = self.transformer(self.embed_codes(codes), cache=cache)
-        return self.code_logits(hidden[:, -1:])[:, 0]
+        hidden = self.transformer(self.embed_codes(codes, window), cache=cache)
+        return self.code_states(hidden[:, -1:], window)[:, 0]
+
+
+def _by_window(config: ModelConfig, make) -> nn.ModuleDict:
+    made = {str(window): make(window) for window in config.windows}
+    return nn.ModuleDict({key: module for key, module in made.items() if module is not None})

@@ -41,9 +41,20 @@ class Pipeline(checkpoint.Checkpoint):
             )
         return ids
 
-    def grid(self, width: int, height: int) -> tuple[int, int]:
+    def window(self, settings: GenerationConfig) -> int:
+        """The window that is sampled with. Raises ValueError for one that the model lacks."""
+        windows = self.config.model.windows
+        if settings.window not in (None, *windows):
+            raise ValueError(
+                f"window {settings.window} is not one that this model serves: "
+                f"{', '.join(map(str, windows))}"
+            )
+        return settings.window or self.config.model.window
+
+    def grid(self, settings: GenerationConfig) -> tuple[int, int]:
         """The picture's (rows, columns) in windows. Raises ValueError with the nearest sizes."""
-        unit, model = self.config.pixels_per_window, self.config.model
+        model, width, height = self.config.model, settings.width, settings.height
+        unit = self.config.image_tokenizer.stride * self.window(settings)
         for name, value in (("width", width), ("height", height)):
             if value % unit or value < unit:
                 lower, upper = value // unit * unit, (value // unit + 1) * unit
@@ -60,7 +71,7 @@ class Pipeline(checkpoint.Checkpoint):
         if rows * columns > model.max_positions:
             raise ValueError(
                 f"{width}x{height} takes {rows * columns} positions, this model's context holds "
-                f"{model.max_positions} beside the prompt: choose a smaller size"
+                f"{model.max_positions} beside the prompt: choose a smaller size or a larger window"
             )
         return rows, columns
 
@@ -87,7 +98,7 @@ class Pipeline(checkpoint.Checkpoint):
             raise ValueError(f"the number of pictures must be at least 1, not {count}")
         if not 0 <= seed < MAX_SEED:
             raise ValueError(f"seed must be from 0 to {MAX_SEED - 1}, not {seed}")
-        grid = self.grid(settings.width, settings.height)
+        grid = self.grid(settings)
         prompts = prompt if prompt and isinstance(prompt[0], list) else [prompt] * count
         if len(prompts) != count:
             raise ValueError(f"there are {len(prompts)} prompts for {count} pictures")
@@ -96,7 +107,7 @@ class Pipeline(checkpoint.Checkpoint):
             torch.Generator(device).manual_seed((seed + i) % MAX_SEED) for i in range(count)
         ]
         if given is not None:
-            self._check_given(given, grid, count)
+            self._check_given(given, grid, count, self.window(settings))
             given = given.to(device)
         return decode(
             self.model,
@@ -109,8 +120,7 @@ class Pipeline(checkpoint.Checkpoint):
             given,
         )
 
-    def _check_given(self, given: Tensor, grid: tuple[int, int], count: int) -> None:
-        window = self.config.model.window
+    def _check_given(self, given: Tensor, grid: tuple[int, int], count: int, window: int) -> None:
         expected = (count, grid[0] * window, grid[1] * window)
         if given.shape != expected:
             raise ValueError(

@@ -18,6 +18,7 @@ class Progress:
 
     position: int
     positions: int
+    window: int
     codes: Tensor  # (B, H, W) int64, 0 where unfinished; the loop goes on writing into it
 
 
@@ -39,27 +40,55 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits
 
 
-def sample_codes(
-    logits: Tensor, settings: GenerationConfig, generators: list[torch.Generator]
-) -> Tensor:
-    """One code from each distribution: logits (B, n, V) -> codes (B, n) int64.
+def draw_noise(shape: tuple[int, ...], generators: list[torch.Generator]) -> Tensor:
+    """Exponential noise (len(generators), *shape); row i draws from generators[i] alone."""
+    return torch.stack(
+        [
+            torch.empty(shape, device=generator.device).exponential_(generator=generator)
+            for generator in generators
+        ]
+    )
 
-    Row i draws from generators[i] alone. Sampling is the Gumbel-max trick: argmax of logits plus
-    noise, which unlike an inverse CDF hardly ever turns a rounding error into another code.
-    Temperature 0 is greedy.
+
+def sample_codes(logits: Tensor, settings: GenerationConfig, noise: Tensor) -> Tensor:
+    """One code from each distribution: logits (B, n, V), noise of that shape -> codes (B, n) int64.
+
+    Sampling is the Gumbel-max trick: argmax of logits plus noise, which unlike an inverse CDF
+    hardly ever turns a rounding error into another code. Temperature 0 is greedy.
     """
     logits = logits.float()
     if settings.temperature == 0:
         return logits.argmax(-1)
     logits = filter_logits(logits / settings.temperature, settings.top_k, settings.top_p)
-    noise = torch.stack(
-        [
-            torch.empty(logits.shape[1:], device=logits.device).exponential_(generator=generator)
-            for generator in generators
-        ]
-    )
     # A draw of exactly 0 would be infinite noise, and nan for a code that is filtered out.
     return (logits - noise.clamp_min(2**-25).log()).argmax(-1)
+
+
+def sample_window(
+    model: TokenShuffleModel,
+    states: Tensor,
+    window: int,
+    scale: float | None,
+    settings: GenerationConfig,
+    noise: Tensor,
+) -> Tensor:
+    """Code states of a window (B, s * s, d) -> its codes (B, s * s) int64.
+
+    With a guidance `scale` the states are (2 B, s * s, d), conditional ones first. All codes of the
+    window at once, or one after another where the model has a head for that. `noise` is
+    (B, s * s, V).
+    """
+    count = window**2
+    together = 1 if model.window_head_of(window) else count
+    codes = torch.zeros(noise.shape[:2], dtype=torch.int64, device=noise.device)
+    for first in range(0, count, together):
+        part = slice(first, first + together)
+        chosen = codes if scale is None else torch.cat([codes, codes])
+        logits = model.code_logits(states[:, part], window, chosen, first)
+        if scale is not None:
+            logits = guide(*logits.float().chunk(2), scale)
+        codes[:, part] = sample_codes(logits, settings, noise[:, part])
+    return codes
 
 
 @torch.inference_mode()
@@ -82,12 +111,13 @@ def decode(
     With cfg 1 the negatives are not run. Everything happens on the generators' device.
     """
     rows, columns = grid
-    window, windows = model.config.window, rows * columns
+    window, windows = settings.window or model.config.window, rows * columns
     batch, device = len(prompts), generators[0].device
+    noise_shape = (window**2, model.config.codebook_size)
     guided = settings.cfg != 1
     codes = torch.zeros(batch, rows * window, columns * window, dtype=torch.int64, device=device)
     text, padding = pad_left(prompts + negatives if guided else prompts, pad, device)
-    cache, logits = model.prefill(text, padding, windows - 1)
+    cache, states = model.prefill(text, padding, windows - 1, window)
     done = 0
     kept = [False] * windows
     if given is not None:
@@ -97,24 +127,22 @@ def decode(
         known = given[:, : done // columns * window]
         codes[:, : known.shape[1]] = known
         for _ in range(done):  # the noise of a window does not depend on where sampling starts
-            sample_codes(logits[:batch], settings, generators)
-        yield Progress(done, windows, codes)
+            draw_noise(noise_shape, generators)
+        yield Progress(done, windows, window, codes)
         if done < windows:
-            logits = model.step(cache, torch.cat([known, known]) if guided else known)
+            states = model.step(cache, torch.cat([known, known]) if guided else known, window)
     for position in range(done, windows):
-        if guided:
-            conditional, unconditional = logits.float().chunk(2)
-            scale = scale_at(settings.schedule, settings.cfg, position, windows)
-            logits = guide(conditional, unconditional, scale)
-        sampled = sample_codes(logits, settings, generators)
+        scale = scale_at(settings.schedule, settings.cfg, position, windows) if guided else None
+        noise = draw_noise(noise_shape, generators)
+        sampled = sample_window(model, states, window, scale, settings, noise)
         top, left = position // columns * window, position % columns * window
         place = ..., slice(top, top + window), slice(left, left + window)
         fresh = unshuffle(sampled[:, None, None], window)[..., 0]  # (B, s, s)
         codes[place] = given[place] if kept[position] else fresh
-        yield Progress(position + 1, windows, codes)
+        yield Progress(position + 1, windows, window, codes)
         if position + 1 < windows:
             fresh = codes[place]
-            logits = model.step(cache, torch.cat([fresh, fresh]) if guided else fresh)
+            states = model.step(cache, torch.cat([fresh, fresh]) if guided else fresh, window)
 
 
 def pad_left(rows: list[list[int]], pad: int, device) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,12 @@ is a space-to-depth and exactly invertible; the linear layers and the residual M
 Window 1 is the plain model: both modules are then the identity.
 """
 
+import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from .config import ModelConfig
 
 
 def shuffle(x: Tensor, window: int) -> Tensor:
@@ -70,3 +74,35 @@ class TokenUnshuffle(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.expand(unshuffle(self.fuse(x), self.window))
+
+
+class WindowHead(nn.Module):
+    """Lets the codes of a window be predicted one after another (not in the paper, where they are
+    independent given the hidden state, which blurs large windows).
+
+    A residual MLP on each code's state whose hidden layer also hears from the codes before it in
+    the window: h_i = W x_i + sum over j < i of relations[i, j] * embedding(code_j), by channel.
+    All codes of a window are computed at once where they are known, as in training.
+    """
+
+    def __init__(self, config: ModelConfig, window: int):
+        super().__init__()
+        self.code_embedding = nn.Embedding(config.codebook_size, config.window_head)
+        self.relations = nn.Parameter(torch.empty(window**2, window**2, config.window_head))
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.input = nn.Linear(config.width, config.window_head, bias=False)
+        self.output = nn.Linear(config.window_head, config.width, bias=False)
+
+    def forward(self, states: Tensor, chosen: Tensor, first: int = 0) -> Tensor:
+        """States (..., n, d) of the window's codes first, first + 1, ... -> the same shape.
+
+        `chosen` (..., m) int64 holds the window's codes from its start on; those before a code
+        count for it, m >= first + n - 1 are needed.
+        """
+        last = first + states.shape[-2]
+        place = torch.arange(last, device=states.device)
+        earlier = place[first:, None] > place[:-1]
+        relations = self.relations[first:last, : last - 1] * earlier[..., None]
+        known = self.code_embedding(chosen[..., : last - 1])
+        heard = torch.einsum("ijh,...jh->...ih", relations, known)
+        return states + self.output(F.gelu(self.input(self.norm(states)) + heard))

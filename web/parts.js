@@ -4,7 +4,7 @@
 import { app } from '../../scripts/app.js'
 import { drawSchedule } from './guidance.js'
 import { countTokens } from './model.js'
-import { isTrained, positions, presets, ratio, snap } from './sizes.js'
+import { isTrained, positions, presets, ratio, snap, withWindow } from './sizes.js'
 import { duration, strings } from './strings.js'
 
 const OPTIONS = ['schedule', 'temperature', 'top_k', 'top_p']
@@ -30,8 +30,8 @@ export function sizePart(node, root, refresh) {
   snapping(node, 'width', (side) => known && snap(side, widgetOf(node, 'height').value, known))
   snapping(node, 'height', (side) => known && snap(side, widgetOf(node, 'width').value, known))
 
-  return (model) => {
-    known = model
+  return (described) => {
+    const model = (known = inWindow(node, described))
     const text = strings()
     const linked = isLinked(node, 'width') || isLinked(node, 'height')
     select.disabled = !model || linked
@@ -48,10 +48,13 @@ export function sizePart(node, root, refresh) {
     select.replaceChildren(...options)
     select.value = `${width}x${height}`
     const count = positions(width, height, model)
+    const asked = widgetOf(node, 'window')?.value
     facts.textContent = text.positions(count)
     if (model.speed) facts.textContent += ` · ${text.time(duration(count / model.speed))}`
     facts.title = model.speed ? text.lastSpeed : ''
-    if (count > model.max_positions) warning.textContent = text.tooLarge(model.max_positions)
+    if (asked && !model.windows.includes(asked)) {
+      warning.textContent = text.windows(model.windows.join(', '))
+    } else if (count > model.max_positions) warning.textContent = text.tooLarge(model.max_positions)
     else if (!isTrained(width, height, model)) warning.textContent = text.untrained
   }
 }
@@ -63,7 +66,7 @@ export function keepPart(node) {
     snapping(node, name, (side) => unit && Math.round(side / unit) * unit)
   }
   return (model) => {
-    unit = model?.unit
+    unit = inWindow(node, model)?.unit
   }
 }
 
@@ -73,7 +76,8 @@ export function guidancePart(node, root) {
   const svg = document.createElementNS('http://www.w3.org/2000/svg', 'svg')
   root.append(svg)
 
-  return (model) => {
+  return (described) => {
+    const model = inWindow(node, described)
     const options = originOf(node, 'options')
     for (const name of OPTIONS) {
       const widget = widgetOf(node, name)
@@ -144,6 +148,11 @@ function append(root, tag, className = '') {
 
 function widgetOf(node, name) {
   return node.widgets?.find((widget) => widget.name === name)
+}
+
+// The model's description for the window that the node asks for.
+function inWindow(node, model) {
+  return model && withWindow(model, widgetOf(node, 'window')?.value)
 }
 
 function isLinked(node, name) {

@@ -1,7 +1,12 @@
-// Sizes of pictures. A model as /tokenshuffle/model describes it: `unit` pixels along each side are
-// one position, `sizes` are those it was trained at, the default one first.
+// Sizes of pictures. A model as /tokenshuffle/model describes it: `sizes` are those it was trained at,
+// the default one first; withWindow adds the pixels of one position, `unit`, and of the longest side.
 
 const SHAPES = [[1, 1], [4, 3], [3, 4], [3, 2], [2, 3], [16, 9], [9, 16]]
+
+export function withWindow(model, window) {
+  const unit = model.stride * (window || model.windows[0])
+  return { ...model, unit, max_side: unit * model.max_grid }
+}
 
 export function positions(width, height, { unit }) {
   return Math.ceil(width / unit) * Math.ceil(height / unit)

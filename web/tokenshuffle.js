@@ -25,7 +25,7 @@ function refresh() {
     const loaders = [...nodes.keys()].filter((node) => node.comfyClass === 'TokenShuffleLoader')
     for (const [node, update] of nodes) {
       const model = await describe(checkpointOf(node, loaders))
-      update(model.unit ? model : undefined, model.error)
+      update(model.stride ? model : undefined, model.error)
     }
   })
 }

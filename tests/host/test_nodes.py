@@ -1,13 +1,15 @@
 """Options, completion, codes on disk and charts, on a real server."""
 
 import copy
+import subprocess
 
 import numpy as np
 import pytest
 
+from scripts import comfyui
 from tokenshuffle_core.images import read_codes
 
-from .test_prompts import fail, succeed
+from .test_prompts import fail, pixels, succeed
 
 
 def node(kind: str, **inputs) -> dict:
@@ -127,3 +129,27 @@ def test_cfg_plot(server, prompt):
     middle = rows[columns == (columns.min() + columns.max()) // 2].mean()
     assert first > last
     assert abs(middle - (first + last) / 2) < 3
+
+
+def test_lora_changes_the_picture_as_on_the_command_line(server, prompt, tmp_path):
+    (before,) = succeed(server, prompt)
+    prompt["lora"] = node("LoraLoader", model=["loader", 0], lora="tiny.safetensors", strength=0.5)
+    prompt["sampler"]["inputs"]["model"] = ["lora", 0]
+    (changed,) = succeed(server, prompt)
+    assert (changed != before).any()
+    models = server.base / "models"
+    lora = models / "loras" / "tiny.safetensors"
+    command = [server.host.python, "-m", "tokenshuffle_core", "generate", "a red apple"]
+    command += ["--model", models / "tokenshuffle" / "tiny.safetensors", "--lora", f"{lora}=0.5"]
+    command += ["--seed", "7", "--cfg", "2", "--width", "32", "--height", "48", "--device", "cpu"]
+    subprocess.run([*command, "-o", tmp_path / "cli.png"], cwd=comfyui.PACK, check=True)
+    np.testing.assert_array_equal(changed, pixels((tmp_path / "cli.png").read_bytes()))
+    prompt["lora"]["inputs"]["strength"] = 0.0
+    np.testing.assert_array_equal(succeed(server, prompt)[0], before)
+
+
+def test_window_that_the_model_lacks_is_an_error_of_the_sampler(server, prompt):
+    prompt["sampler"]["inputs"]["window"] = 3
+    message = fail(server, prompt)
+    assert message["node_id"] == "sampler"
+    assert "window 3 is not one that this model serves: 2" in message["exception_message"]

@@ -11,6 +11,7 @@ from scripts import comfyui, workflows
 
 NODES = {
     "TokenShuffleLoader",
+    "TokenShuffleLoraLoader",
     "TokenShufflePrompt",
     "TokenShuffleSampler",
     "TokenShuffleOptions",
@@ -74,8 +75,7 @@ def test_requirements_are_comfyuis_own(server):
 
 def test_page_is_told_about_a_checkpoint(server):
     about = server.get("/tokenshuffle/model?checkpoint=tiny.safetensors")
-    assert about["unit"] == 8
-    assert about["max_side"] == 8 * 64
+    assert (about["stride"], about["windows"], about["max_grid"]) == (4, [2], 64)
     assert about["generation"]["schedule"] == "half-linear"
     answer = workflows.http(
         f"{server.url}/tokenshuffle/tokens",

@@ -15,6 +15,7 @@ from .test_prompts import succeed
 WRONG_TEXTS = {
     ("TokenShufflePrompt", "text"): "word " * 3000,
     ("TokenShuffleXYSheet", "cfgs"): "one, two",
+    ("TokenShuffleXYSheet", "windows"): "1.5",
     ("TokenShuffleSaveCodes", "filename_prefix"): "../../outside",
 }
 # Anything else is an accident inside a node. ComfyUI raises a plain Exception itself for a path
