@@ -20,6 +20,16 @@ SUBJECTS = {
     "1F436": ("dog face", "狗脸"),
     "2B50": ("star", "星星"),
 }
+OTHER_LANGUAGES = {
+    "ja": ("赤リンゴ", "イヌの顔", "スター"),
+    "ko": ("빨간 사과", "강아지 얼굴", "별"),
+    "de": ("roter Apfel", "Hundegesicht", "Stern"),
+    "fr": ("pomme rouge", "tête de chien", "étoile"),
+    "es": ("manzana roja", "cara de perro", "estrella"),
+    "pt": ("maçã vermelha", "rosto de cachorro", "estrela"),
+    "it": ("mela rossa", "muso di cane", "stella"),
+    "ru": ("красное яблоко", "морда собаки", "звезда"),
+}
 
 
 def random_checkpoint() -> checkpoint.Checkpoint:
@@ -51,11 +61,12 @@ def pipeline() -> Pipeline:
 def write_sources(directory: Path) -> None:
     """What `npm pack` would leave in DIR/sources: three subjects in three styles."""
     names = directory / "sources" / "emojibase-data"
-    for language, index in (("en", 0), ("zh", 1)):
+    english, chinese = zip(*SUBJECTS.values(), strict=True)
+    for language, labels in {"en": english, "zh": chinese, **OTHER_LANGUAGES}.items():
         (names / language).mkdir(parents=True)
         entries = [
-            {"hexcode": code, "label": label[index], "tags": ["common", f"tag{code}"], "group": 3}
-            for code, label in SUBJECTS.items()
+            {"hexcode": code, "label": label, "tags": ["common", f"tag{code}"], "group": 3}
+            for code, label in zip(SUBJECTS, labels, strict=True)
         ]
         (names / language / "data.json").write_text(json.dumps(entries), encoding="utf-8")
     for package, colour in (("fluent-emoji-flat", "#ff0000"), ("noto", "#0000ff")):

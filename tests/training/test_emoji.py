@@ -51,6 +51,13 @@ def test_names_are_unambiguous(data):
     assert "common" not in record["names"]["en"]
 
 
+def test_ten_languages_name_each_subject(data):
+    record = next(r for r in read_manifest(data) if r["codepoints"] == "1f34e")
+    assert list(record["names"]) == ["en", "zh", "ja", "ko", "de", "fr", "es", "pt", "it", "ru"]
+    assert record["names"]["ru"][0] == "красное яблоко"
+    assert "ja" in json.loads((data / "dataset.json").read_text())["languages"]
+
+
 def test_held_out_pairs_leave_other_styles_of_the_subject(data):
     held_out = [r for r in read_manifest(data) if r["split"] == "held-out"]
     assert len(held_out) == 1

@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..files import atomic_path
+from .phrases import PHRASES
 
 STYLES: dict[str, tuple[str, str, str, str]] = {  # package, version, licence, made by
     "3d": ("@lobehub/fluent-emoji-3d", "1.1.0", "MIT", "Microsoft, Fluent Emoji"),
@@ -27,6 +28,7 @@ STYLES: dict[str, tuple[str, str, str, str]] = {  # package, version, licence, m
     "noto": ("@iconify-json/noto", "1.2.9", "Apache-2.0", "Google, Noto Emoji"),
 }
 NAMES_PACKAGE = ("emojibase-data", "17.0.0", "MIT", "Miles Johnson; names from Unicode CLDR")
+LANGUAGES = ("en", "zh", "ja", "ko", "de", "fr", "es", "pt", "it", "ru")
 POPULAR = Path(__file__).with_name("subjects.txt")
 KEYWORDS = 3  # at most this many unambiguous keywords become further names of a subject
 LEFT_OUT_GROUPS = {None, 1, 2, 8, 9}  # emojibase: letters, people, components, symbols, flags
@@ -38,7 +40,7 @@ def build(
     size: int = 128,
     subjects: str = "popular",
     styles: tuple[str, ...] = ("3d", "flat", "noto"),
-    languages: tuple[str, ...] = ("en", "zh"),
+    languages: tuple[str, ...] = LANGUAGES,
     held_out: float = 0.05,
     seed: int = 0,
     workers: int = 2,
@@ -46,15 +48,18 @@ def build(
     """Build the data set in `directory` and return the path of its manifest.
 
     Pictures are `size` x `size` RGBA PNGs. `subjects` is "popular" (the curated list), "all", or
-    a text file in that list's format. A share `held_out` of the subject-style pairs is marked
-    as never to be trained on, at most one style of a subject. What lies there already is kept,
-    so an interrupted build continues. Raises ValueError for a bad setting or subjects file,
+    a text file in that list's format. `languages` are those of `phrases.PHRASES` to name subjects
+    in. A share `held_out` of the subject-style pairs is marked as never to be trained on, at most
+    one style of a subject. What lies there already is kept, so an interrupted build continues.
+    Raises ValueError for a bad setting or subjects file,
     FileNotFoundError where npm is needed and missing, RuntimeError where it fails.
     """
     if not 16 <= size <= 4096:
         raise ValueError(f"size must be from 16 to 4096 pixels, not {size}")
     if unknown := [style for style in styles if style not in STYLES]:
         raise ValueError(f"style {unknown[0]!r} is not one of {', '.join(STYLES)}")
+    if unknown := [language for language in languages if language not in PHRASES]:
+        raise ValueError(f"language {unknown[0]!r} is not one of {', '.join(PHRASES)}")
     if not styles or not 0 <= held_out < 1 / len(styles):
         raise ValueError(
             f"held_out must be at least 0 and below one in {len(styles) or 1} (the number of "
@@ -211,11 +216,7 @@ def _subjects(subjects: str, sources: Path) -> dict[str, list[str]]:
 
 
 def _entries(language: str, sources: Path) -> list[dict]:
-    folder = _source(NAMES_PACKAGE[0], sources)
-    path = folder / language / "data.json"
-    if not path.is_file():
-        known = ", ".join(sorted(p.parent.name for p in folder.glob("*/data.json")))
-        raise ValueError(f"language {language!r} is not one of {known}")
+    path = _source(NAMES_PACKAGE[0], sources) / language / "data.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -272,7 +273,7 @@ def _render(records: list[dict], pictures: dict, directory: Path, size: int, wor
     for record in records:
         target = directory / record["image"]
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not _is_rendered(target, size):
+        if not is_rendered(target, size):
             jobs.append((pictures[record["style"]][record["codepoints"]], target, size))
     with ProcessPoolExecutor(workers) as pool:
         done = pool.map(_render_one, *zip(*jobs, strict=True), chunksize=8) if jobs else ()
@@ -280,7 +281,8 @@ def _render(records: list[dict], pictures: dict, directory: Path, size: int, wor
             pass
 
 
-def _is_rendered(path: Path, size: int) -> bool:
+def is_rendered(path: Path, size: int) -> bool:
+    """Whether a picture of `size` x `size` pixels lies there already."""
     if not path.exists():
         return False
     with Image.open(path) as image:

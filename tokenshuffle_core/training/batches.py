@@ -1,0 +1,42 @@
+"""Which pictures a step trains on."""
+
+import torch
+from torch import Tensor
+
+from .loop import generator
+
+
+class Batches:
+    """Batches of one size each. An epoch visits every index of every bucket once, in an order that
+    depends on (seed, epoch) alone; the last batch of a bucket is filled up from its beginning.
+
+    `buckets` holds int64 indices, repeated where an epoch should visit one more often.
+    """
+
+    def __init__(self, buckets: list[Tensor], batch: int, seed: int):
+        self.buckets = buckets
+        self.batch = batch
+        self.seed = seed
+        self.counts = [-(-len(bucket) // batch) for bucket in buckets]
+        self.planned = None  # the epoch that `plan` is of
+
+    def __len__(self) -> int:
+        """Steps of an epoch."""
+        return sum(self.counts)
+
+    def at(self, step: int) -> tuple[int, Tensor]:
+        """The bucket of step `step`, and the indices (batch,) int64."""
+        epoch, i = divmod(step, len(self))
+        if epoch != self.planned:
+            self.plan, self.planned = self._plan(epoch), epoch
+        return self.plan[i]
+
+    def _plan(self, epoch: int) -> list[tuple[int, Tensor]]:
+        random = generator(self.seed, epoch)
+        batches = []
+        for number, bucket in enumerate(self.buckets):
+            order = bucket[torch.randperm(len(bucket), generator=random)]
+            missing = self.counts[number] * self.batch - len(order)
+            filled = torch.cat([order, order.repeat(-(-missing // max(1, len(order))))[:missing]])
+            batches += [(number, part) for part in filled.split(self.batch)]
+        return [batches[i] for i in torch.randperm(len(batches), generator=random).tolist()]

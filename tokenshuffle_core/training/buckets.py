@@ -1,0 +1,47 @@
+"""Aspect-ratio buckets: the few sizes that pictures of every shape are brought to."""
+
+import math
+from collections.abc import Iterable
+
+from PIL import Image, ImageOps
+
+Size = tuple[int, int]  # width, height in pixels
+
+
+def buckets(side: int, unit: int, max_ratio: float = 2.0) -> list[Size]:
+    """Sizes of about side * side pixels whose sides are multiples of `unit`.
+
+    The square comes first, then each oblong lying and standing, up to `max_ratio` to 1. Raises
+    ValueError for a unit below 1, a side below the unit, or a ratio that is not from 1 to 16.
+    """
+    if unit < 1:
+        raise ValueError(f"unit must be at least 1 pixel, not {unit}")
+    if side < unit:
+        raise ValueError(f"side must be at least {unit} pixels, not {side}")
+    if not 1 <= max_ratio <= 16:
+        raise ValueError(f"max_ratio must be from 1 to 16, not {max_ratio}")
+    square = round(side / unit)
+    sizes = [(square * unit, square * unit)]
+    long = square + 1
+    while long <= max_ratio * (short := max(1, round(square * square / long))):
+        sizes += [(long * unit, short * unit), (short * unit, long * unit)]
+        long += 1
+    return sizes
+
+
+def nearest(size: Size, sizes: Iterable[Size]) -> Size:
+    """The one of `sizes` of the nearest aspect ratio, on a logarithmic scale; of several such,
+    the one of the nearest area."""
+
+    def distance(other: Size) -> tuple[float, float]:
+        ratio = math.log(size[0] * other[1] / (size[1] * other[0]))
+        area = math.log(size[0] * size[1] / (other[0] * other[1]))
+        # Rounded, so that twice as wide and twice as high are equally far from a square.
+        return round(abs(ratio), 9), round(abs(area), 9)
+
+    return min(sizes, key=distance)
+
+
+def fit(image: Image.Image, bucket: Size) -> Image.Image:
+    """`image` scaled (Lanczos) to cover `bucket`, and what stands over cut off on both sides."""
+    return ImageOps.fit(image, bucket, Image.Resampling.LANCZOS)

@@ -1,0 +1,384 @@
+"""Image codes that are extracted once and stored in shards, and the reader of them.
+
+The ordered items of a source are cut into chunks; each becomes `codes-00012.safetensors`:
+
+    codes    the codes of its pictures one after another, flat, int16 or int32
+    grid     rows and columns of each, int32 (N, 2)
+
+and, in the metadata, JSON lines: what the shard was made of, then a record per picture. A shard
+carries its own checksum and that of its making, so an interrupted extraction finds out which
+ones it need not make again. `index.json` is written last.
+"""
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import ImageColor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from ..config import parse_sizes
+from ..files import atomic_path
+from ..image_tokenizer import ImageTokenizer
+from .buckets import Size, fit, nearest
+from .sources import Item, read_items
+
+CPU = torch.device("cpu")
+INDEX = "index.json"
+RECORDS = "tokenshuffle.codes"  # one key alone: safetensors writes several in a random order
+HEADER_LIMIT = 90_000_000  # bytes; safetensors reads no header above 100 MB
+READERS = 8  # threads that decode and scale pictures, for which Pillow releases the GIL
+
+
+class Summary(NamedTuple):
+    """What one process's share of an extraction came to."""
+
+    pictures: int
+    broken: int
+    made: int  # shards
+    kept: int  # shards that lay there already
+    index: Path | None  # None while shards of other processes are missing
+
+
+@dataclass
+class Shard:
+    """The content of one file. `broken` has the key of each picture left out, and why."""
+
+    codes: Tensor
+    grid: Tensor
+    records: list[str]  # JSON: key, captions, repeats, split, extra, bucket (width, height)
+    broken: list[list[str]]
+    source: str  # fingerprint of the items and settings that it was made of
+
+    @property
+    def sha256(self) -> str:
+        digest = hashlib.sha256(f"{self.codes.dtype} {self.source}".encode())
+        digest.update(json.dumps([self.broken, self.records]).encode())
+        digest.update(self.grid.numpy())
+        digest.update(self.codes.numpy())
+        return digest.hexdigest()
+
+    def write(self, path: Path) -> None:
+        """Raises ValueError where the records are more than safetensors can store, OSError where
+        the disk is full."""
+        head = {"sha256": self.sha256, "source": self.source, "broken": self.broken}
+        text = "\n".join([json.dumps(head), *self.records])
+        if len(json.dumps(text)) > HEADER_LIMIT:
+            raise ValueError(
+                f"the records of {path.name} take more than {HEADER_LIMIT // 10**6} MB: choose a "
+                "smaller shard size"
+            )
+        with atomic_path(path) as temporary:
+            try:
+                save_file({"codes": self.codes, "grid": self.grid}, temporary, {RECORDS: text})
+            except SafetensorError as error:
+                raise OSError(f"{path} cannot be written: {error}") from None
+
+
+def read_shard(path: Path) -> tuple[Shard, str]:
+    """A shard, its tensors memory-mapped, and the checksum that it should have, not compared yet.
+
+    Raises ValueError for what is missing, cut short or no shard.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            head, *records = file.metadata()[RECORDS].split("\n")
+            about = json.loads(head)
+            tensors = file.get_tensor("codes"), file.get_tensor("grid")
+        return Shard(*tensors, records, about["broken"], about["source"]), about["sha256"]
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is missing, damaged or no shard of codes: {error}") from None
+
+
+def fingerprint(image_tokenizer: ImageTokenizer) -> str:
+    """sha256 of the weights, which decide what a code means."""
+    digest = hashlib.sha256()
+    for name, weight in image_tokenizer.state_dict().items():
+        digest.update(name.encode() + weight.cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def extract(
+    source: str | Path,
+    directory: str | Path,
+    image_tokenizer: ImageTokenizer,
+    sizes: list[Size],
+    *,
+    background: str = "white",
+    shard_size: int = 1024,
+    batch: int = 16,
+    device: torch.device = CPU,
+    rank: int = 0,
+    world: int = 1,
+) -> Summary:
+    """Encode the pictures of `source`, each in the nearest of `sizes` (width, height in pixels),
+    into shards in `directory`.
+
+    Of `world` processes, process `rank` does every world-th chunk of `shard_size` items; the one
+    that finds all of them done writes the index. Shards that lie there and still hold are kept.
+    A picture that cannot be read is left out and listed in `broken-00012.txt`. Raises as
+    `read_items`, and ValueError for a setting that is out of range.
+    """
+    stride = image_tokenizer.config.stride
+    colour = _check_settings(sizes, stride, background, shard_size, batch, rank, world)
+    items = read_items(source)
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    about = {
+        "image_tokenizer": fingerprint(image_tokenizer),
+        "stride": stride,
+        "codebook_size": image_tokenizer.config.codebook_size,
+        "sizes": [f"{width}x{height}" for width, height in sizes],
+        "background": background,
+    }
+    chunks = [items[i : i + shard_size] for i in range(0, len(items), shard_size)]
+    sources = {
+        directory / f"codes-{k:05}.safetensors": _source(chunk, about)
+        for k, chunk in enumerate(chunks)
+    }
+    share = list(zip(sources, chunks, strict=True))[rank::world]
+    image_tokenizer.to(device)
+    pictures = broken = kept = 0
+    total = sum(len(chunk) for _, chunk in share)
+    with (
+        ThreadPoolExecutor(READERS) as pool,
+        tqdm(total=total, desc="encoding", unit="picture", disable=None) as bar,
+    ):
+        for path, chunk in share:
+            shard = _kept(path, sources[path])
+            if shard:
+                kept += 1
+                bar.update(len(chunk))
+            else:
+                (directory / INDEX).unlink(missing_ok=True)
+                for leftover in directory.glob(f".{path.name}.*"):  # of a run that was killed
+                    leftover.unlink()
+                load = partial(_load, colour=colour, sizes=sizes)
+                pairs = zip(chunk, _ahead(pool, load, chunk, 2 * batch), strict=True)
+                shard = _encode(pairs, image_tokenizer, batch, sources[path], bar)
+                _list_broken(path, shard)
+                shard.write(path)
+            pictures += len(shard.records)
+            broken += len(shard.broken)
+    index = _finish(directory, sources, about)
+    return Summary(pictures, broken, len(share) - kept, kept, index)
+
+
+def _check_settings(sizes, stride, background, shard_size, batch, rank, world):
+    """Raises ValueError for a setting out of range; returns the background's RGB."""
+    for name, value in (("shard_size", shard_size), ("batch", batch), ("world", world)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    if not 0 <= rank < world:
+        raise ValueError(f"rank must be from 0 to {world - 1} (world - 1), not {rank}")
+    if not sizes:
+        raise ValueError("sizes must name at least one width and height")
+    for width, height in sizes:
+        if min(width, height) < 1 or width % stride or height % stride:
+            raise ValueError(
+                f"size {width}x{height} does not fit: both sides must be multiples of {stride}, "
+                "the image tokenizer's stride"
+            )
+    try:
+        return ImageColor.getrgb(background)[:3]
+    except ValueError:
+        raise ValueError(f"background {background!r} is not a colour") from None
+
+
+def _source(items: list[Item], about: dict) -> str:
+    """Fingerprint of a chunk. As `make` does, it goes by a picture's size and time, not content:
+    looking whether a set of terabytes is complete should not read all of it."""
+    digest = hashlib.sha256(json.dumps(about).encode())
+    for item in items:
+        record = _record(item) | {"picture": [item.offset, item.size, item.modified]}
+        digest.update(json.dumps(record, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _record(item: Item) -> dict:
+    return {name: getattr(item, name) for name in ("key", "captions", "repeats", "split", "extra")}
+
+
+def _kept(path: Path, source: str) -> Shard | None:
+    """The shard at `path` where it is whole and was made of `source`."""
+    try:
+        shard, sha256 = read_shard(path)
+    except ValueError:
+        return None
+    return shard if shard.source == source and shard.sha256 == sha256 else None
+
+
+def _load(item: Item, colour, sizes: list[Size]) -> tuple[Size, Tensor] | ValueError:
+    """The bucket of a picture, and uint8 (H, W, 3) of that size; or why it cannot be read."""
+    try:
+        picture = item.picture(colour)
+    except ValueError as error:
+        return error
+    bucket = nearest(picture.size, sizes)
+    return bucket, torch.from_numpy(np.array(fit(picture, bucket)))
+
+
+def _ahead(pool: Executor, function: Callable, items: Iterable, count: int) -> Iterator:
+    """function(item) of every item in turn, computed up to `count` items ahead."""
+    waiting = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > count:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+@torch.inference_mode()
+def _encode(pairs, image_tokenizer: ImageTokenizer, batch: int, source: str, bar) -> Shard:
+    """A shard of (item, what `_load` returned for it); pictures of one size are batched."""
+    small = image_tokenizer.config.codebook_size <= 2**15
+    device = image_tokenizer.quantizer.codebook.weight.device
+    codes: list[Tensor] = []
+    records, broken = [], []
+    waiting = defaultdict(list)
+
+    def flush(places: list[int], pictures: list[Tensor]) -> None:
+        images = torch.stack(pictures).to(device).movedim(-1, 1).contiguous().float() / 255
+        encoded = image_tokenizer.encode(images).to("cpu", torch.int16 if small else torch.int32)
+        for place, picture in zip(places, encoded, strict=True):
+            codes[place] = picture
+        bar.update(len(places))
+
+    for item, loaded in pairs:
+        if isinstance(loaded, ValueError):
+            broken.append([item.key, " ".join(str(loaded).split())])
+            bar.update()
+            continue
+        bucket, pixels = loaded
+        waiting[bucket].append((len(codes), pixels))
+        codes.append(torch.empty(0))
+        records.append(json.dumps(_record(item) | {"bucket": bucket}))
+        if len(waiting[bucket]) == batch:
+            flush(*zip(*waiting.pop(bucket), strict=True))
+    for part in waiting.values():
+        flush(*zip(*part, strict=True))
+    grid = torch.tensor([picture.shape for picture in codes], dtype=torch.int32).view(-1, 2)
+    none = torch.empty(0, dtype=torch.int16 if small else torch.int32)
+    flat = torch.cat([none, *(picture.flatten() for picture in codes)])
+    return Shard(flat, grid, records, broken, source)
+
+
+def _list_broken(path: Path, shard: Shard) -> None:
+    listing = path.with_name(f"broken-{path.stem.removeprefix('codes-')}.txt")
+    listing.unlink(missing_ok=True)
+    if shard.broken:
+        text = "".join(f"{key}\t{reason}\n" for key, reason in shard.broken)
+        with atomic_path(listing) as temporary:  # names on disk may be in no encoding at all
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _finish(directory: Path, sources: dict[Path, str], about: dict) -> Path | None:
+    """Write the index if every shard is there; a reader compares their checksums."""
+    if not all(path.exists() for path in sources):
+        return None
+    shards, counts = {}, dict.fromkeys(about["sizes"], 0)
+    broken = held_out = 0
+    for path, source in sources.items():
+        try:
+            shard, sha256 = read_shard(path)
+        except ValueError:
+            return None
+        if shard.source != source:
+            return None
+        shards[path.name] = sha256
+        broken += len(shard.broken)
+        for record in map(json.loads, shard.records):
+            counts["{}x{}".format(*record["bucket"])] += 1
+            held_out += record["split"] == "held-out"
+    index = {
+        **about,
+        "pictures": sum(counts.values()),
+        "held_out": held_out,
+        "broken": broken,
+        "counts": counts,
+        "shards": shards,
+    }
+    with atomic_path(directory / INDEX) as temporary:
+        temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return directory / INDEX
+
+
+class CodeShards:
+    """The pictures of a finished extraction, in the source's order.
+
+    `sizes` (width, height) are the buckets; `indices` has for each the int64 (N,) indices of its
+    pictures. Codes stay on disk, memory-mapped; records are held as text. Every checksum is
+    compared once, here. Raises FileNotFoundError where there is no index, ValueError naming the
+    shard that is damaged or not the index's.
+    """
+
+    def __init__(self, directory: str | Path):
+        path = Path(directory) / INDEX
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} does not exist: `tokenshuffle data codes SOURCE -o {directory}` makes it, "
+                "or goes on where it was interrupted"
+            )
+        try:
+            self.index = json.loads(path.read_text(encoding="utf-8"))
+            names = self.index["shards"]
+            self.stride = self.index["stride"]
+            self.sizes = parse_sizes(",".join(self.index["sizes"]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is no index of code shards: {error}") from None
+        self._codes: list[Tensor] = []
+        self._records: list[str] = []
+        grids = [torch.empty(0, 2, dtype=torch.int32)]
+        for name, sha256 in names.items():
+            shard, _ = read_shard(path.with_name(name))
+            if shard.sha256 != sha256:
+                raise ValueError(
+                    f"{path.with_name(name)} is damaged or of another extraction than {INDEX}: "
+                    "run `tokenshuffle data codes` again, which makes only such shards anew"
+                )
+            self._codes.append(shard.codes)
+            self._records += shard.records
+            grids.append(shard.grid)
+        self._grid = torch.cat(grids)
+        self._first = list(accumulate((len(grid) for grid in grids[1:]), initial=0))
+        self._end = torch.cat([grid.prod(1).cumsum(0) for grid in grids])
+        pixels = self._grid.flip(1) * self.stride
+        self.indices = {
+            size: (pixels == torch.tensor(size)).all(1).nonzero().flatten() for size in self.sizes
+        }
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def codes(self, index: int) -> Tensor:
+        """Codes int64 (H, W) of picture `index`, from 0 to len(self) - 1."""
+        rows, columns = self._grid[index].tolist()
+        end = self._end[index].item()
+        shard = bisect_right(self._first, index) - 1
+        return self._codes[shard][end - rows * columns : end].long().view(rows, columns)
+
+    def record(self, index: int) -> dict:
+        """key, captions, repeats, split, extra and bucket (width, height) of picture `index`."""
+        return json.loads(self._records[index])
+
+    def check(self, image_tokenizer: ImageTokenizer) -> None:
+        """Raises ValueError where the codes were made by another image tokenizer."""
+        if self.index["image_tokenizer"] != fingerprint(image_tokenizer):
+            raise ValueError(
+                "the codes were made by another image tokenizer: run `tokenshuffle data codes` "
+                "again with this one"
+            )

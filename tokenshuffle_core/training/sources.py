@@ -1,0 +1,239 @@
+"""Text-image pairs of one's own: a folder with captions, an image folder of `datasets`, or tars.
+
+Nothing is unpacked and no picture is decoded until it is asked for: an `Item` knows where the
+bytes of its picture lie, in a file of their own or within a tar.
+"""
+
+import json
+import os
+import tarfile
+from dataclasses import dataclass, field
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path, PurePath, PurePosixPath
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+FORMATS = ("JPEG", "PNG", "WEBP")  # Pillow knows more, and some of those start other programs
+SPLITS = ("train", "held-out")
+METADATA = "metadata.jsonl"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture with its captions. `key` is its name in the source, without the extension.
+
+    An epoch visits it `repeats` times. The picture's `size` bytes start at `offset` in `path`,
+    which was last `modified` (ns since 1970).
+    """
+
+    key: str
+    captions: tuple[str, ...]
+    path: Path
+    offset: int
+    size: int
+    modified: int
+    repeats: int = 1
+    split: str = "train"
+    extra: dict = field(default_factory=dict)
+
+    def picture(self, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+        """The picture in RGB, upright; a transparent one is laid on `background`.
+
+        Raises ValueError for what is no JPEG, PNG or WebP picture of 8 bits, is damaged, or is a
+        decompression bomb; OSError where the file itself cannot be read.
+        """
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            content = file.read(self.size)
+        try:
+            image = Image.open(BytesIO(content), formats=FORMATS)
+            image.load()
+            image = ImageOps.exif_transpose(image)
+        except UnidentifiedImageError:  # its message has an address that differs in every run
+            raise ValueError(f"picture {self.key} is no JPEG, PNG or WebP") from None
+        except Exception as error:  # Pillow's parsers raise anything, struct.error for one
+            raise ValueError(f"picture {self.key} cannot be read: {error}") from None
+        if image.mode.startswith("I") or image.mode == "F":
+            raise ValueError(f"picture {self.key} has more than 8 bits per channel: convert it")
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            behind = Image.new("RGBA", image.size, (*background, 255))
+            image = Image.alpha_composite(behind, image)
+        return image.convert("RGB")
+
+
+def read_items(source: str | Path) -> list[Item]:
+    """The items of `source`, sorted by key. It is one of
+
+    - a folder with a `metadata.jsonl` that names its pictures (image folder of `datasets`),
+    - a .tar file, or a folder of them (WebDataset shards), without compression,
+    - a folder of pictures, each beside a .txt file with a caption per line. Sub-folders are
+      walked, links to folders and hidden names are not.
+
+    Raises FileNotFoundError where it does not exist, ValueError with one sentence where it is
+    none of these, a picture has no caption, two have the same key, or a field is wrong.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist")
+    if source.is_file():
+        if source.suffix.lower() != ".tar":
+            raise ValueError(
+                f"{source} is neither a folder nor a .tar: expected a folder of pictures with "
+                f".txt captions, a folder with a {METADATA}, or WebDataset shards (.tar)"
+            )
+        items = _in_tar(source)
+    elif (source / METADATA).is_file():
+        items = _in_metadata(source)
+    else:
+        items = _in_folder(source)
+        shards = [path for path in source.glob("*.tar") if path.name[0] != "."]
+        if items and shards:
+            raise ValueError(
+                f"{source} holds both pictures and .tar shards: give each a folder of its own"
+            )
+        for shard in shards:
+            items += _in_tar(shard)
+    if not items:
+        raise ValueError(
+            f"{source} holds no pictures ({', '.join(EXTENSIONS)}), no .tar shards with pictures "
+            f"and no {METADATA}"
+        )
+    items.sort(key=lambda item: item.key)
+    for first, second in pairwise(items):
+        if first.key == second.key:
+            raise ValueError(
+                f"{source} holds two pictures with the key {first.key!r}, in {first.path} and "
+                f"{second.path}: give each a name of its own"
+            )
+    if bare := [item for item in items if not item.captions]:
+        raise ValueError(
+            f"{len(bare)} of the {len(items)} pictures in {source} have no caption, the first is "
+            f"{bare[0].key!r}: write one into a .txt file of the same name, or into the field "
+            f'"text" of its JSON'
+        )
+    return items
+
+
+def _in_folder(folder: Path) -> list[Item]:
+    items = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "."]
+        for name in names:
+            path = Path(parent, name)
+            if name[0] == "." or path.suffix[1:].lower() not in EXTENSIONS:
+                continue
+            text = path.with_suffix(".txt")
+            captions = _lines(text.read_bytes(), text) if text.is_file() else ()
+            items.append(_in_file(path, _key(path.relative_to(folder).as_posix()), captions))
+    return items
+
+
+def _in_metadata(folder: Path) -> list[Item]:
+    items = []
+    path = folder / METADATA
+    root = folder.resolve()
+    # Not splitlines(): JSON may hold the other line separators of Unicode.
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        fields = _fields(line, where)
+        name = fields["extra"].pop("file_name", None)
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise ValueError(f"{where}: file_name must be the name of a picture, not {name!r}")
+        picture = folder / name
+        if ".." in PurePath(name).parts or not picture.resolve().is_relative_to(root):
+            raise ValueError(
+                f"{where}: file_name {name!r} leads out of {folder}: move the picture inside"
+            )
+        if not picture.is_file():
+            raise ValueError(f"{where}: file_name {name!r} is no file in {folder}")
+        items.append(_in_file(picture, _key(name), **fields))
+    return items
+
+
+def _in_file(path: Path, key: str, captions: tuple[str, ...], **fields) -> Item:
+    status = path.stat()
+    return Item(key, captions, path, 0, status.st_size, status.st_mtime_ns, **fields)
+
+
+def _in_tar(path: Path) -> list[Item]:
+    """The samples of one shard. Those without a picture are no items, as a stray .txt is none."""
+    modified = path.stat().st_mtime_ns
+    pictures: dict[str, tuple[int, int]] = {}
+    captions: dict[str, tuple[str, ...]] = {}
+    fields: dict[str, dict] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                name = PurePosixPath(member.name)
+                stem, _, extension = name.name.partition(".")
+                extension = extension.lower()
+                if member.isdir() or not stem or extension not in (*EXTENSIONS, "txt", "json"):
+                    continue
+                where = f"{path}: {member.name}"
+                if not member.isreg():
+                    raise ValueError(f"{where} is a link, not a file: store the file itself")
+                key = str(name.with_name(stem))
+                part = {"txt": captions, "json": fields}.get(extension, pictures)
+                if key in part:
+                    raise ValueError(f"{where} is the second of its kind with the key {key!r}")
+                if extension == "txt":
+                    captions[key] = _lines(tar.extractfile(member).read(), where)
+                elif extension == "json":
+                    fields[key] = _fields(tar.extractfile(member).read(), where)
+                else:
+                    pictures[key] = (member.offset_data, member.size)
+            # tarfile takes a damaged header for the end of the archive.
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError(f"damaged after {tar.offset} bytes")
+    except (tarfile.TarError, OSError, OverflowError) as error:
+        raise ValueError(f"{path} is not a readable .tar without compression: {error}") from None
+    items = []
+    for key, (offset, size) in pictures.items():
+        about = fields.get(key, {"captions": ()})
+        if key in captions:
+            about = about | {"captions": captions[key]}
+        items.append(Item(key, path=path, offset=offset, size=size, modified=modified, **about))
+    return items
+
+
+def _key(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def _lines(content: bytes, where: str | Path) -> tuple[str, ...]:
+    """The captions of a .txt file, one a line. Notepad's byte order mark is no part of them."""
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{where} is no text in UTF-8: save it as UTF-8") from None
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _fields(content: bytes, where: str) -> dict:
+    """captions, repeats, split and extra from one JSON object."""
+    try:
+        extra = json.loads(content.decode("utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{where} is no JSON: {error}") from None
+    if not isinstance(extra, dict):
+        raise ValueError(f'{where} must be a JSON object such as {{"text": "a red apple"}}')
+    captions: list[str] = []
+    for name in ("text", "caption", "captions"):
+        texts = extra.pop(name, [])
+        texts = [texts] if isinstance(texts, str) else texts
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{where}: {name} must be a text or a list of texts, not {texts!r}")
+        captions += [text.strip() for text in texts if text.strip()]
+    repeats = extra.pop("repeats", 1)
+    if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 1:
+        raise ValueError(f"{where}: repeats must be a whole number of at least 1, not {repeats!r}")
+    split = extra.pop("split", "train")
+    if split not in SPLITS:
+        raise ValueError(f"{where}: split must be one of {', '.join(SPLITS)}, not {split!r}")
+    return {"captions": tuple(captions), "repeats": repeats, "split": split, "extra": extra}
