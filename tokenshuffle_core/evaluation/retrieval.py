@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from ..config import GenerationConfig
 from ..pipeline import Pipeline
 from ..training import captions
 from ..training.emoji import read_manifest
 from ..training.pictures import WHITE, composite, load_rgba
+from .generate import generate
+from .reconstruction import psnr
 
 SIDE = 32
 
@@ -57,21 +58,10 @@ def retrieval(
     rgba = load_rgba(data, references)
     white = torch.tensor([WHITE], dtype=torch.uint8)
     known = features(composite(rgba, white.expand(len(rgba), 3)))
-    images = []
-    bar = tqdm(total=len(records), desc="retrieval", unit="picture", disable=None)
-    for start in range(0, len(records), batch):
-        part = records[start : start + batch]
-        prompts = [
-            pipeline.encode_prompt(
-                captions.prompt(r["names"][language][0], r["style"], language=language)
-            )
-            for r in part
-        ]
-        *_, last = pipeline.sample(prompts, [], settings, seed=seed + start, count=len(part))
-        images.append(pipeline.decode(last.codes).movedim(-1, 1))
-        bar.update(len(part))
-    bar.close()
-    generated = torch.cat(images)
+    prompts = [
+        captions.prompt(r["names"][language][0], r["style"], language=language) for r in records
+    ]
+    generated = generate(pipeline, prompts, settings, seed=seed, batch=batch)
     found = {1: 0, 5: 0}
     for record, feature in zip(records, features(generated), strict=True):
         same_style = [i for i, r in enumerate(references) if r["style"] == record["style"]]
@@ -87,9 +77,9 @@ def retrieval(
 def reconstruction_psnr(pipeline: Pipeline, data: Path, records: list[dict]) -> float:
     """Mean PSNR in dB of the image tokenizer on the records' pictures, on white."""
     white = torch.tensor([WHITE], dtype=torch.uint8)
-    psnr = []
+    found = []
     for part in load_rgba(data, records).split(16):
         images = composite(part, white.expand(len(part), 3))
-        error = pipeline.image_tokenizer.decode(pipeline.image_tokenizer.encode(images)) - images
-        psnr.append(-10 * error.square().mean((1, 2, 3)).log10())
-    return torch.cat(psnr).mean().item()
+        decoded = pipeline.image_tokenizer.decode(pipeline.image_tokenizer.encode(images))
+        found.append(psnr(decoded, images))
+    return torch.cat(found).mean().item()

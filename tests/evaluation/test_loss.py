@@ -1,0 +1,71 @@
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tokenshuffle_core.evaluation.intervals import mean
+from tokenshuffle_core.evaluation.loss import picture_nats, validation_loss
+
+
+@pytest.fixture
+def pairs():
+    """Prompts of different lengths, pictures of two sizes."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(8, 8), (4, 6), (8, 8), (4, 6), (8, 8)]
+    prompts = ["", "a red apple, 3d style", "apple", "a dog", "three stars on a blue background"]
+    codes = [torch.randint(64, size, generator=generator) for size in sizes]
+    return list(zip(prompts, codes, strict=True))
+
+
+def nats_by_hand(pipeline, prompt: str, codes: torch.Tensor) -> float:
+    """One picture alone, without padding; log softmax and the order of windows in numpy."""
+    window = pipeline.config.model.window
+    rows, columns = codes.shape[0] // window, codes.shape[1] // window
+    ids = pipeline.text_tokenizer.frame(pipeline.encode_prompt(prompt), rows, columns)
+    with torch.inference_mode():
+        logits = pipeline.model(torch.tensor([ids]), torch.zeros(1).long(), codes[None]).codes
+    logits = logits[0].numpy().astype(np.float64)
+    total = 0.0
+    for row in range(rows):
+        for column in range(columns):
+            for i in range(window * window):
+                target = codes[row * window + i // window, column * window + i % window]
+                line = logits[row * columns + column, i]
+                total += np.log(np.exp(line - line.max()).sum()) + line.max() - line[target]
+    return total
+
+
+def test_every_code_counts_the_same(pipeline, pairs):
+    nats = [nats_by_hand(pipeline, *pair) for pair in pairs]
+    found = validation_loss(pipeline, pairs, batch=2)
+    total = sum(codes.numel() for _, codes in pairs)
+    assert found.value == pytest.approx(sum(nats) / total, rel=1e-5)
+    assert found.n == 5
+    of_means = sum(n / codes.numel() for n, (_, codes) in zip(nats, pairs, strict=True)) / 5
+    assert abs(found.value - of_means) > 1e-3  # the mean of the pictures' means is another one
+    for batch in (1, 5):
+        again = validation_loss(pipeline, pairs, batch)
+        assert (again.value, again.low) == pytest.approx((found.value, found.low), rel=1e-5)
+
+
+def test_the_interval_is_students_where_the_pictures_are_alike(pipeline, pairs):
+    alike = pairs[::2]
+    each = [nats_by_hand(pipeline, *pair) / 64 for pair in alike]
+    found, expected = validation_loss(pipeline, alike), mean(each)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-4)
+
+
+def test_a_model_that_knows_nothing_loses_the_logarithm_of_the_codebook(pipeline, pairs):
+    blank = copy.copy(pipeline)
+    blank.model = copy.deepcopy(pipeline.model)
+    blank.model.head.weight.data.zero_()
+    found = validation_loss(blank, pairs)
+    assert found.value == pytest.approx(math.log(64), rel=1e-6)
+    assert found.high - found.low == pytest.approx(0, abs=1e-6)
+
+
+def test_a_prompt_that_is_too_long_is_refused(pipeline):
+    with pytest.raises(ValueError, match="the prompt has"):
+        picture_nats(pipeline, ["a " * 200], torch.zeros(1, 4, 4).long())

@@ -1,0 +1,161 @@
+"""Compositional scores: does a generated picture show what its prompt composes?
+
+The prompts are those of the composed pictures, and the scores compare with how these are made:
+
+- background: the nearest colour of the palette to the mean of the border;
+- count: the nearest of the pictures with one to four copies of the subject;
+- subjects: in each box, the nearest of all subjects in that style. "position" asks for the right
+  one in each box, "subjects" for the right ones in any order.
+
+Distances are those of `retrieval`, to references on the background that the picture has.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..config import GenerationConfig
+from ..pipeline import Pipeline
+from ..training import captions
+from ..training.compose import ROWS, Composition, arrange, fit, render
+from ..training.emoji import read_manifest
+from ..training.pictures import BACKGROUNDS
+from .generate import generate
+from .retrieval import features, rank
+
+SCORES = {  # kind -> what is scored
+    "single": ("background", "subjects"),
+    "count": ("background", "count"),
+    "beside": ("background", "subjects", "position"),
+    "above": ("background", "subjects", "position"),
+}
+
+
+class References:
+    """The cut-outs of a data set, (subject, style) -> RGBA, to compare pictures with."""
+
+    def __init__(self, pictures: dict[tuple[str, str], Image.Image]):
+        self.pictures = pictures
+        self.pooled: dict[tuple[str, int, int], tuple[Tensor, Tensor]] = {}
+
+    def subjects(self, style: str) -> list[str]:
+        return [subject for subject, of in self.pictures if of == style]
+
+    def features(self, style: str, background: str, width: int, height: int) -> Tensor:
+        """Features (M, F) of every subject of a style, alone on `background`."""
+        key = (style, width, height)
+        if key not in self.pooled:
+            cut_outs = [self.pictures[subject, style] for subject in self.subjects(style)]
+            arrays = np.stack([np.asarray(fit(cut_out, width, height)) for cut_out in cut_outs])
+            rgba = torch.from_numpy(arrays).movedim(-1, 1).float() / 255
+            colour, alpha = rgba[:, :3], rgba[:, 3:]
+            self.pooled[key] = features(colour * alpha), features((1 - alpha).expand_as(colour))
+        # Laying on a background and averaging can change places: both are linear.
+        drawn, clear = self.pooled[key]
+        behind = torch.tensor(BACKGROUNDS[background]) / 255
+        return drawn + clear * behind.repeat_interleave(clear.shape[1] // 3)
+
+
+def compositional(
+    pipeline: Pipeline,
+    data: Path,
+    compositions: list[Composition],
+    settings: GenerationConfig,
+    *,
+    seed: int = 0,
+    batch: int = 16,
+    language: str = "en",
+) -> tuple[list[dict[str, bool]], Tensor]:
+    """Generate each composition's canonical prompt and score the picture.
+
+    Returns the scores of each (see `score`) and the images (N, 3, H, W). `compositions` are made
+    of the data set in `data`; picture i is drawn with seed + i. Raises ValueError for a language
+    that the data set has no names in.
+    """
+    records = read_manifest(data)
+    if language not in records[0]["names"]:
+        raise ValueError(
+            f"language {language!r} is not one of {', '.join(records[0]['names'])}, which the "
+            f"data set in {data} has names in"
+        )
+    names = {record["subject"]: record["names"][language][0] for record in records}
+    prompts = [
+        captions.composed(c.kind, [names[s] for s in c.subjects], c.style, c.background, language)
+        for c in compositions
+    ]
+    pictures = {}
+    for record in records:
+        with Image.open(data / record["image"]) as image:
+            pictures[record["subject"], record["style"]] = image.convert("RGBA")
+    references = References(pictures)
+    images = generate(pipeline, prompts, settings, seed=seed, batch=batch)
+    scores = [score(*pair, references) for pair in zip(images, compositions, strict=True)]
+    return scores, images
+
+
+def score(image: Tensor, composition: Composition, references: References) -> dict[str, bool]:
+    """What is right in an image (3, H, W) in 0..1: the scores that SCORES has for its kind."""
+    background = background_of(image)
+    right = {"background": background == composition.background}
+    if composition.kind == "count":
+        count = count_of(image, composition, background, references)
+        right["count"] = count == len(composition.subjects)
+    else:
+        found = subjects_of(image, composition, background, references)
+        right["subjects"] = sorted(found) == sorted(composition.subjects)
+        right["position"] = found == list(composition.subjects)
+    return {name: right[name] for name in SCORES[composition.kind]}
+
+
+def background_of(image: Tensor) -> str:
+    """The background that is nearest to the mean of the border, one 32nd of the sides wide."""
+    height, width = image.shape[-2:]
+    inner = torch.zeros(height, width, dtype=torch.bool)
+    edge = max(1, min(height, width) // 32)
+    inner[edge:-edge, edge:-edge] = True
+    mean = image[:, ~inner].mean(dim=1)
+    colours = torch.tensor(list(BACKGROUNDS.values())) / 255
+    return list(BACKGROUNDS)[int((colours - mean).norm(dim=1).argmin())]
+
+
+def count_of(
+    image: Tensor, composition: Composition, background: str, references: References
+) -> int:
+    """How many copies of the composition's subject the image shows most likely, 1 to 4."""
+    subject, style = composition.subjects[0], composition.style
+    known = [
+        to_tensor(
+            render(
+                arrange("count", (subject,) * copies, style, background),
+                references.pictures,
+                image.shape[-1],
+            )
+        )
+        for copies in ROWS
+    ]
+    nearest = rank(features(image[None]), features(torch.stack(known)))[0, 0]
+    return list(ROWS)[int(nearest)]
+
+
+def subjects_of(
+    image: Tensor, composition: Composition, background: str, references: References
+) -> list[str]:
+    """The subject that each of the composition's boxes shows most likely."""
+    height, width = image.shape[-2:]
+    subjects = references.subjects(composition.style)
+    found = []
+    for box in composition.boxes:
+        left, right = round(box[0] * width), round(box[2] * width)
+        top, bottom = round(box[1] * height), round(box[3] * height)
+        known = references.features(composition.style, background, right - left, bottom - top)
+        nearest = rank(features(image[None, :, top:bottom, left:right]), known)[0, 0]
+        found.append(subjects[int(nearest)])
+    return found
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An RGB picture as float32 (3, H, W) in 0..1."""
+    return torch.from_numpy(np.array(image)).movedim(-1, 0).float() / 255

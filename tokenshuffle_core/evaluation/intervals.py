@@ -1,0 +1,75 @@
+"""Values with their 95 % confidence intervals."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value measured on `n` items; the interval is nan where n is too small for one."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def share(hits: int, n: int) -> Estimate:
+    """hits / n with Wilson's score interval (J. Am. Stat. Assoc. 22, 1927)."""
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    p = hits / n
+    centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
+    low = 0.0 if hits == 0 else centre - half
+    high = 1.0 if hits == n else centre + half
+    return Estimate(p, low, high, n)
+
+
+def mean(values: Sequence[float]) -> Estimate:
+    """The mean of independent values, of several seeds for one, with Student's t-interval."""
+    n = len(values)
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    value = math.fsum(values) / n
+    if n == 1:
+        return Estimate(value, math.nan, math.nan, 1)
+    variance = math.fsum((v - value) ** 2 for v in values) / (n - 1)
+    half = t_quantile(n - 1) * math.sqrt(variance / n)
+    return Estimate(value, value - half, value + half, n)
+
+
+@lru_cache
+def t_quantile(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t with `freedom` degrees, to five digits or more."""
+    if freedom > 1000:  # the series below grows long; Abramowitz and Stegun, 26.7.5
+        return Z + (Z**3 + Z) / (4 * freedom)
+    low, high = Z, 13.0  # the one of a single degree is 12.7
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        if _t_within(middle, freedom) < 0.95:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _t_within(t: float, freedom: int) -> float:
+    """P(|T| < t), by the finite series of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    angle = math.atan(t / math.sqrt(freedom))
+    square = math.cos(angle) ** 2
+    if freedom % 2:
+        term, total = math.cos(angle), 0.0
+        for i in range(1, (freedom - 1) // 2 + 1):
+            total += term
+            term *= square * 2 * i / (2 * i + 1)
+        return 2 / math.pi * (angle + math.sin(angle) * total)
+    term, total = 1.0, 0.0
+    for i in range(1, freedom // 2 + 1):
+        total += term
+        term *= square * (2 * i - 1) / (2 * i)
+    return math.sin(angle) * total

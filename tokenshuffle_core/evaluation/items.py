@@ -1,0 +1,36 @@
+"""The pictures with captions that a model is scored on: part of a training source."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..training.buckets import Size, fit
+from ..training.sources import Item, read_items
+
+
+def choose(source: Path, split: str, count: int | None, seed: int) -> list[Item]:
+    """`count` items of a split in random order, all of them where None.
+
+    Raises ValueError where the split has none, and as `read_items`.
+    """
+    everything = read_items(source)
+    items = [item for item in everything if item.split == split]
+    if not items:
+        raise ValueError(
+            f"{source} holds no picture of the split {split!r}, all {len(everything)} are of the "
+            "other one"
+        )
+    random.Random(seed).shuffle(items)
+    return items[:count]
+
+
+def load(items: list[Item], size: Size) -> Tensor:
+    """The pictures, scaled and cropped to `size` (width, height), as float32 (N, 3, H, W) in 0..1.
+
+    Raises ValueError for what is no readable picture.
+    """
+    pictures = [np.asarray(fit(item.picture(), size)) for item in items]
+    return torch.from_numpy(np.stack(pictures)).movedim(-1, 1).float() / 255

@@ -1,0 +1,51 @@
+"""Validation loss: nats per code of pictures that are given as codes."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..pipeline import Pipeline
+from ..sampler import pad_left
+from .intervals import Estimate, mean
+
+
+def validation_loss(
+    pipeline: Pipeline, pairs: Sequence[tuple[str, Tensor]], batch: int = 16
+) -> Estimate:
+    """Cross-entropy in nats per code over pairs of a prompt and codes (H, W) int64.
+
+    Every code counts the same, whatever the size of its picture and the batch; the interval is
+    over pictures. Sides must be multiples of the model's window. Raises ValueError for a prompt
+    that is too long.
+    """
+    by_size: dict[tuple[int, ...], list[tuple[str, Tensor]]] = {}
+    for prompt, codes in pairs:
+        by_size.setdefault(tuple(codes.shape), []).append((prompt, codes))
+    nats, counts = [], []
+    for group in by_size.values():
+        for start in range(0, len(group), batch):
+            prompts, codes = zip(*group[start : start + batch], strict=True)
+            nats += picture_nats(pipeline, prompts, torch.stack(codes)).tolist()
+            counts += [codes[0].numel()] * len(prompts)
+    total = sum(counts)
+    value = sum(nats) / max(1, total)
+    # A ratio of two sums: its linearised terms have the ratio as their mean, and its variance.
+    scale = len(counts) / max(1, total)
+    return mean([value + scale * (n - value * c) for n, c in zip(nats, counts, strict=True)])
+
+
+@torch.inference_mode()
+def picture_nats(pipeline: Pipeline, prompts: Sequence[str], codes: Tensor) -> Tensor:
+    """-log p(codes | prompt) of each picture, codes (B, H, W) -> float64 (B,) on the CPU."""
+    model, tokenizer = pipeline.model, pipeline.text_tokenizer
+    window = pipeline.config.model.window
+    rows, columns = codes.shape[1] // window, codes.shape[2] // window
+    device = model.head.weight.device
+    framed = [tokenizer.frame(pipeline.encode_prompt(prompt), rows, columns) for prompt in prompts]
+    text, padding = pad_left(framed, tokenizer.pad, device)
+    codes = codes.to(device)
+    logits = model(text, padding, codes).codes.float()
+    losses = F.cross_entropy(logits.flatten(0, 2), model.targets(codes).flatten(), reduction="none")
+    return losses.view(len(codes), -1).double().sum(dim=1).cpu()

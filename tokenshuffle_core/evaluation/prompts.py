@@ -1,0 +1,289 @@
+"""Public prompt sets: draws their pictures in the layout that the official scorers read.
+
+GenEval (arXiv 2310.11513) and GenAI-Bench (arXiv 2406.13743). Neither prompts nor pictures of
+theirs are part of this package: the prompt files come from their authors.
+"""
+
+import hashlib
+import importlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..config import GenerationConfig
+from ..files import atomic_path
+from ..images import write_png
+from ..pipeline import Pipeline
+from .intervals import Estimate, mean
+
+Scorer = Callable[[list[Path], list[str]], list[float]]
+RUN = "run.json"  # in the output folder: what its pictures were drawn with
+
+
+@dataclass(frozen=True)
+class Run:
+    """How pictures are drawn; `model` identifies the weights, in JSON's types.
+
+    Process `rank` of `world` draws a share of the prompts of its own.
+    """
+
+    model: dict
+    settings: GenerationConfig
+    seed: int = 0
+    batch: int = 16
+    rank: int = 0
+    world: int = 1
+
+
+@dataclass
+class Summary:
+    """What one process did: pictures drawn, found there already, and prompts that were cut to the
+    length that the model reads."""
+
+    drawn: int = 0
+    kept: int = 0
+    cut: int = 0
+
+
+def read_geneval(path: Path) -> list[dict]:
+    """The lines of GenEval's `evaluation_metadata.jsonl`. Raises FileNotFoundError, ValueError."""
+    entries = []
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if not isinstance(entry, dict) or not all(
+            isinstance(entry.get(name), str) for name in ("tag", "prompt")
+        ):
+            raise ValueError(f"{path}, line {number}: expected a JSON object with tag and prompt")
+        entries.append(entry)
+    return entries
+
+
+def read_genai_bench(path: Path) -> dict[str, str]:
+    """Id -> prompt from GenAI-Bench's `genai_image.json`. Raises as `read_geneval`."""
+    try:
+        entries = json.loads(_read_text(path))
+        prompts = {name: entry["prompt"] for name, entry in entries.items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ValueError(
+            f'{path} is no prompt file of GenAI-Bench: expected {{"00000": {{"prompt": ...}}, ...}}'
+        ) from None
+    for name in prompts:
+        if name != Path(name).name or not isinstance(prompts[name], str):
+            raise ValueError(f"{path}: {name!r} is no id with a prompt")
+    return prompts
+
+
+def draw_geneval(
+    pipeline: Pipeline, entries: list[dict], output: Path, run: Run, samples: int = 4
+) -> Summary:
+    """Write `OUTPUT/00000/metadata.jsonl` and `samples/0000.png`, ... for every entry.
+
+    Sample k of entry i is drawn with seed + i * samples + k. What lies there is kept. Raises
+    ValueError where the folder's pictures were drawn otherwise.
+    """
+    _claim(output, run, [entry["prompt"] for entry in entries], samples=samples)
+    jobs = []
+    for i in _share(len(entries), run):
+        folder = output / f"{i:05}"
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder / "metadata.jsonl") as temporary:
+            temporary.write_text(json.dumps(entries[i]) + "\n", encoding="utf-8")
+        for k in range(samples):
+            path = folder / "samples" / f"{k:04}.png"
+            jobs.append((i * samples + k, entries[i]["prompt"], path))
+    return _draw(pipeline, jobs, run)
+
+
+def draw_genai_bench(
+    pipeline: Pipeline, prompts: dict[str, str], output: Path, run: Run
+) -> Summary:
+    """Write `OUTPUT/ID.png` for every prompt; number i is drawn with seed + i. As above."""
+    _claim(output, run, list(prompts.values()))
+    items = list(prompts.items())
+    jobs = [(i, items[i][1], output / f"{items[i][0]}.png") for i in _share(len(items), run)]
+    return _draw(pipeline, jobs, run)
+
+
+def geneval_scores(path: Path) -> dict[str, Estimate]:
+    """Each task's score and the overall one from the official `results.jsonl`.
+
+    The share of correct pictures, with the interval over prompts, as the pictures of a prompt
+    are alike; overall is the mean over tasks. Raises FileNotFoundError, ValueError.
+    """
+    tasks: dict[str, dict[str, list[bool]]] = {}
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        try:
+            result = json.loads(line)
+            prompts = tasks.setdefault(result["tag"], {})
+            prompts.setdefault(result["metadata"], []).append(result["correct"])
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(
+                f"{path}, line {number}: expected tag, metadata and correct, as GenEval's "
+                "evaluate_images.py writes them"
+            ) from None
+    if not tasks:
+        raise ValueError(f"{path} holds no results")
+    estimates = {
+        tag: mean([sum(correct) / len(correct) for correct in prompts.values()])
+        for tag, prompts in tasks.items()
+    }
+    each = list(estimates.values())
+    value = sum(e.value for e in each) / len(each)
+    half = math.hypot(*(e.high - e.value for e in each)) / len(each)
+    total = sum(e.n for e in each)
+    return estimates | {"overall": Estimate(value, value - half, value + half, total)}
+
+
+def score_genai_bench(
+    prompts: dict[str, str], output: Path, scorer: Scorer, batch: int = 16
+) -> dict[str, float]:
+    """Id -> the scorer's value for each picture and its prompt.
+
+    Raises FileNotFoundError where pictures are missing, ValueError for what is no score.
+    """
+    paths = {name: output / f"{name}.png" for name in prompts}
+    if missing := [path for path in paths.values() if not path.is_file()]:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(paths)} pictures are missing, the first is {missing[0]}: "
+            "draw them all before they are scored"
+        )
+    names = list(prompts)
+    scores: dict[str, float] = {}
+    for start in tqdm(range(0, len(names), batch), desc="scoring", disable=None):
+        part = names[start : start + batch]
+        found = scorer([paths[name] for name in part], [prompts[name] for name in part])
+        values = [float(value) for value in found]
+        if len(values) != len(part) or not all(map(math.isfinite, values)):
+            raise ValueError(
+                f"the scorer returned {values} for {len(part)} pictures: expected as many numbers"
+            )
+        scores |= zip(part, values, strict=True)
+    return scores
+
+
+def skill_scores(scores: dict[str, float], skills: Path | None) -> dict[str, Estimate]:
+    """The mean score of each skill, and of all prompts that have one.
+
+    `skills` is GenAI-Bench's `genai_skills.json`, skill -> numbers of prompts; without it there is
+    only the mean over all prompts. Raises FileNotFoundError, ValueError.
+    """
+    if skills is None:
+        return {"all": mean(list(scores.values()))}
+    try:
+        by_skill = {
+            skill: [f"{number:05}" for number in numbers]
+            for skill, numbers in json.loads(_read_text(skills)).items()
+        }
+        estimates = {
+            skill: mean([scores[name] for name in names]) for skill, names in by_skill.items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ValueError(
+            f"{skills} does not go with the prompts: expected skills, each with the numbers of "
+            "some of the prompts"
+        ) from None
+    tagged = {name for names in by_skill.values() for name in names}
+    return estimates | {"all": mean([scores[name] for name in sorted(tagged)])}
+
+
+def load_scorer(name: str) -> Scorer:
+    """The callable "MODULE:FUNCTION", or "vqascore". Raises ValueError where there is none."""
+    if name == "vqascore":
+        return vqascore
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"scorer {name!r} is no MODULE:FUNCTION to import: {error}") from None
+
+
+def vqascore(images: list[Path], texts: list[str]) -> list[float]:
+    """VQAScore with CLIP-FlanT5 XXL, GenAI-Bench's own. Raises ValueError where its package is
+    missing."""
+    dataset = [
+        {"images": [str(image)], "texts": [text]} for image, text in zip(images, texts, strict=True)
+    ]
+    return _vqascore_model().batch_forward(dataset=dataset, batch_size=len(dataset)).flatten()
+
+
+@lru_cache(maxsize=1)
+def _vqascore_model():
+    try:
+        import t2v_metrics
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"vqascore needs {error.name}: install t2v_metrics, or name another scorer"
+        ) from None
+    return t2v_metrics.VQAScore(model="clip-flant5-xxl")
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist or is not a file")
+    return path.read_text(encoding="utf-8")
+
+
+def _claim(output: Path, run: Run, prompts: list[str], **more: int) -> None:
+    """Note what the folder's pictures are drawn with, or check that it is the same."""
+    output.mkdir(parents=True, exist_ok=True)
+    about = {
+        "model": run.model,
+        "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+        "seed": run.seed,
+        **more,
+        "settings": asdict(run.settings),
+    }
+    path = output / RUN
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != about:
+        raise ValueError(
+            f"{output} holds pictures of other prompts, another model, seed or setting: choose "
+            f"another folder ({path.name} says which they are)"
+        )
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def _share(count: int, run: Run) -> range:
+    return range(count * run.rank // run.world, count * (run.rank + 1) // run.world)
+
+
+def _draw(pipeline: Pipeline, jobs: list[tuple[int, str, Path]], run: Run) -> Summary:
+    """Draw the jobs (number, prompt, path) that are not drawn yet, with seed + number."""
+    summary = Summary()
+    longest = pipeline.config.model.max_prompt
+    todo = []
+    for number, text, path in jobs:
+        ids = pipeline.text_tokenizer.encode(text)
+        summary.cut += len(ids) > longest
+        if path.exists():
+            summary.kept += 1
+        else:
+            todo.append((number, text, ids[:longest], path))
+    bar = tqdm(total=len(todo), desc="drawing", unit="picture", disable=None)
+    while todo:
+        # A batch draws seeds that follow one another, so it ends where a picture lies there.
+        first = todo[0][0]
+        part = [job for i, job in enumerate(todo[: run.batch]) if job[0] == first + i]
+        todo = todo[len(part) :]
+        prompts = [ids for _, _, ids, _ in part]
+        *_, last = pipeline.sample(
+            prompts, [], run.settings, seed=run.seed + first, count=len(part)
+        )
+        for (number, text, _, path), image in zip(part, pipeline.decode(last.codes), strict=True):
+            write_png(path, image, prompt=text, seed=run.seed + number, **asdict(run.settings))
+        summary.drawn += len(part)
+        bar.update(len(part))
+    bar.close()
+    return summary
