@@ -1,4 +1,4 @@
-"""The command line: `tokenshuffle generate`, `encode`, `decode`, `info`, `data`, `train`, `eval`.
+"""The command line: `tokenshuffle generate`, `encode`, `decode`, `info` and those of cli_*.py.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 success, 2 bad
 input or a file that cannot be read or written, 130 interrupted.
@@ -8,7 +8,7 @@ import argparse
 import signal
 import sys
 
-from . import cli_training
+from . import cli_data, cli_eval, cli_training, cli_weights
 from .cli_options import (
     add_model,
     add_sampling,
@@ -59,7 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_codes(commands)
     _add_info(commands)
+    cli_data.add(commands)
     cli_training.add(commands)
+    cli_eval.add(commands)
+    cli_weights.add(commands)
     return parser
 
 
@@ -83,15 +86,16 @@ def _add_generate(commands) -> None:
 def _generate(options) -> None:
     from tqdm import tqdm
 
+    from .checkpoint import SIZES
     from .images import write_png
 
     output = check_output(options.output, ".png")
     pipeline = load(options)
     settings = settings_of(options, pipeline.config.generation)
-    rows, columns = pipeline.grid(settings.width, settings.height)
+    rows, columns = pipeline.grid(settings)
     size = f"{settings.width}x{settings.height}"
-    trained = pipeline.card.get("modelspec.resolution", size)
-    if size != trained:
+    trained = pipeline.card.get(SIZES) or pipeline.card.get("modelspec.resolution", size)
+    if size not in trained.split(", "):
         print(f"note: this model was trained at {trained}, not at {size}", file=sys.stderr)
     with tqdm(total=rows * columns, desc="sampling", unit="position", disable=None) as bar:
         images = pipeline.generate(
@@ -119,12 +123,12 @@ def _add_codes(commands) -> None:
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("-o", "--output", required=True, metavar="FILE.npy")
     parser.add_argument("--background", help="what lies behind a transparent picture")
-    add_model(parser)
+    add_model(parser, lora=False)
     parser = command(commands, "decode", _decode, "Turn image codes into a picture.")
     parser.add_argument("codes", metavar="CODES.npy")
     parser.add_argument("-o", "--output", required=True, metavar="FILE.png")
     parser.add_argument("--tiled", action="store_true", help="decode in tiles, with less memory")
-    add_model(parser)
+    add_model(parser, lora=False)
 
 
 def _image_tokenizer(options):

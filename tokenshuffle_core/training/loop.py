@@ -1,31 +1,46 @@
-"""The training loop that the image tokenizer and the model share.
+"""The training loop that the image tokenizer and the model share, in one process or in many.
 
 AdamW, linear warm-up then cosine decay, gradient clipping, an exponential moving average (EMA)
-of the weights. A batch is a function of (seed, step) alone, so a resumed run continues exactly
-where the unbroken run would be.
+of the weights. The batch of a step, over all processes, is a function of (seed, step) alone, so a
+resumed run continues exactly where the unbroken run would be, on any number of processes.
 """
 
-import csv
+import copy
 import math
-import os
+import signal
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ..files import atomic_path
+from . import state
+from .distributed import in_any, mean, rank, spread, world_size
+from .log import Log, Speed
+
+LOG_EVERY = 50  # steps
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
 class LoopConfig:
+    """How long and how a module is trained. `batch` counts the samples of a step, in all
+    processes; each process computes its share in `accumulation` pieces, one after another.
+
+    `precision` is that of autocast; `compile`, `checkpointing` and `shard` are described at
+    `distributed.spread`. They change speed and memory, not what is learnt.
+    """
+
     steps: int
     batch: int
     learning_rate: float
@@ -37,13 +52,22 @@ class LoopConfig:
     seed: int = 0
     validate_every: int = 500
     save_minutes: float = 5.0
+    accumulation: int = 1
+    precision: str = "fp32"
+    compile: bool = False
+    checkpointing: bool = False
+    shard: bool = False
 
     def __post_init__(self):
-        for name in ("steps", "batch", "validate_every"):
+        for name in ("steps", "batch", "validate_every", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}"
+            )
 
     def learning_rate_at(self, step: int) -> float:
         if step < self.warmup:
@@ -56,9 +80,21 @@ class LoopConfig:
 
 
 class Task(Protocol):
-    """What is trained: a loss per step, scores now and then, and a sheet to look at."""
+    """What is trained: a loss per step, scores now and then, and a sheet to look at.
 
-    def loss(self, module: nn.Module, step: int) -> tuple[Tensor, dict[str, float | Tensor]]: ...
+    `loss` is that of one of `pieces` equal pieces of the step's batch, [piece::pieces], with
+    metrics to log; the mean over all pieces must be the loss of the whole batch. So what is random
+    is drawn for the whole batch and then cut. All pieces of a step use the same parameters.
+
+    A task may also have the methods `codes_per_sample` and `flops_per_sample` (of forward and
+    backward), which are logged as speeds; a dictionary `state` of tensors that it needs to go on,
+    the same in all processes after each step; and a true `idle_parameters` where not every step
+    uses all parameters, which DDP must know.
+    """
+
+    def loss(
+        self, module: nn.Module, step: int, piece: int, pieces: int
+    ) -> tuple[Tensor, dict[str, float | Tensor]]: ...
     def validate(self, module: nn.Module) -> dict[str, float]: ...
     def sheet(self, module: nn.Module) -> Image.Image: ...
     def save(self, module: nn.Module, path: Path) -> None: ...
@@ -67,73 +103,145 @@ class Task(Protocol):
 def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resume: bool) -> Path:
     """Train `module` in place and return the path of the final weights, the EMA's.
 
-    Writes into `directory`: `state.pt` (all that resuming needs), `log.csv`, TensorBoard events
+    Within `distributed.process_group` all processes call it alike. Writes into `directory`:
+    `state/` (all that resuming needs, on any number of processes), `log.csv`, TensorBoard events
     where `tensorboard` is installed, `sheet-STEP.png`, and `final.safetensors` through
-    `task.save`. Raises FileExistsError where a training lies there and `resume` is false,
-    FileNotFoundError where there is nothing to resume.
+    `task.save`. Ctrl-C ends the step, saves and raises KeyboardInterrupt.
+
+    Raises FileExistsError where a training lies there and `resume` is false, FileNotFoundError
+    where there is nothing to resume, ValueError for settings that do not fit the processes, the
+    device, the module or what is resumed, FloatingPointError where the training diverges.
     """
-    state_path = directory / "state.pt"
-    if state_path.exists() and not resume:
-        raise FileExistsError(
-            f"{directory} already holds a training: add --resume to continue it, or choose "
-            "another folder"
-        )
-    if resume and not state_path.exists():
-        raise FileNotFoundError(f"{state_path} does not exist, so there is nothing to resume")
+    device = next(module.parameters()).device
+    _check(config, device)
+    path = _state_to_resume(directory, resume)
     directory.mkdir(parents=True, exist_ok=True)
-    optimizer = _optimizer(module, config)
-    ema = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
-    first = 0
-    if resume:
-        first = _restore(state_path, module, ema, optimizer, config)
-    log = _Log(directory, first)
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    speed = Speed(task, config.batch, device, dtype)
+    skeleton = _without_weights(module)
+    loss_of = spread(
+        module,
+        task,
+        compile=config.compile,
+        checkpointing=config.checkpointing,
+        shard=config.shard,
+        dtype=dtype,
+    )
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    trained = list(parameters.values())
+    optimizer = _optimizer(trained, config)
+    ema = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    tensors = {
+        "model": {name: parameter.detach() for name, parameter in parameters.items()},
+        "ema": ema,
+        "optimizer": {name: optimizer.state[parameter] for name, parameter in parameters.items()},
+        "task": getattr(task, "state", {}),
+    }
+    first = state.restore(path, tensors, config) if path else 0
+    is_first = rank() == 0
+    log = Log(directory, first) if is_first else None
     saved = time.monotonic()
-    try:
-        bar = tqdm(range(first, config.steps), initial=first, total=config.steps, disable=None)
+    speed.restart(first)
+    bar = tqdm(
+        range(first, config.steps),
+        initial=first,
+        total=config.steps,
+        disable=None if is_first else True,
+    )
+    with _Interrupt() as interrupt, log or nullcontext(), bar:
         for step in bar:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate_at(step)
             module.train()
-            loss, metrics = task.loss(module, step)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
-            if not torch.isfinite(norm):
-                raise FloatingPointError(
-                    f"the gradient is not finite at step {step}: lower the learning rate and "
-                    "continue with --resume"
-                )
+            values = _backward(loss_of, config, step, device)
+            norm = nn.utils.clip_grad_norm_(trained, config.clip)
             optimizer.step()
-            ema.update_parameters(module)
+            with torch.no_grad():
+                torch._foreach_lerp_(list(ema.values()), trained, 1 - config.ema)
             done = step + 1
-            if done % 50 == 0 or done == config.steps:
-                row = {"loss": loss.item(), "gradient_norm": norm.item()}
-                row |= {name: float(value) for name, value in metrics.items()}
-                log.write(done, row | {"learning_rate": config.learning_rate_at(step)})
-                bar.set_postfix({name: f"{value:.3g}" for name, value in row.items()})
-            if done % config.validate_every == 0 or done == config.steps:
-                with averaged(ema) as weights, torch.inference_mode():
-                    log.write(done, task.validate(weights))
-                    with atomic_path(directory / f"sheet-{done:07}.png") as temporary:
-                        task.sheet(weights).save(temporary, "PNG")
-            if time.monotonic() - saved > 60 * config.save_minutes or done == config.steps:
-                _save(state_path, module, ema, optimizer, config, done)
+            last = done == config.steps
+            if done % LOG_EVERY == 0 or last:
+                row = mean(values | {"gradient_norm": _finite(norm, step)})
+                row |= {"learning_rate": config.learning_rate_at(step)} | speed.measure(done)
+                if log:
+                    log.write(done, row)
+                    bar.set_postfix({name: f"{value:.3g}" for name, value in row.items()})
+            if done % config.validate_every == 0 or last:
+                with averaged(skeleton, module, ema) as weights, torch.inference_mode():
+                    if log:
+                        log.write(done, task.validate(weights))
+                        with atomic_path(directory / f"sheet-{done:07}.png") as temporary:
+                            task.sheet(weights).save(temporary, "PNG")
+                speed.restart(done)
+            # The processes' clocks differ, and Ctrl-C may have reached only some of them.
+            due = time.monotonic() - saved > 60 * config.save_minutes
+            interrupted, due = in_any(interrupt.asked, due)
+            if interrupted or due or last:
+                _finite(norm, step)
+                state.save(directory, done, tensors, config)
                 saved = time.monotonic()
-    except KeyboardInterrupt:
-        _save(state_path, module, ema, optimizer, config, step)
-        raise
-    finally:
-        log.close()
-    with averaged(ema) as weights:
-        task.save(weights, directory / "final.safetensors")
-    return directory / "final.safetensors"
+                speed.restart(done)
+            if interrupted:
+                raise KeyboardInterrupt
+    final = directory / "final.safetensors"
+    with averaged(skeleton, module, ema) as weights:
+        if is_first:
+            task.save(weights, final)
+    return final
 
 
 @contextmanager
-def averaged(ema: AveragedModel) -> Iterator[nn.Module]:
-    """The averaged module in evaluation mode."""
-    ema.module.eval()
-    yield ema.module
+def averaged(skeleton: nn.Module, module: nn.Module, ema: dict[str, Tensor]) -> Iterator[nn.Module]:
+    """`skeleton` with the weights of `module`, those that are trained averaged; every process calls
+    it, and process 0 alone may use what it yields.
+
+    No weight is copied, except that sharded ones are gathered, in process 0 alone.
+    """
+    weights = {}
+    for name, tensor in (module.state_dict() | ema).items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if rank() == 0:
+            weights[name] = whole
+    if rank() == 0:
+        skeleton.load_state_dict(weights, assign=True)
+    yield skeleton
+    skeleton.to("meta")
+
+
+def _check(config: LoopConfig, device: torch.device) -> None:
+    pieces = world_size() * config.accumulation
+    if config.batch % pieces:
+        raise ValueError(
+            f"batch {config.batch} must be a multiple of {pieces}: accumulation "
+            f"{config.accumulation} in each of {world_size()} processes"
+        )
+    if config.precision == "bf16" and not _is_native_bf16(device):
+        raise ValueError(f"precision bf16 is not native to this {device.type}: choose fp32")
+
+
+def _is_native_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def _state_to_resume(directory: Path, resume: bool) -> Path | None:
+    path = state.latest(directory)
+    if path and not resume:
+        raise FileExistsError(
+            f"{directory} already holds a training: add --resume to continue it, or choose "
+            "another folder"
+        )
+    if resume and not path:
+        raise FileNotFoundError(f"{directory} holds no state, so there is nothing to resume")
+    return path
+
+
+def _without_weights(module: nn.Module) -> nn.Module:
+    """A copy of `module` in evaluation mode whose parameters are on the meta device."""
+    memo = {id(p): nn.Parameter(torch.empty_like(p, device="meta")) for p in module.parameters()}
+    return copy.deepcopy(module, memo).eval()
 
 
 def batch_indices(count: int, batch: int, step: int, seed: int) -> Tensor:
@@ -149,13 +257,18 @@ def batch_indices(count: int, batch: int, step: int, seed: int) -> Tensor:
 
 def generator(seed: int, index: int) -> torch.Generator:
     """An independent generator for item `index` of the run seeded `seed`."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + index * 7919 + 12345) % 2**63)
+    return torch.Generator().manual_seed(_seed(seed, index))
 
 
-def _optimizer(module: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    matrices = [p for p in module.parameters() if p.ndim >= 2]
-    vectors = [p for p in module.parameters() if p.ndim < 2]
-    return torch.optim.AdamW(
+def _seed(seed: int, index: int) -> int:
+    return (seed * 1_000_003 + index * 7919 + 12345) % 2**63
+
+
+def _optimizer(parameters: list[nn.Parameter], config: LoopConfig) -> torch.optim.AdamW:
+    """AdamW whose state is complete from the start, as what is saved and restored must be."""
+    matrices = [p for p in parameters if p.ndim >= 2]
+    vectors = [p for p in parameters if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
         [
             {"params": matrices, "weight_decay": config.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
@@ -164,62 +277,64 @@ def _optimizer(module: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
         betas=(0.9, 0.95),
         fused=True,
     )
+    for parameter in parameters:
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
 
 
-def _save(path: Path, module, ema, optimizer, config: LoopConfig, step: int) -> None:
-    state = {
-        "module": module.state_dict(),
-        "ema": ema.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "config": asdict(config),
-        "step": step,
-    }
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+def _backward(
+    loss_of: nn.Module, config: LoopConfig, step: int, device: torch.device
+) -> dict[str, float | Tensor]:
+    """Add up the gradient of this process's pieces; returns the mean of their loss and metrics."""
+    sums = {}
+    for turn in range(config.accumulation):
+        # A task that draws from the global generator sees the same, whoever computes the piece.
+        torch.manual_seed(_seed(config.seed, step))
+        more = turn + 1 < config.accumulation
+        # DDP adds up its gradients here and sends them once; FSDP could not hold them unsharded.
+        local = more and isinstance(loss_of, DistributedDataParallel)
+        with loss_of.no_sync() if local else nullcontext():
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                piece = turn * world_size() + rank()
+                loss, metrics = loss_of(step, piece, world_size() * config.accumulation)
+            (loss / config.accumulation).backward()
+        for name, value in {"loss": loss.detach(), **metrics}.items():
+            sums[name] = sums.get(name, 0) + value / config.accumulation
+    return sums
 
 
-def _restore(path: Path, module, ema, optimizer, config: LoopConfig) -> int:
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["config"]["batch"] != config.batch or state["config"]["seed"] != config.seed:
-        raise ValueError(
-            f"{path} was made with batch {state['config']['batch']} and seed "
-            f"{state['config']['seed']}: resume with the same"
+def _finite(norm: Tensor, step: int) -> float:
+    """The gradient's norm. Raises FloatingPointError where it, and so every weight, is not finite.
+
+    Asked now and then, because the answer waits for the device.
+    """
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    if not torch.isfinite(norm):
+        raise FloatingPointError(
+            f"the gradient is no longer finite at step {step}: lower the learning rate and "
+            "continue with --resume"
         )
-    module.load_state_dict(state["module"])
-    ema.load_state_dict(state["ema"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"]
+    return norm.item()
 
 
-class _Log:
-    """log.csv with the columns step, name, value; TensorBoard beside it where installed."""
+class _Interrupt:
+    """Ctrl-C lets the step that is running end, so that no half of it is saved; a second Ctrl-C
+    raises KeyboardInterrupt at once."""
 
-    def __init__(self, directory: Path, first: int):
-        path = directory / "log.csv"
-        kept = []
-        if first and path.exists():
-            with open(path, newline="") as file:
-                rows = list(csv.reader(file))[1:]
-            kept = [row for row in rows if int(row[0]) <= first]
-        self.file = open(path, "w", newline="")  # noqa: SIM115
-        self.writer = csv.writer(self.file)
-        self.writer.writerows([("step", "name", "value"), *kept])
-        try:
-            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-            from torch.utils.tensorboard import SummaryWriter
+    def __enter__(self) -> "_Interrupt":
+        self.asked = False
+        self.before = signal.signal(signal.SIGINT, self._ask)
+        return self
 
-            self.board = SummaryWriter(directory, purge_step=first + 1)
-        except ImportError:
-            self.board = None
+    def _ask(self, *_) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, self.before)
+        if rank() == 0:
+            print("stopping after this step; Ctrl-C again stops without saving", file=sys.stderr)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.writer.writerow((step, name, f"{value:.6g}"))
-            if self.board:
-                self.board.add_scalar(name, value, step)
-        self.file.flush()
-
-    def close(self) -> None:
-        self.file.close()
-        if self.board:
-            self.board.close()
+    def __exit__(self, *_) -> None:
+        signal.signal(signal.SIGINT, self.before)

@@ -1,33 +1,51 @@
-"""Training of the unified model on codes that are extracted once and cached."""
+"""Training of the unified model on codes that were extracted once."""
 
-import hashlib
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
 from .. import checkpoint
-from ..config import Config
-from ..files import atomic_path
-from ..image_tokenizer import ImageTokenizer
-from ..model import TokenShuffleModel
+from ..lora import add_lora, save_lora
 from ..sampler import decode, pad_left
-from ..text_tokenizer import TextTokenizer
-from . import captions
-from .emoji import read_manifest
-from .loop import LoopConfig, batch_indices, fit, generator
-from .pictures import BACKGROUNDS, composite, load_rgba, pad_to, sheet_of
+from ..shuffle import shuffle
+from .batches import Batches
+from .flops import training_flops
+from .loop import LoopConfig, fit, generator
+from .pictures import sheet_of
+from .shards import CodeShards
 
 CPU = torch.device("cpu")
-DROP_PROMPT = 0.1  # the share of captions dropped, which teaches the unconditional branch
-WHITE_SHARE = 0.8  # the share of pictures on white; the rest spreads over the other colours
 VALIDATION_PICTURES = 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a step does with its pictures.
+
+    `drop_prompt` is the share of captions dropped, which teaches the unconditional branch;
+    `context_noise` see `ModelTask.foreign_windows`; `z_loss` and `text_loss` are weights, 0 turns
+    them off; `window_mix` is how often each of the model's windows is trained, in their order,
+    equally often where None.
+    """
+
+    drop_prompt: float = 0.1
+    context_noise: float = 0.0
+    z_loss: float = 0.0
+    text_loss: float = 0.0
+    window_mix: tuple[float, ...] | None = None
+
+    def __post_init__(self):
+        for name in ("drop_prompt", "context_noise"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be a share from 0 to 1, not {getattr(self, name)}")
+        for name in ("z_loss", "text_loss"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
 
 
 class ModelTask:
@@ -35,67 +53,93 @@ class ModelTask:
 
     def __init__(
         self,
-        data: Path,
-        directory: Path,
+        shards: CodeShards,
         parts: checkpoint.Checkpoint,
         loop: LoopConfig,
-        *,
-        context_noise: float,
-        z_loss: float,
-        text_loss: float,
-        sizes: list[tuple[int, int]] | None,
+        recipe: Recipe,
         device: torch.device,
     ):
-        records = read_manifest(data)
-        self.parts = parts
-        self.loop = loop
-        self.device = device
-        self.context_noise, self.z_loss, self.text_loss = context_noise, z_loss, text_loss
-        self.codes = extract_codes(
-            data, directory, records, parts.image_tokenizer, sizes, parts.config.pixels_per_window
+        shards.check(parts.image_tokenizer)
+        self.shards, self.parts, self.recipe, self.device = shards, parts, recipe, device
+        self.seed = loop.seed
+        windows = parts.config.model.windows
+        self.idle_parameters = len(windows) > 1  # those of the other windows
+        if recipe.window_mix and len(recipe.window_mix) != len(windows):
+            raise ValueError(
+                f"window_mix has {len(recipe.window_mix)} shares for the windows "
+                f"{', '.join(map(str, windows))}"
+            )
+        self.visits, held_out = {}, []  # size -> indices, as often as an epoch visits them
+        for size, indices in shards.indices.items():
+            visits = []
+            for index in indices.tolist():
+                record = shards.record(index)
+                if record["split"] == "train":
+                    visits += [index] * record["repeats"]
+                else:
+                    held_out.append(index)
+            if visits:
+                self._check_size(size)
+                self.visits[size] = torch.tensor(visits)
+        if not self.visits:
+            raise ValueError("none of the pictures is for training: all are held out")
+        self.batches = Batches(list(self.visits.values()), loop.batch, loop.seed)
+        trained = torch.cat([indices.unique() for indices in self.visits.values()])
+        self.trained = _spread(trained.tolist())
+        self.held_out = _spread(held_out)
+
+    def _check_size(self, size: tuple[int, int]) -> None:
+        """Raises ValueError where one of the model's windows does not fit the pictures' size."""
+        width, height = size
+        for window in self.parts.config.model.windows:
+            unit = window * self.shards.stride
+            if width % unit or height % unit:
+                raise ValueError(
+                    f"pictures of {width}x{height} do not fit window {window}: extract the codes "
+                    f"at sizes that are multiples of {unit}"
+                )
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, int]:
+        """text (B, T), padding (B,), codes (B, H, W) of step `step`, all of one size, and the
+        window it is trained with."""
+        rng = random.Random(self.seed * 1_000_003 + step)
+        windows = self.parts.config.model.windows
+        (window,) = rng.choices(windows, self.recipe.window_mix)
+        _, indices = self.batches.at(step)
+        captions = []
+        for record in map(self.shards.record, indices.tolist()):
+            dropped = rng.random() < self.recipe.drop_prompt
+            captions.append("" if dropped else rng.choice(record["captions"]))
+        return *self._tensors(indices.tolist(), captions, window), window
+
+    def loss(self, module: nn.Module, step: int, piece: int = 0, pieces: int = 1):
+        """The mean loss of every `pieces`-th picture of the step's batch, from `piece` on."""
+        text, padding, codes, window = self.batch(step)
+        context = self.foreign_windows(codes, window, step) if self.recipe.context_noise else codes
+        predicted = (text.shape[1] - 1 - padding).sum() / pieces  # text tokens of a mean piece
+        text, padding, codes, context = (
+            whole[piece::pieces].to(self.device) for whole in (text, padding, codes, context)
         )
-        self.records = records
-        self.train = [i for i, r in enumerate(records) if r["split"] == "train"]
-        self.held_out = [i for i, r in enumerate(records) if r["split"] == "held-out"]
-
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """text (B, T), padding (B,), codes (B, H, W) of step `step`, all of one size."""
-        index = batch_indices(len(self.train), self.loop.batch, step, self.loop.seed)
-        rng = random.Random(self.loop.seed * 1_000_003 + step)
-        size_codes = self.codes[rng.randrange(len(self.codes))]
-        grid = self._grid(size_codes)
-        colours = list(BACKGROUNDS)
-        ids, codes = [], []
-        for i in index.tolist():
-            white = rng.random() < WHITE_SHARE
-            background = 0 if white else rng.randrange(1, len(colours))
-            record = self.records[self.train[i]]
-            caption = captions.write(record, colours[background], rng)
-            ids.append(self._frame("" if rng.random() < DROP_PROMPT else caption, grid))
-            codes.append(size_codes[background, self.train[i]])
-        text, padding = pad_left(ids, self.parts.text_tokenizer.pad, self.device)
-        return text, padding, torch.stack(codes).long().to(self.device)
-
-    def loss(self, module: TokenShuffleModel, step: int):
-        text, padding, codes = self.batch(step)
-        context = self._foreign_windows(codes, step) if self.context_noise else codes
-        logits = module(text, padding, context, with_text=self.text_loss > 0)
-        code_loss = F.cross_entropy(logits.codes.flatten(0, 2), module.targets(codes).flatten())
+        with_text = self.recipe.text_loss > 0
+        logits = module(text, padding, context, window, targets=codes, with_text=with_text)
+        targets = shuffle(codes[..., None], window)
+        code_loss = F.cross_entropy(logits.codes.flatten(0, 2).float(), targets.flatten())
         loss, metrics = code_loss, {"code_loss": code_loss.detach()}
-        if self.z_loss:
-            z = logits.codes.logsumexp(-1).square().mean()
-            loss = loss + self.z_loss * z
+        if self.recipe.z_loss:
+            z = logits.codes.float().logsumexp(-1).square().mean()
+            loss = loss + self.recipe.z_loss * z
             metrics["z"] = z.detach()
-        if self.text_loss:
+        if with_text:
             targets = text[:, 1:].masked_fill(
                 torch.arange(text.shape[1] - 1, device=text.device) < padding[:, None], -100
             )
-            text_loss = F.cross_entropy(logits.text[:, :-1].flatten(0, 1), targets.flatten())
-            loss = loss + self.text_loss * text_loss
+            text_logits = logits.text[:, :-1].flatten(0, 1).float()
+            text_loss = F.cross_entropy(text_logits, targets.flatten(), reduction="sum") / predicted
+            loss = loss + self.recipe.text_loss * text_loss
             metrics["text_loss"] = text_loss.detach()
         return loss, metrics
 
-    def _foreign_windows(self, codes: Tensor, step: int) -> Tensor:
+    def foreign_windows(self, codes: Tensor, window: int, step: int) -> Tensor:
         """The codes (B, H, W) with some windows of each picture taken from its neighbour.
 
         A small data set is memorised: without this the model learns to recognise the picture by
@@ -104,56 +148,91 @@ class ModelTask:
         picture has its own share of foreign windows, up to `context_noise`, so that a clean
         context is trusted.
         """
-        random = generator(self.loop.seed + 3, step)
-        rows, columns = self._grid(codes)
-        share = self.context_noise * torch.rand(len(codes), 1, 1, generator=random)
+        random = generator(self.seed + 3, step)
+        rows, columns = codes.shape[1] // window, codes.shape[2] // window
+        share = self.recipe.context_noise * torch.rand(len(codes), 1, 1, generator=random)
         foreign = torch.rand(len(codes), rows, columns, generator=random) < share
-        window = self.parts.config.model.window
         foreign = foreign.repeat_interleave(window, 1).repeat_interleave(window, 2)
-        return torch.where(foreign.to(codes.device), codes.roll(1, 0), codes)
+        return torch.where(foreign, codes.roll(1, 0), codes)
 
-    def validate(self, module: TokenShuffleModel) -> dict[str, float]:
-        """Nats per code on white, in the first size: held-out pairs, and trained ones beside."""
-        return {
-            "validation_loss": self._loss_of(module, self.held_out[:VALIDATION_PICTURES]),
-            "trained_loss": self._loss_of(module, self.train[:VALIDATION_PICTURES]),
-        }
+    def codes_per_sample(self) -> float:
+        return self._mean_over_visits(lambda codes: codes)
 
-    def _loss_of(self, module: TokenShuffleModel, index: list[int]) -> float:
-        if not index:
-            return float("nan")
-        records = [self.records[i] for i in index]
-        grid = self._grid(self.codes[0])
-        ids = [self._frame(captions.prompt(r["subject"], r["style"]), grid) for r in records]
-        text, padding = pad_left(ids, self.parts.text_tokenizer.pad, self.device)
-        codes = self.codes[0][0, index].long().to(self.device)
-        logits = module(text, padding, codes).codes
-        return F.cross_entropy(logits.flatten(0, 2), module.targets(codes).flatten()).item()
+    def flops_per_sample(self) -> float:
+        windows = self.parts.config.model.windows
+        mix = self.recipe.window_mix or (1,) * len(windows)
+        return sum(
+            share * self._mean_over_visits(lambda c, w=w: training_flops(self.parts.model, c, w))
+            for w, share in zip(windows, mix, strict=True)
+        ) / sum(mix)
 
-    def sheet(self, module: TokenShuffleModel) -> Image.Image:
-        """Twelve trained pairs and four held-out ones, sampled with the default settings in the
-        last size."""
-        spread = self.train[:: max(1, len(self.train) // 12)][:12] + self.held_out[:4]
-        records = [self.records[i] for i in spread]
-        grid = self._grid(self.codes[-1])
-        prompts = [self._frame(captions.prompt(r["subject"], r["style"]), grid) for r in records]
-        settings = self.parts.config.generation
+    def _mean_over_visits(self, of) -> float:
+        """The mean of `of`, a function of a picture's number of codes, over an epoch."""
+        stride = self.shards.stride
+        counts = {s: len(visits) for s, visits in self.visits.items()}
+        total = sum(n * of(w * h // stride**2) for (w, h), n in counts.items())
+        return total / sum(counts.values())
+
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        """Nats per code with each picture's first caption: held-out pictures, and trained ones."""
+        scores = {}
+        windows = self.parts.config.model.windows
+        for window in windows:
+            suffix = f"_window_{window}" if len(windows) > 1 else ""
+            scores[f"validation_loss{suffix}"] = self._loss_of(module, self.held_out, window)
+            scores[f"trained_loss{suffix}"] = self._loss_of(module, self.trained, window)
+        return scores
+
+    def _loss_of(self, module: nn.Module, indices: list[int], window: int) -> float:
+        total, count = 0.0, 0
+        for size in self.shards.sizes:
+            of_size = [i for i in indices if tuple(self.shards.record(i)["bucket"]) == size]
+            for start in range(0, len(of_size), 16):
+                part = of_size[start : start + 16]
+                captions = [self.shards.record(i)["captions"][0] for i in part]
+                tensors = self._tensors(part, captions, window)
+                text, padding, codes = (tensor.to(self.device) for tensor in tensors)
+                logits = module(text, padding, codes, window).codes.flatten(0, 2)
+                targets = shuffle(codes[..., None], window).flatten()
+                total += F.cross_entropy(logits.float(), targets, reduction="sum").item()
+                count += codes.numel()
+        return total / count if count else float("nan")
+
+    def sheet(self, module: nn.Module) -> Image.Image:
+        """Twelve trained pictures and four held-out ones of the first size, sampled anew from
+        their first captions with the default settings."""
+        size = next(iter(self.visits))
+        chosen = [
+            i
+            for pool, count in ((self.trained, 12), (self.held_out, 4))
+            for i in [i for i in pool if tuple(self.shards.record(i)["bucket"]) == size][:count]
+        ]
+        captions = [self.shards.record(i)["captions"][0] for i in chosen]
+        window = self.parts.config.model.window
+        grid = self._grid(self.shards.codes(chosen[0]).shape, window)
+        prompts = [self._frame(caption, grid) for caption in captions]
         generators = [torch.Generator(self.device).manual_seed(i) for i in range(len(prompts))]
+        settings = replace(self.parts.config.generation, window=window)
         *_, last = decode(
             module, prompts, [self._frame("", grid)] * len(prompts), grid, settings,
             generators, self.parts.text_tokenizer.pad,
         )  # fmt: skip
         return sheet_of(self.parts.image_tokenizer.decode(last.codes.cpu()), columns=8)
 
-    def save(self, module: TokenShuffleModel, path: Path) -> None:
-        stride = self.parts.config.image_tokenizer.stride
-        sizes = [f"{c.shape[-1] * stride}x{c.shape[-2] * stride}" for c in self.codes]
-        card = self.parts.card | {checkpoint.SIZES: ", ".join(sizes)}
+    def save(self, module: nn.Module, path: Path) -> None:
+        sizes = ", ".join(f"{width}x{height}" for width, height in self.visits)
+        card = self.parts.card | {checkpoint.SIZES: sizes}
         checkpoint.save(path, replace(self.parts, model=module, card=card))
 
-    def _grid(self, codes: Tensor) -> tuple[int, int]:
-        height, width = codes.shape[-2:]
-        window = self.parts.config.model.window
+    def _tensors(self, indices, captions, window: int) -> tuple[Tensor, Tensor, Tensor]:
+        codes = torch.stack([self.shards.codes(i) for i in indices])
+        grid = self._grid(codes.shape[1:], window)
+        pad = self.parts.text_tokenizer.pad
+        text, padding = pad_left([self._frame(c, grid) for c in captions], pad, CPU)
+        return text, padding, codes
+
+    def _grid(self, shape, window: int) -> tuple[int, int]:
+        height, width = shape
         return height // window, width // window
 
     def _frame(self, caption: str, grid: tuple[int, int]) -> list[int]:
@@ -161,127 +240,47 @@ class ModelTask:
         return tokenizer.frame(tokenizer.encode(caption), *grid)
 
 
-@torch.inference_mode()
-def extract_codes(
-    data: Path,
-    directory: Path,
-    records: list[dict],
-    image_tokenizer: ImageTokenizer,
-    sizes: list[tuple[int, int]] | None,
-    unit: int,
-) -> list[Tensor]:
-    """For each size (width, height), codes int16 (backgrounds, N, H, W) of every picture in the
-    middle of every background; `sizes` None is the pictures' own size.
-
-    The codes are cached on disk, for the same pictures and the same image tokenizer. Raises
-    ValueError for a size that the pictures do not fit into or that is no multiple of `unit`.
-    """
-    rgba = load_rgba(data, records)
-    least = tuple(rgba.shape[:1:-1])
-    sizes = sizes or [least]
-    for width, height in sizes:
-        if width % unit or height % unit or width < least[0] or height < least[1]:
-            raise ValueError(
-                f"size {width}x{height} does not fit: each side must be a multiple of {unit} and "
-                f"the pictures are {least[0]}x{least[1]}"
-            )
-    digest = hashlib.sha256()
-    for name, weight in image_tokenizer.state_dict().items():
-        digest.update(name.encode() + weight.numpy().tobytes())
-    for record in records:
-        digest.update(record["image"].encode() + (data / record["image"]).read_bytes())
-    directory.mkdir(parents=True, exist_ok=True)
-    colours = torch.tensor(list(BACKGROUNDS.values()), dtype=torch.uint8)
-    extracted = []
-    for width, height in sizes:
-        path = directory / f"codes-{width}x{height}-{digest.hexdigest()[:16]}.safetensors"
-        if not path.exists():
-            codes = []
-            total = len(colours) * len(rgba)
-            bar = tqdm(total=total, desc=f"{width}x{height}", unit="picture", disable=None)
-            for colour in colours:
-                parts = []
-                for part in rgba.split(32):
-                    images = composite(pad_to(part, width, height), colour.expand(len(part), 3))
-                    parts.append(image_tokenizer.encode(images))
-                    bar.update(len(part))
-                codes.append(torch.cat(parts).to(torch.int16))
-            bar.close()
-            with atomic_path(path) as temporary:
-                save_file({"codes": torch.stack(codes)}, temporary)
-        extracted.append(load_file(path)["codes"])
-    return extracted
+def _spread(indices: list[int]) -> list[int]:
+    """At most VALIDATION_PICTURES of them, from the first to the last."""
+    return indices[:: -(-len(indices) // VALIDATION_PICTURES) or 1]
 
 
-def train_text_tokenizer(records: list[dict], vocabulary: int, max_grid: int) -> TextTokenizer:
-    """A tokenizer trained on a few thousand captions, every record in every background."""
-    rng = random.Random(0)
-    texts = [captions.write(record, colour, rng) for record in records for colour in BACKGROUNDS]
-    texts += [name for record in records for names in record["names"].values() for name in names]
-    return TextTokenizer.train(texts, vocabulary, max_grid)
+class LoraTask(ModelTask):
+    """As `ModelTask`, of a model that `add_lora` has prepared: only the LoRA is saved."""
 
-
-def fresh_parts(
-    data: Path, image_tokenizer: Path, config: Config, text_tokenizer: Path | None
-) -> checkpoint.Checkpoint:
-    """A model with fresh weights, with the tokenizers that it is to be trained with."""
-    images = checkpoint.load_image_tokenizer(image_tokenizer)
-    max_grid = config.model.max_grid
-    text = (
-        TextTokenizer.from_file(text_tokenizer, max_grid)
-        if text_tokenizer
-        else train_text_tokenizer(read_manifest(data), config.model.text_vocabulary, max_grid)
-    )
-    config = Config(
-        images.config, replace(config.model, text_vocabulary=len(text)), config.generation
-    )
-    module = TokenShuffleModel(config.model)
-    module.initialise()
-    return checkpoint.Checkpoint(config, module, images, text, {})
+    def save(self, module: nn.Module, path: Path) -> None:
+        save_lora(path, module, self.parts.card)
 
 
 def train_model(
-    data: Path,
-    image_tokenizer: Path | None,
+    codes: Path,
     directory: Path,
-    config: Config,
+    parts: checkpoint.Checkpoint,
     loop: LoopConfig,
+    recipe: Recipe,
     *,
-    init: Path | None = None,
-    sizes: list[tuple[int, int]] | None = None,
-    card: dict[str, str] | None = None,
-    text_tokenizer: Path | None = None,
-    context_noise: float = 0.0,
-    z_loss: float = 0.0,
-    text_loss: float = 0.0,
+    lora: int = 0,
+    freeze: tuple[str, ...] = (),
     resume: bool = False,
     device: torch.device = CPU,
 ) -> Path:
-    """Train a model on the data set in `data`; returns the path of the finished checkpoint.
+    """Train the model of `parts` on the codes in the folder `codes`; returns the path of the
+    finished checkpoint, or of the LoRA where its rank `lora` is above 0.
 
-    Either fresh weights over the image tokenizer in `image_tokenizer`, or all of the checkpoint
-    `init`: its weights, its shape and its tokenizers, so that `config` and `text_tokenizer` do
-    not count. A step takes one of `sizes` (width, height) at random, the pictures' own where
-    None. `config.model.text_vocabulary` is an upper bound: the model gets as many embeddings as
-    the text tokenizer has tokens.
+    Parameters whose names start with one of `freeze` stay as they are. Raises ValueError where
+    there are none of such a name.
     """
-    torch.manual_seed(loop.seed)
-    if init:
-        parts = checkpoint.load(init)
-    else:
-        parts = fresh_parts(data, image_tokenizer, config, text_tokenizer)
-    parts = replace(parts, card=card or {})
     module = parts.model
-    task = ModelTask(
-        data,
-        directory,
-        parts,
-        loop,
-        context_noise=context_noise,
-        z_loss=z_loss,
-        text_loss=text_loss,
-        sizes=sizes,
-        device=device,
-    )
+    for prefix in freeze:
+        names = [name for name, _ in module.named_parameters() if name.startswith(prefix)]
+        if not names:
+            parts_of_it = ", ".join(name for name, _ in module.named_children())
+            raise ValueError(f"freeze: the model has no part {prefix!r}, only {parts_of_it}")
+        for name in names:
+            module.get_parameter(name).requires_grad_(False)
+    if lora:
+        add_lora(module, lora)
+    kind = LoraTask if lora else ModelTask
+    task = kind(CodeShards(codes), parts, loop, recipe, device)
     module.to(device)
     return fit(module, task, loop, directory, resume)

@@ -1,73 +1,97 @@
-"""Training of the image tokenizer on random crops of the pictures.
+"""Training of the image tokenizer on random crops of pictures.
 
 It is convolutional, so crops teach it what whole pictures would at a fraction of the cost; the
 last part of the training sees whole pictures, because GroupNorm and attention do notice the size.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from .. import checkpoint
 from ..config import ImageTokenizerConfig
 from ..image_tokenizer import ImageTokenizer
-from .emoji import read_manifest
-from .loop import LoopConfig, batch_indices, fit, generator
-from .pictures import BACKGROUNDS, WHITE, composite, load_rgba, sheet_of
+from .batches import Batches
+from .distributed import max_of_all
+from .loop import LoopConfig, fit, generator
+from .pictures import sheet_of
+from .sources import Item, read_items
 
 CPU = torch.device("cpu")
 WHOLE_SHARE = 0.15  # the share of the steps, at the end, that sees whole pictures
 UNQUANTISED = 200  # first steps of a plain autoencoder: its latents are where the codebook starts
 REVIVE_EVERY = 100  # steps between two looks for codes that nothing uses
 VALIDATION_PICTURES = 64
+READERS = 8  # threads that decode and scale pictures, for which Pillow releases the GIL
 
 
 class TokenizerTask:
     """L1 + L2 + edge (finite difference) reconstruction losses, and the codebook's."""
 
-    def __init__(self, directory: Path, config: LoopConfig, crop: int, device: torch.device):
-        records = read_manifest(directory)
-        held_out = [r for r in records if r["split"] == "held-out"][:VALIDATION_PICTURES]
-        self.train = load_rgba(directory, [r for r in records if r["split"] == "train"])
-        validation = load_rgba(directory, held_out)
-        white = torch.tensor([WHITE]).expand(len(validation), 3)
-        self.validation = composite(validation, white).to(device)
-        self.palette = torch.tensor(list(BACKGROUNDS.values()))
+    idle_parameters = True  # the codebook's, at first
+
+    def __init__(
+        self,
+        items: list[Item],
+        config: LoopConfig,
+        crop: int,
+        side: int,
+        codebook_size: int,
+        device: torch.device,
+    ):
+        self.train = [item for item in items if item.split == "train"]
+        held_out = [item for item in items if item.split == "held-out"] or self.train
+        step = max(1, len(held_out) // VALIDATION_PICTURES)
+        pictures = [square(item, side) for item in held_out[::step][:VALIDATION_PICTURES]]
+        self.validation = _tensor(pictures).to(device)
+        visits = [i for i, item in enumerate(self.train) for _ in range(item.repeats)]
+        self.batches = Batches([torch.tensor(visits)], config.batch, config.seed)
         self.config = config
         self.crop = crop
+        self.side = side
         self.device = device
+        self.readers = ThreadPoolExecutor(READERS)
         self.unquantised = min(UNQUANTISED, config.steps // 10)
-        self.used = None
+        self.looked = None  # the last step that looked for codes that nothing uses
+        self.state = {"used": torch.zeros(codebook_size, dtype=torch.uint8, device=device)}
 
-    def batch(self, step: int) -> Tensor:
-        """(batch, 3, crop, crop) in 0..1; near the end fewer but whole pictures."""
-        size = self.train.shape[-1]
+    def batch(self, step: int, pieces: int) -> Tensor:
+        """(batch, 3, crop, crop) in 0..1; near the end fewer but whole pictures, one for each of
+        the `pieces` at least."""
         whole = step >= self.config.steps * (1 - WHOLE_SHARE)
-        crop = size if whole else min(self.crop, size)
+        crop = self.side if whole else self.crop
         # The same number of pixels in every step keeps memory and step time even.
-        count = max(1, self.config.batch * min(self.crop, size) ** 2 // crop**2)
-        index = batch_indices(len(self.train), self.config.batch, step, self.config.seed)[:count]
+        count = max(pieces, self.config.batch * self.crop**2 // crop**2)
+        _, indices = self.batches.at(step)
         random = generator(self.config.seed + 1, step)
-        # Half on white, as most pictures are asked for; the rest on any colour of the palette.
-        colour = torch.randint(-len(self.palette), len(self.palette), (count,), generator=random)
-        top, left = torch.randint(0, size - crop + 1, (2, count), generator=random).tolist()
+        room = self.side - crop + 1
+        corners = torch.randint(0, room, (count, 2), generator=random).tolist()
+        items = [self.train[i] for i in indices[:count].tolist()]
+        pictures = self.readers.map(lambda item: square(item, self.side), items)
         crops = [
-            self.train[i, :, t : t + crop, le : le + crop]
-            for i, t, le in zip(index.tolist(), top, left, strict=True)
+            picture.crop((left, top, left + crop, top + crop))
+            for picture, (left, top) in zip(pictures, corners, strict=True)
         ]
-        return composite(torch.stack(crops), self.palette[colour.clamp(min=0)]).to(self.device)
+        return _tensor(crops).to(self.device)
 
-    def loss(self, module: ImageTokenizer, step: int):
-        images = self.batch(step)
+    def loss(self, module: ImageTokenizer, step: int, piece: int, pieces: int):
+        batch = self.batch(step, pieces)
+        if step % REVIVE_EVERY == 0 and step != self.looked:
+            self._revive(module, batch, step)
+        images = batch[piece::pieces]
         latent = module.latent(images)
         quantized = module.quantizer(latent)
         continuous = step < self.unquantised
         vectors = F.normalize(latent, dim=1) if continuous else quantized.vectors
         reconstruction = module.pixels(vectors)
-        self._revive(module, latent.detach(), quantized.codes, step)
+        if not continuous:
+            self.state["used"][quantized.codes.flatten()] = 1
+            max_of_all(self.state["used"])
         l1 = F.l1_loss(reconstruction, images)
         l2 = F.mse_loss(reconstruction, images)
         edges = sum(
@@ -75,25 +99,21 @@ class TokenizerTask:
         )
         loss = l1 + 4 * l2 + edges + (0 if continuous else quantized.loss)
         psnr = -10 * l2.detach().log10()
-        return loss, {"psnr": psnr, "codebook_loss": quantized.loss.detach()}
+        share = len(images) * pieces / len(batch)  # the few whole pictures may not divide evenly
+        return loss * share, {"psnr": psnr, "codebook_loss": quantized.loss.detach()}
 
-    def _revive(self, module: ImageTokenizer, latent: Tensor, codes: Tensor, step: int) -> None:
+    @torch.no_grad()
+    def _revive(self, module: ImageTokenizer, images: Tensor, step: int) -> None:
         """Give codes that nothing chose for REVIVE_EVERY steps the place of a random latent."""
-        size = module.config.codebook_size
-        if step % REVIVE_EVERY == 0:
-            self.used = torch.zeros(size, dtype=torch.bool, device=self.device)
-        if self.used is None:  # resumed between two looks
-            return
-        if step >= self.unquantised:
-            self.used[codes.flatten()] = True
-        if (step + 1) % REVIVE_EVERY == 0 and step < self.config.steps // 2:
-            dead = (~self.used).nonzero().flatten()
-            vectors = F.normalize(latent.movedim(1, -1).flatten(0, 2), dim=-1)
+        if 0 < step <= self.config.steps // 2:
+            dead = (self.state["used"] == 0).nonzero().flatten()
+            latent = module.latent(images).float().movedim(1, -1).flatten(0, 2)
             pick = torch.randint(
-                0, len(vectors), (len(dead),), generator=generator(self.config.seed + 2, step)
+                0, len(latent), (len(dead),), generator=generator(self.config.seed + 2, step)
             )
-            with torch.no_grad():
-                module.quantizer.codebook.weight[dead] = vectors[pick]
+            module.quantizer.codebook.weight[dead] = F.normalize(latent[pick], dim=-1)
+        self.state["used"].zero_()
+        self.looked = step
 
     def validate(self, module: ImageTokenizer) -> dict[str, float]:
         codes = torch.cat([module.encode(part) for part in self.validation.split(16)])
@@ -113,19 +133,50 @@ class TokenizerTask:
         checkpoint.save_image_tokenizer(path, module)
 
 
+def square(item: Item, side: int) -> Image.Image:
+    """The middle of the item's picture, scaled to `side` x `side` pixels. Raises as `picture`."""
+    return ImageOps.fit(item.picture(), (side, side), Image.Resampling.LANCZOS)
+
+
+def _tensor(pictures: list[Image.Image]) -> Tensor:
+    pixels = np.stack([np.asarray(picture) for picture in pictures])
+    return torch.from_numpy(pixels).movedim(-1, 1).float() / 255
+
+
 def train_tokenizer(
-    data: Path,
+    source: Path,
     directory: Path,
     config: ImageTokenizerConfig,
     loop: LoopConfig,
     *,
+    init: Path | None = None,
     crop: int = 64,
+    side: int = 128,
     resume: bool = False,
     device: torch.device = CPU,
 ) -> Path:
-    """Train an image tokenizer on the data set in `data`; returns the path of its weights."""
+    """Train an image tokenizer on the pictures of `source`; returns the path of its weights.
+
+    It starts fresh with the shape `config`, or from the one in the file `init`. Pictures are
+    brought to squares of `side` pixels. Raises as `read_items` and `fit`, and ValueError for sizes
+    that do not fit.
+    """
     torch.manual_seed(loop.seed)
-    module = ImageTokenizer(config)
-    nn.init.normal_(module.quantizer.codebook.weight)
+    if init:
+        module = checkpoint.load_image_tokenizer(init)
+    else:
+        module = ImageTokenizer(config)
+        nn.init.normal_(module.quantizer.codebook.weight)
+    stride = module.config.stride
+    for name, size in (("crop", crop), ("side", side)):
+        if size < 1 or size % stride or size < crop:
+            raise ValueError(
+                f"{name} {size} does not fit: it must be a multiple of {stride} pixels, and side "
+                "no smaller than crop"
+            )
     module.to(device)
-    return fit(module, TokenizerTask(data, loop, crop, device), loop, directory, resume)
+    items = read_items(source)
+    if all(item.split == "held-out" for item in items):
+        raise ValueError(f"{source} has no pictures to train on: all are held out")
+    task = TokenizerTask(items, loop, crop, side, module.config.codebook_size, device)
+    return fit(module, task, loop, directory, resume)

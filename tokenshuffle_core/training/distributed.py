@@ -1,0 +1,142 @@
+"""One training in many processes: the group that `torchrun` starts, what its processes tell each
+other, and how a module is compiled, checkpointed and spread over them.
+
+What is asked and answered between steps goes over gloo, on the CPU, so that no GPU waits for it.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from ..transformer import Block
+
+TIMEOUT = timedelta(hours=1)  # the others wait while process 0 validates and draws a sheet
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[torch.device]:
+    """The group of processes that `torchrun` has started, if it has; yields this one's device.
+
+    Under CUDA that is the GPU of its number on this machine. Raises ValueError where there is no
+    such GPU, or `device` is neither CUDA nor the CPU.
+    """
+    if not dist.is_torchelastic_launched():
+        yield device
+        return
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"torchrun trains on cuda or cpu, not on {device.type}: add --device cpu")
+    backend = "gloo"
+    if device.type == "cuda":
+        index, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if index >= count:
+            raise ValueError(
+                f"torchrun started process {index + 1} here, but this machine has {count} GPUs: "
+                f"choose --nproc-per-node {count}"
+            )
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    yield device
+    # Not after an error: the others may be waiting for this process, and torchrun ends them.
+    dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def in_any(*flags: bool) -> list[bool]:
+    """For each flag whether it is set in any process: the same answer in all of them."""
+    counts = torch.tensor(flags, dtype=torch.int64)
+    if dist.is_initialized():
+        dist.all_reduce(counts)
+    return (counts > 0).tolist()
+
+
+def mean(values: dict[str, float | torch.Tensor]) -> dict[str, float]:
+    """The mean over the processes of each value."""
+    sums = torch.tensor([float(value) for value in values.values()], dtype=torch.float64)
+    if dist.is_initialized():
+        dist.all_reduce(sums)
+    return dict(zip(values, (sums / world_size()).tolist(), strict=True))
+
+
+def max_of_all(tensor: torch.Tensor) -> None:
+    """Replace each element by the largest that any process has in its place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    in_any(False)
+
+
+class _Loss(nn.Module):
+    """A task's loss as the forward of one module, which is where DDP and FSDP hook in.
+
+    The task gets the bare module and may call any method of it.
+    """
+
+    def __init__(self, module: nn.Module, task):
+        super().__init__()
+        self.module = module
+        self.task = task
+
+    def forward(self, step: int, piece: int, pieces: int):
+        return self.task.loss(self.module, step, piece, pieces)
+
+
+def spread(
+    module: nn.Module, task, *, compile: bool, checkpointing: bool, shard: bool, dtype: torch.dtype
+) -> nn.Module:
+    """A module that computes `task.loss(module, step, piece, pieces)` on all processes together.
+
+    `compile` and `checkpointing` change each transformer block of `module` in place, or where it
+    has none `compile` each of its parts; the names of the weights stay. `shard` replaces them by
+    FSDP's shards (fully_shard, arXiv 2304.11277), each block and the rest gathered when needed;
+    otherwise every process holds all (DDP, arXiv 2006.15704). `dtype` is that in which shards are
+    gathered. In one process there is nothing to shard. Raises ValueError for `checkpointing` or
+    `shard` where there is no block.
+    """
+    blocks = [part for part in module.modules() if isinstance(part, Block)]
+    for name, asked in (("checkpointing", checkpointing), ("shard", shard)):
+        if asked and not blocks:
+            raise ValueError(
+                f"{name} needs transformer blocks, and {type(module).__name__} has none: leave it "
+                "out"
+            )
+    if compile:
+        for part in blocks or module.children():
+            part.forward = torch.compile(part.forward)
+    if checkpointing:
+        for block in blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    loss = _Loss(module, task)
+    if world_size() == 1:
+        return loss
+    if shard:
+        policy = MixedPrecisionPolicy(
+            param_dtype=dtype,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,  # the rotary angles stay float32
+        )
+        for part in (*blocks, loss):
+            fully_shard(part, mp_policy=policy)
+        return loss
+    idle = getattr(task, "idle_parameters", False)
+    return DistributedDataParallel(loss, find_unused_parameters=idle, gradient_as_bucket_view=True)
