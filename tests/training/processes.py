@@ -91,7 +91,7 @@ def train(directory, resume=False, stop_at=None, freeze=False, **config) -> Toke
 
 CONFIG = {
     "steps": 12, "batch": 8, "learning_rate": 3e-3, "warmup": 3, "clip": 0.5, "ema": 0.8,
-    "validate_every": 3, "save_minutes": 1e9,
+    "validate_every": 4, "save_minutes": 1e9,
 }  # fmt: skip
 
 

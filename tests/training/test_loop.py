@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.training.processes import CodesTask, log_of, model, train, weights_of
 from tokenshuffle_core.training.flops import training_flops
 from tokenshuffle_core.training.log import peak_flops
-from tokenshuffle_core.training.loop import LoopConfig, batch_indices, fit
+from tokenshuffle_core.training.loop import LoopConfig, fit
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIG = LoopConfig(
@@ -85,14 +85,6 @@ def test_learning_rate_at_the_corners():
     for step in (120, 1000):  # a resumed training that was longer before
         assert CONFIG.learning_rate_at(step) == pytest.approx(0.1 * 0.02)
     assert config(final_learning_rate=0.0).learning_rate_at(120) == pytest.approx(0)
-
-
-@pytest.mark.parametrize(("count", "batch"), [(10, 4), (3, 4), (8, 4), (5, 13)])
-def test_an_epoch_visits_every_item_once(count, batch):
-    indices = torch.cat([batch_indices(count, batch, step, 0) for step in range(count)])
-    for epoch in indices.split(count):
-        assert sorted(epoch.tolist()) == list(range(count))
-    assert batch_indices(100, 50, 0, seed=1).tolist() != batch_indices(100, 50, 0, seed=2).tolist()
 
 
 def test_training_learns_and_leaves_its_record(tmp_path):

@@ -244,17 +244,6 @@ def _without_weights(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo).eval()
 
 
-def batch_indices(count: int, batch: int, step: int, seed: int) -> Tensor:
-    """Indices (batch,) int64 of step `step`: each epoch visits every item once, shuffled."""
-    first = step * batch
-    chosen = []
-    while len(chosen) < batch:
-        epoch, offset = divmod(first + len(chosen), count)
-        order = torch.randperm(count, generator=generator(seed, epoch))
-        chosen += order[offset : offset + batch - len(chosen)].tolist()
-    return torch.tensor(chosen)
-
-
 def generator(seed: int, index: int) -> torch.Generator:
     """An independent generator for item `index` of the run seeded `seed`."""
     return torch.Generator().manual_seed(_seed(seed, index))
