@@ -9,8 +9,8 @@ from PIL import Image
 from ..tokenshuffle_core.pipeline import Pipeline
 from ..tokenshuffle_core.sampler import Progress
 
-INTERVAL = 0.25  # seconds between two previews: ComfyUI needs about 10 ms to send one
-SHARE = 0.03  # of the sampling time that decoding for previews may take
+INTERVAL = 0.4  # seconds between two previews: ComfyUI needs about 10 ms to send one
+SHARE = 0.02  # of the sampling time that decoding for previews may take
 NEUTRAL = 128  # grey level of the rows that are not sampled yet
 
 
