@@ -1,20 +1,16 @@
 import pytest
 import torch
 
+from tests.loras import write_random_lora
 from tokenshuffle_core import checkpoint
 from tokenshuffle_core.cli import main
-from tokenshuffle_core.lora import add_lora, merge_lora, save_lora
+from tokenshuffle_core.lora import merge_lora
 
 
 @pytest.fixture
 def lora(tiny, tmp_path):
-    torch.manual_seed(1)
-    model = add_lora(checkpoint.load(tiny).model, rank=2)
-    for name, parameter in model.named_parameters():
-        if name.endswith(".up"):
-            torch.nn.init.normal_(parameter, std=0.3)
     path = tmp_path / "lora.safetensors"
-    save_lora(path, model)
+    write_random_lora(path, tiny)
     return path
 
 

@@ -1,10 +1,9 @@
 """The command `tokenshuffle data`: training data sets, built or encoded."""
 
-import os
 import sys
 from pathlib import Path
 
-from .cli_options import command, device_of
+from .cli_options import command, device_of, own_device, process
 from .config import parse_sizes
 
 UNIT = 4  # codes: what the sides of buckets are multiples of, for windows of 1, 2 and 4
@@ -91,7 +90,7 @@ def _codes(options) -> None:
 
     if options.sizes and options.max_ratio is not None:
         raise ValueError("--max-ratio goes with --side, not with --sizes")
-    device = _device(options.device)
+    device = device_of(own_device(options.device))
     image_tokenizer = checkpoint.load_image_tokenizer(
         options.image_tokenizer or checkpoint.BUNDLED, device
     )
@@ -101,6 +100,7 @@ def _codes(options) -> None:
         ratio = MAX_RATIO if options.max_ratio is None else options.max_ratio
         side = SIDE if options.side is None else options.side
         sizes = buckets(side, UNIT * image_tokenizer.config.stride, ratio)
+    rank, world = process()
     summary = extract(
         options.source,
         options.output,
@@ -110,8 +110,8 @@ def _codes(options) -> None:
         shard_size=options.shard_size,
         batch=options.batch,
         device=device,
-        rank=int(os.environ.get("RANK", "0")),
-        world=int(os.environ.get("WORLD_SIZE", "1")),
+        rank=rank,
+        world=world,
     )
     print(
         f"{summary.pictures} pictures in {summary.made} new shards and {summary.kept} that lay "
@@ -126,13 +126,3 @@ def _codes(options) -> None:
             "the command again if one was interrupted",
             file=sys.stderr,
         )
-
-
-def _device(name: str):
-    """Under torchrun every process of a machine has a GPU of its own."""
-    import torch
-
-    local = os.environ.get("LOCAL_RANK")
-    if name == "auto" and local and torch.cuda.is_available():
-        name = f"cuda:{local}"
-    return device_of(name)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,8 @@ from .cli_options import (
     command,
     file_and_strength,
     load,
+    own_device,
+    process,
     settings_of,
 )
 from .config import parse_sizes
@@ -39,6 +40,12 @@ def _add_common(parser, *, samples: bool) -> None:
     if samples:
         add_sampling(parser)
     add_model(parser)
+
+
+def _add_generated(parser) -> None:
+    parser.add_argument("--language", default="en", help="of the prompts")
+    parser.add_argument("--sheet", metavar="FILE.png", help="save the generated pictures")
+    _add_common(parser, samples=True)
 
 
 def _pipeline(options):
@@ -109,9 +116,7 @@ def _add_retrieval(scores) -> None:
     parser = command(scores, "retrieval", _retrieval, text)
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of `data emoji`")
     parser.add_argument("--count", type=int, default=200, help="trained pairs to generate")
-    parser.add_argument("--language", default="en", help="of the prompts")
-    parser.add_argument("--sheet", metavar="FILE.png", help="save the generated pictures")
-    _add_common(parser, samples=True)
+    _add_generated(parser)
 
 
 def _retrieval(options) -> None:
@@ -156,9 +161,7 @@ def _add_compositional(scores) -> None:
     parser.add_argument(
         "--count", type=int, default=50, help="pictures of each kind and split (default: 50)"
     )
-    parser.add_argument("--language", default="en", help="of the prompts")
-    parser.add_argument("--sheet", metavar="FILE.png", help="save the generated pictures")
-    _add_common(parser, samples=True)
+    _add_generated(parser)
 
 
 def _compositional(options) -> None:
@@ -266,21 +269,18 @@ def _add_prompts(parser, file: str) -> None:
 
 def _run(options):
     """The model and how this process, one of torchrun's perhaps, draws with it."""
-    import torch
-
     from .evaluation.prompts import Run
 
-    local = os.environ.get("LOCAL_RANK")
-    if options.device == "auto" and local and torch.cuda.is_available():
-        options.device = f"cuda:{local}"
+    options.device = own_device(options.device)
     pipeline = _pipeline(options)
+    rank, world = process()
     run = Run(
         _identity(options),
         settings_of(options, pipeline.config.generation),
         options.seed,
         options.batch,
-        int(os.environ.get("RANK", "0")),
-        int(os.environ.get("WORLD_SIZE", "1")),
+        rank,
+        world,
     )
     return pipeline, run
 
@@ -335,7 +335,7 @@ def _genai_bench(options) -> None:
 
     prompts = bench.read_genai_bench(options.prompts)
     scorer = bench.load_scorer(options.scorer) if options.scorer else None
-    if scorer and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if scorer and process()[1] > 1:
         raise ValueError("--scorer needs all pictures: score in a run of one process afterwards")
     pipeline, run = _run(options)
     summary = bench.draw_genai_bench(pipeline, prompts, options.output, run)

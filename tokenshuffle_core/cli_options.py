@@ -1,6 +1,7 @@
 """What several commands of the command line share: their options, and what these mean."""
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,6 +59,19 @@ def device_of(name: str):
     except (RuntimeError, AssertionError):
         raise ValueError(f"device {name!r} does not exist on this machine") from None
     return device
+
+
+def own_device(name: str) -> str:
+    """The name of this process's device: torchrun gives every process of a machine a GPU."""
+    import torch
+
+    local = os.environ.get("LOCAL_RANK")
+    return f"cuda:{local}" if name == "auto" and local and torch.cuda.is_available() else name
+
+
+def process() -> tuple[int, int]:
+    """This process's number and how many there are: torchrun's, or those of the only one."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def load(options):

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 from scripts import comfyui, workflows
+from tests.loras import write_random_lora
 from tokenshuffle_core import checkpoint
 from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
-from tokenshuffle_core.lora import add_lora, save_lora
 from tokenshuffle_core.model import TokenShuffleModel
 from tokenshuffle_core.text_tokenizer import TextTokenizer
 
@@ -59,16 +58,6 @@ def tiny(tmp_path_factory) -> Path:
     return path
 
 
-def write_lora(path: Path, of: Path) -> None:
-    """A LoRA with random weights for the checkpoint `of`."""
-    torch.manual_seed(1)
-    model = add_lora(checkpoint.load(of).model, rank=2)
-    for name, parameter in model.named_parameters():
-        if name.endswith(".up"):
-            torch.nn.init.normal_(parameter, std=0.3)
-    save_lora(path, model)
-
-
 @pytest.fixture(
     scope="session", params=comfyui.hosts() or [None], ids=lambda host: getattr(host, "name", "")
 )
@@ -83,7 +72,7 @@ def server(request, tiny, tmp_path_factory):
     (models / "tiny.safetensors").write_bytes(tiny.read_bytes())
     (models / "broken.safetensors").write_bytes(tiny.read_bytes()[:1000])
     (base / "models" / "loras").mkdir()
-    write_lora(base / "models" / "loras" / "tiny.safetensors", tiny)
+    write_random_lora(base / "models" / "loras" / "tiny.safetensors", tiny)
     port = comfyui.free_port()
     log_path = base / "log.txt"
     with log_path.open("w") as log:

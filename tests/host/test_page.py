@@ -280,6 +280,8 @@ def test_missing_model_is_offered_for_download(page):
     details = page.page.get_by_role("button", name="View details")
     if details.count():  # of ComfyUI 0.33; 0.3 offers it at once
         details.click()
-    page.page.get_by_role("button", name=re.compile("download", re.IGNORECASE)).first.wait_for()
+    download = page.page.get_by_role("button", name=re.compile("download", re.IGNORECASE)).first
+    download.wait_for()
     page.screenshot("missing-model")
+    assert download.is_enabled()
     page.page.keyboard.press("Escape")

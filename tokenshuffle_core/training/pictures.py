@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -37,13 +36,6 @@ def composite(rgba: Tensor, backgrounds: Tensor) -> Tensor:
     rgba = rgba.float() / 255
     colour, alpha = rgba[:, :3], rgba[:, 3:]
     return colour * alpha + (backgrounds.float() / 255)[:, :, None, None] * (1 - alpha)
-
-
-def pad_to(rgba: Tensor, width: int, height: int) -> Tensor:
-    """uint8 (N, 4, H, W) in the middle of a transparent canvas, uint8 (N, 4, height, width)."""
-    left, top = (width - rgba.shape[3]) // 2, (height - rgba.shape[2]) // 2
-    right, bottom = width - rgba.shape[3] - left, height - rgba.shape[2] - top
-    return F.pad(rgba, (left, right, top, bottom))
 
 
 def sheet_of(images: Tensor, columns: int) -> Image.Image:

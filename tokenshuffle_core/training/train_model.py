@@ -78,8 +78,9 @@ class ModelTask:
                     visits += [index] * record["repeats"]
                 else:
                     held_out.append(index)
-            if visits:
+            if len(indices):
                 self._check_size(size)
+            if visits:
                 self.visits[size] = torch.tensor(visits)
         if not self.visits:
             raise ValueError("none of the pictures is for training: all are held out")
