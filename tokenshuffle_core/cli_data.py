@@ -35,6 +35,9 @@ def _add_emoji(parts) -> None:
         metavar="N",
         help="also compose N pictures, an image folder: DIR/composed",
     )
+    parser.add_argument(
+        "--sizes", metavar="WxH,WxH,...", help="of the compositions (default: the square one)"
+    )
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -42,6 +45,7 @@ def _emoji(options) -> None:
     from .training import compose
     from .training.emoji import LANGUAGES, build
 
+    sizes = parse_sizes(options.sizes or "")
     manifest = build(
         options.directory,
         size=options.size,
@@ -53,7 +57,9 @@ def _emoji(options) -> None:
     )
     print(manifest)
     if options.compositions is not None:
-        print(compose.build(options.directory, options.compositions, seed=options.seed))
+        print(
+            compose.build(options.directory, options.compositions, sizes=sizes, seed=options.seed)
+        )
 
 
 def _add_codes(parts) -> None:

@@ -36,7 +36,14 @@ def add(commands) -> None:
     )  # fmt: skip
     model.add_argument("--lora", type=int, default=0, metavar="RANK", help="train a LoRA alone")
     model.add_argument("--freeze", metavar="PART,...", help="such as transformer,text_embedding")
-    model.add_argument("--text-tokenizer", type=Path, metavar="tokenizer.json")
+    model.add_argument(
+        "--text-tokenizer", metavar="FILE",
+        help='a tokenizer.json, or "new" for one trained on the captions (default: new for a new '
+        "model, what it has with --init)",
+    )  # fmt: skip
+    model.add_argument(
+        "--vocabulary", type=int, metavar="N", help="tokens of a new text tokenizer, at most"
+    )
     model.add_argument("--card", type=Path, metavar="FILE.json", help="model card to store")
     model.add_argument("--drop-prompt", type=float, default=0.1, metavar="SHARE")
     model.add_argument(
@@ -50,6 +57,13 @@ def add(commands) -> None:
     model.add_argument("--text-loss", type=float, default=0.0, help="weight of the text tokens")
     tokenizer.add_argument("data", type=Path, metavar="SOURCE", help="as `data codes` takes it")
     model.add_argument("data", type=Path, metavar="CODES", help="folder of `data codes`")
+    stages = command(
+        parts, "stages", _train_stages,
+        "Train a model in stages by a recipe; run it again to go on where it stopped.",
+    )  # fmt: skip
+    stages.add_argument("recipe", type=Path, metavar="RECIPE.toml")
+    stages.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    stages.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
     defaults = {tokenizer: (3200, 12, 2e-3), model: (15000, 16, 1.2e-3)}
     for part, (steps, batch, learning_rate) in defaults.items():
         part.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
@@ -135,33 +149,44 @@ def _train_model(options) -> None:
             print(path)
 
 
+def _train_stages(options) -> None:
+    from .training.distributed import process_group, rank
+    from .training.stages import read_stages, train_stages
+
+    recipe = read_stages(options.recipe)
+    with process_group(device_of(options.device)) as device:
+        path = train_stages(recipe, options.output, device)
+        if rank() == 0:
+            print(path)
+
+
 def _parts(options):
     """The checkpoint that a training starts from."""
     import json
     from dataclasses import replace
 
     from . import checkpoint
-    from .grow import grow
-    from .training.start import fresh_parts
+    from .training.start import NEW, fresh_parts, trained_parts
 
-    card = json.loads(options.card.read_text(encoding="utf-8")) if options.card else {}
-    windows = _numbers("--windows", options.windows, int)
-    if options.init is None:
-        return fresh_parts(
-            options.data,
-            options.image_tokenizer or checkpoint.BUNDLED,
-            PRESETS[options.preset],
-            windows=windows,
-            window_head=options.window_head,
-            text_tokenizer=options.text_tokenizer,
-            card=card,
-            seed=options.seed,
-        )
-    parts = replace(checkpoint.load(options.init), card=card)
-    shape = parts.config.model
-    if (windows or shape.windows) != shape.windows or options.window_head:
-        parts = grow(parts, windows or shape.windows, options.window_head)
-    return parts
+    about = {
+        "windows": _numbers("--windows", options.windows, int),
+        "window_head": options.window_head,
+        "card": json.loads(options.card.read_text(encoding="utf-8")) if options.card else {},
+        "seed": options.seed,
+    }
+    if options.init:
+        about |= {"text_tokenizer": options.text_tokenizer, "vocabulary": options.vocabulary}
+        return trained_parts(options.init, options.data, **about)
+    preset = PRESETS[options.preset]
+    if options.vocabulary:
+        preset = replace(preset, model=replace(preset.model, text_vocabulary=options.vocabulary))
+    return fresh_parts(
+        options.data,
+        options.image_tokenizer or checkpoint.BUNDLED,
+        preset,
+        text_tokenizer=options.text_tokenizer or NEW,
+        **about,
+    )
 
 
 def _numbers(name: str, text: str | None, kind: type) -> tuple | None:

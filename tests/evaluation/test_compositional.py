@@ -46,7 +46,7 @@ REFERENCES = References(PICTURES)
 
 
 def rendered(composition: Composition, size: int = SIZE) -> torch.Tensor:
-    return to_tensor(render(composition, PICTURES, size))
+    return to_tensor(render(composition, PICTURES, (size, size)))
 
 
 def every_composition():

@@ -53,7 +53,7 @@ def entries_of(folder) -> list[dict]:
     ],
 )
 def test_subjects_lie_where_the_kind_says(kind, subjects, places):
-    image = render(arrange(kind, subjects, "flat", "green"), PICTURES, 64)
+    image = render(arrange(kind, subjects, "flat", "green"), PICTURES, (64, 64))
     assert (image.mode, image.size) == ("RGB", (64, 64))
     assert {place: pixel(image, *place) for place in places} == places
     if "" in places.values():
@@ -65,7 +65,7 @@ def test_a_cut_out_is_blended_without_a_fringe():
     """Transparent pixels are black underneath, which must not darken the edge."""
     disc = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
     disc.paste((255, 255, 255, 255), (16, 16, 48, 48))
-    image = render(arrange("count", ("x",) * 2, "3d", "white"), {("x", "3d"): disc}, 32)
+    image = render(arrange("count", ("x",) * 2, "3d", "white"), {("x", "3d"): disc}, (32, 32))
     assert image.getextrema() == ((255, 255),) * 3
 
 
@@ -289,3 +289,31 @@ def test_the_command_composes(data, tmp_path, capsys):
     assert len(entries) == 20
     assert any("style plat" in text for e in entries for text in e["captions"])
     assert not any("扁平" in text for e in entries for text in e["captions"])
+
+
+def test_an_oblong_picture_is_the_square_one_with_more_background_at_its_sides():
+    composition = arrange("beside", ("cat", "dog"), "flat", "green")
+    square = np.asarray(render(composition, PICTURES, (64, 64)))
+    wide = np.asarray(render(composition, PICTURES, (96, 64)))
+    np.testing.assert_array_equal(wide[:, 16:80], square)
+    assert (wide[:, [0, 15, 80, 95]] == BACKGROUNDS["green"]).all()
+
+
+def test_singles_on_white_come_in_all_sizes(data, tmp_path):
+    copy = shutil.copytree(data, tmp_path / "data")
+    records = read_manifest(copy)
+    sizes = [(64, 64), (96, 64), (64, 96)]
+    wanted = (len(sizes) + len(BACKGROUNDS) - 1) * len(records)  # all singles
+    build(copy, 5 * wanted // 2, sizes=sizes)
+    entries = entries_of(copy)
+    assert len({entry["file_name"] for entry in entries}) == len(entries)
+    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for entry in entries:
+        with Image.open(copy / "composed" / entry["file_name"]) as image:
+            size = image.size
+        assert size in sizes
+        if entry["kind"] == "single" and entry["background"] == "white":
+            found.setdefault((entry["subjects"][0], entry["style"]), []).append(size)
+            assert entry["repeats"] == (8 if size == sizes[0] else 1)
+    assert found.keys() == {(record["subject"], record["style"]) for record in records}
+    assert all(sorted(of_one) == sorted(sizes) for of_one in found.values())

@@ -3,7 +3,6 @@
 import random
 import signal
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +10,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from tokenshuffle_core import checkpoint
-from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.grow import grow
 from tokenshuffle_core.lora import merge_lora
 from tokenshuffle_core.pipeline import load
-from tokenshuffle_core.training import captions, compose
+from tokenshuffle_core.training import captions
 from tokenshuffle_core.training.loop import LoopConfig
 from tokenshuffle_core.training.pictures import composite
 from tokenshuffle_core.training.shards import CodeShards, extract
@@ -23,35 +21,15 @@ from tokenshuffle_core.training.start import fresh_parts
 from tokenshuffle_core.training.train_model import ModelTask, Recipe, train_model
 from tokenshuffle_core.training.train_tokenizer import train_tokenizer
 
-TINY = PRESETS["tiny"]
+from .conftest import LOOP, TINY
+
 CPU = torch.device("cpu")
-LOOP = LoopConfig(
-    steps=100, batch=4, learning_rate=5e-3, warmup=5, validate_every=100, save_minutes=1e9
-)
 SHORT = LoopConfig(steps=8, batch=4, learning_rate=1e-3, warmup=1)
 
 
 def log_of(directory, *names):
     rows = (line.split(",") for line in (directory / "log.csv").read_text().splitlines()[1:])
     return [(int(step), name, float(value)) for step, name, value in rows if name in names]
-
-
-@pytest.fixture(scope="module")
-def composed(data) -> Path:
-    return compose.build(data, 24).parent
-
-
-@pytest.fixture(scope="module")
-def image_tokenizer(composed, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tokenizer") / "run"
-    return train_tokenizer(composed, directory, TINY.image_tokenizer, LOOP, crop=16, side=32)
-
-
-@pytest.fixture(scope="module")
-def codes(composed, image_tokenizer, tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("codes")
-    extract(composed, directory, checkpoint.load_image_tokenizer(image_tokenizer), [(32, 32)])
-    return directory
 
 
 def parts_of(codes, image_tokenizer, **settings) -> checkpoint.Checkpoint:

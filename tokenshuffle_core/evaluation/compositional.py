@@ -131,7 +131,7 @@ def count_of(
             render(
                 arrange("count", (subject,) * copies, style, background),
                 references.pictures,
-                image.shape[-1],
+                (image.shape[-1], image.shape[-2]),
             )
         )
         for copies in ROWS

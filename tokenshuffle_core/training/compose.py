@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..files import atomic_path
 from . import captions
+from .buckets import Size
 from .emoji import is_rendered, read_manifest
 from .pictures import BACKGROUNDS
 
@@ -68,15 +69,17 @@ def arrange(kind: str, subjects: tuple[str, ...], style: str, background: str) -
 
 
 def render(
-    composition: Composition, pictures: Mapping[tuple[str, str], Image.Image], size: int
+    composition: Composition, pictures: Mapping[tuple[str, str], Image.Image], size: Size
 ) -> Image.Image:
-    """An RGB picture of `size` x `size` pixels; `pictures` holds the RGBA cut-out of each
-    (subject, style)."""
-    canvas = Image.new("RGBA", (size, size), BACKGROUNDS[composition.background])
+    """An RGB picture of `size` (width, height) pixels; `pictures` holds the RGBA cut-out of each
+    (subject, style). An oblong picture is composed in the square in its middle."""
+    canvas = Image.new("RGBA", size, BACKGROUNDS[composition.background])
+    side = min(size)
+    x, y = (size[0] - side) // 2, (size[1] - side) // 2
     for subject, box in zip(composition.subjects, composition.boxes, strict=True):
-        left, top, right, bottom = (round(edge * size) for edge in box)
+        left, top, right, bottom = (round(edge * side) for edge in box)
         cut_out = fit(pictures[subject, composition.style], right - left, bottom - top)
-        canvas.alpha_composite(cut_out, (left, top))
+        canvas.alpha_composite(cut_out, (x + left, y + top))
     return canvas.convert("RGB")
 
 
@@ -92,6 +95,7 @@ def build(
     data: str | Path,
     count: int,
     *,
+    sizes: list[Size] | None = None,
     held_out: float = 0.05,
     seed: int = 0,
     workers: int = 2,
@@ -100,11 +104,12 @@ def build(
 
     Returns the path of its `metadata.jsonl`: file_name, captions, repeats (how often the picture
     counts in an epoch), split ("train" or "held-out") and the fields of `Composition`. Pictures
-    have the data set's size. A subject-style pair that the data set holds out is held out here,
-    and only as a single; so is a share `held_out` of the pairs of subjects and of the pairs of a
-    subject and a count, in every style and order. More pictures of the same seed only add to
-    fewer; what is rendered already is kept. Raises ValueError for a bad setting,
-    FileNotFoundError where there is no data set.
+    have `sizes` (width, height), the first of them most often, or the data set's size where None:
+    every single subject on white comes in all of them. A subject-style pair that the data set
+    holds out is held out here, and only as a single; so is a share `held_out` of the pairs of
+    subjects and of the pairs of a subject and a count, in every style and order. More pictures of
+    the same seed only add to fewer; what is rendered already is kept. Raises ValueError for a bad
+    setting, FileNotFoundError where there is no data set.
     """
     data = Path(data)
     if count < 1:
@@ -114,14 +119,15 @@ def build(
     records = read_manifest(data)
     names = {r["subject"]: {"en": [r["subject"]]} | r["names"] for r in records}
     paths = {(r["subject"], r["style"]): data / r["image"] for r in records}
-    with Image.open(data / records[0]["image"]) as image:
-        size = image.width
+    if not sizes:
+        with Image.open(data / records[0]["image"]) as image:
+            sizes = [image.size]
     directory = data / FOLDER
     for kind in KINDS:
         (directory / kind).mkdir(parents=True, exist_ok=True)
     entries, jobs = [], []
-    for i, (composition, split) in enumerate(_plan(records, count, held_out, seed)):
-        file_name = _file_name(composition, paths)
+    for i, (composition, size, split) in enumerate(_plan(records, count, sizes, held_out, seed)):
+        file_name = _file_name(composition, size if size != sizes[0] else None, paths)
         texts = captions.variations(
             composition.kind,
             [names[subject] for subject in composition.subjects],
@@ -130,7 +136,7 @@ def build(
             random.Random(f"{seed} captions {i}"),
         )
         on_white = composition.kind == "single" and composition.background == "white"
-        repeats = WHITE_REPEATS if on_white else 1
+        repeats = WHITE_REPEATS if on_white and size == sizes[0] else 1
         entry = {"file_name": file_name, "captions": texts, "repeats": repeats, "split": split}
         entries.append(entry | asdict(composition))
         if not is_rendered(directory / file_name, size):
@@ -148,9 +154,9 @@ def build(
 
 
 def _plan(
-    records: list[dict], count: int, held_out: float, seed: int
-) -> list[tuple[Composition, str]]:
-    """`count` different compositions with their splits."""
+    records: list[dict], count: int, sizes: list[Size], held_out: float, seed: int
+) -> list[tuple[Composition, Size, str]]:
+    """`count` different compositions with their sizes and splits."""
     trained: dict[str, list[str]] = {}  # style -> subjects
     for record in records:
         if record["split"] == "train":
@@ -164,10 +170,10 @@ def _plan(
         for group in (copies, pairs)
         for combination in rng.sample(group, round(held_out * len(group)))
     }
-    sources = {"single": _singles(records, random.Random(f"{seed} single"))}
+    sources = {"single": _singles(records, sizes, random.Random(f"{seed} single"))}
     for kind in ("count", "beside", "above"):
-        sources[kind] = _several(kind, trained, apart, random.Random(f"{seed} {kind}"))
-    planned: list[tuple[Composition, str]] = []
+        sources[kind] = _several(kind, trained, sizes, apart, random.Random(f"{seed} {kind}"))
+    planned: list[tuple[Composition, Size, str]] = []
     for kind in cycle(KINDS):
         if len(planned) == count:
             return planned
@@ -181,20 +187,29 @@ def _plan(
             )
 
 
-def _singles(records: list[dict], rng: random.Random) -> Iterator[tuple[Composition, str]]:
-    """Every picture on white, then every picture on every other colour."""
+def _singles(
+    records: list[dict], sizes: list[Size], rng: random.Random
+) -> Iterator[tuple[Composition, Size, str]]:
+    """Every picture on white in the first size, then on white in the other sizes and on every
+    other colour in some size."""
     white, *others = BACKGROUNDS
-    for colours in ([white], others):
-        placed = [(record, colour) for record in records for colour in colours]
+    first = [(record, white, sizes[0]) for record in records]
+    more = [(record, white, size) for record in records for size in sizes[1:]]
+    more += [(record, colour, None) for record in records for colour in others]
+    for placed in (first, more):
         rng.shuffle(placed)
-        for record, colour in placed:
+        for record, colour, size in placed:
             composition = arrange("single", (record["subject"],), record["style"], colour)
-            yield composition, record["split"]
+            yield composition, size or _size(sizes, rng), record["split"]
 
 
 def _several(
-    kind: str, trained: dict[str, list[str]], apart: set[tuple[str, ...]], rng: random.Random
-) -> Iterator[tuple[Composition, str]]:
+    kind: str,
+    trained: dict[str, list[str]],
+    sizes: list[Size],
+    apart: set[tuple[str, ...]],
+    rng: random.Random,
+) -> Iterator[tuple[Composition, Size, str]]:
     """Compositions of several subjects, drawn until there is no other one."""
     white, *others = BACKGROUNDS
     styles = [style for style, subjects in trained.items() for _ in subjects]
@@ -216,18 +231,30 @@ def _several(
         if composition in drawn or (kind != "count" and subjects[0] == subjects[1]):
             continue
         drawn.add(composition)
-        yield composition, "held-out" if tuple(sorted(subjects)) in apart else "train"
+        split = "held-out" if tuple(sorted(subjects)) in apart else "train"
+        yield composition, _size(sizes, rng), split
 
 
-def _file_name(composition: Composition, paths: dict[tuple[str, str], Path]) -> str:
-    """ "beside/cat_red-apple_flat_white.png" """
+def _size(sizes: list[Size], rng: random.Random) -> Size:
+    """The first of `sizes` half of the time, one of the others else."""
+    first, *others = sizes
+    return first if not others or rng.random() < 0.5 else rng.choice(others)
+
+
+def _file_name(
+    composition: Composition, size: Size | None, paths: dict[tuple[str, str], Path]
+) -> str:
+    """ "beside/cat_red-apple_flat_white_192x128.png", without the size where None."""
     several = len(composition.subjects) if composition.kind == "count" else 0
     names = [paths[subject, composition.style].stem for subject in composition.subjects]
     parts = [str(several), names[0]] if several else names
-    return f"{composition.kind}/{'_'.join([*parts, composition.style, composition.background])}.png"
+    parts = [*parts, composition.style, composition.background]
+    if size:
+        parts.append(f"{size[0]}x{size[1]}")
+    return f"{composition.kind}/{'_'.join(parts)}.png"
 
 
-def _save(job: tuple[Composition, dict[tuple[str, str], Path], Path, int]) -> None:
+def _save(job: tuple[Composition, dict[tuple[str, str], Path], Path, Size]) -> None:
     composition, sources, target, size = job
     pictures = {key: _read(path) for key, path in sources.items()}
     with atomic_path(target) as temporary:

@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..files import atomic_path
+from .buckets import Size
 from .phrases import PHRASES
 
 STYLES: dict[str, tuple[str, str, str, str]] = {  # package, version, licence, made by
@@ -273,7 +274,7 @@ def _render(records: list[dict], pictures: dict, directory: Path, size: int, wor
     for record in records:
         target = directory / record["image"]
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not is_rendered(target, size):
+        if not is_rendered(target, (size, size)):
             jobs.append((pictures[record["style"]][record["codepoints"]], target, size))
     with ProcessPoolExecutor(workers) as pool:
         done = pool.map(_render_one, *zip(*jobs, strict=True), chunksize=8) if jobs else ()
@@ -281,12 +282,12 @@ def _render(records: list[dict], pictures: dict, directory: Path, size: int, wor
             pass
 
 
-def is_rendered(path: Path, size: int) -> bool:
-    """Whether a picture of `size` x `size` pixels lies there already."""
+def is_rendered(path: Path, size: Size) -> bool:
+    """Whether a picture of `size` (width, height) lies there already."""
     if not path.exists():
         return False
     with Image.open(path) as image:
-        return image.size == (size, size)
+        return image.size == size
 
 
 def _render_one(source: Path | str, target: Path, size: int) -> None:

@@ -1,4 +1,4 @@
-"""What a training starts from: a model with fresh weights, and its text tokenizer."""
+"""What a training starts from: a model with fresh weights, or a trained one."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,11 +7,14 @@ import torch
 
 from .. import checkpoint
 from ..config import Config, ModelConfig
+from ..grow import grow
 from ..model import TokenShuffleModel
 from ..text_tokenizer import TextTokenizer
+from ..vocabulary import change_text_tokenizer
 from .shards import CodeShards
 
 CAPTIONS = 200_000  # of which a text tokenizer is trained; more change little
+NEW = "new"  # instead of the path of a tokenizer.json: train one on the captions
 
 
 def train_text_tokenizer(shards: CodeShards, vocabulary: int, max_grid: int) -> TextTokenizer:
@@ -28,26 +31,21 @@ def fresh_parts(
     *,
     windows: tuple[int, ...] | None = None,
     window_head: int = 0,
-    text_tokenizer: Path | None = None,
+    text_tokenizer: str | Path = NEW,
     card: dict[str, str] | None = None,
     seed: int = 0,
 ) -> checkpoint.Checkpoint:
     """A model of the preset's shape with fresh weights, for the codes in the folder `codes`.
 
-    `preset.model.text_vocabulary` is an upper bound: the model gets as many embeddings as the
-    text tokenizer (a tokenizer.json, or one trained on the captions) has tokens. Its default size
-    is the most frequent one of the pictures. Raises as the readers of these files, and ValueError
-    where the text tokenizer is too large.
+    `preset.model.text_vocabulary` is an upper bound for a new text tokenizer; the model gets as
+    many embeddings as that has tokens. Its default size is the most frequent one of the pictures.
+    Raises as the readers of these files.
     """
     shards = CodeShards(codes)
     images = checkpoint.load_image_tokenizer(image_tokenizer)
     shards.check(images)
     shape = preset.model
-    text = (
-        TextTokenizer.from_file(text_tokenizer, shape.max_grid)
-        if text_tokenizer
-        else train_text_tokenizer(shards, shape.text_vocabulary, shape.max_grid)
-    )
+    text = _text_tokenizer(text_tokenizer, shards, shape)
     shape: ModelConfig = replace(
         shape,
         text_vocabulary=len(text),
@@ -61,3 +59,38 @@ def fresh_parts(
     module = TokenShuffleModel(shape)
     module.initialise()
     return checkpoint.Checkpoint(config, module, images, text, card or {})
+
+
+def trained_parts(
+    init: Path,
+    codes: Path,
+    *,
+    windows: tuple[int, ...] | None = None,
+    window_head: int = 0,
+    text_tokenizer: str | Path | None = None,
+    vocabulary: int | None = None,
+    card: dict[str, str] | None = None,
+    seed: int = 0,
+) -> checkpoint.Checkpoint:
+    """The checkpoint `init`, grown to `windows` and a window head and moved to another text
+    tokenizer where these are asked for; `vocabulary` bounds a new one, as large as the old where
+    None.
+
+    Raises as the readers of these files, and ValueError where the shape does not allow it.
+    """
+    parts = replace(checkpoint.load(init), card=card or {})
+    shape = parts.config.model
+    torch.manual_seed(seed)
+    if text_tokenizer:
+        shape = replace(shape, text_vocabulary=vocabulary or shape.text_vocabulary)
+        text = _text_tokenizer(text_tokenizer, CodeShards(codes), shape)
+        parts = change_text_tokenizer(parts, text)
+    if (windows or shape.windows) != shape.windows or window_head not in (0, shape.window_head):
+        parts = grow(parts, windows or shape.windows, window_head)
+    return parts
+
+
+def _text_tokenizer(path: str | Path, shards: CodeShards, shape: ModelConfig) -> TextTokenizer:
+    if path == NEW:
+        return train_text_tokenizer(shards, shape.text_vocabulary, shape.max_grid)
+    return TextTokenizer.from_file(path, shape.max_grid)

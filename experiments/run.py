@@ -1,0 +1,216 @@
+"""Trains and scores what the tables compare, and writes docs/experiments.md.
+
+    python -m experiments.run windows elastic -o WORK --seeds 0,1,2
+    python -m experiments.run windows elastic -o WORK --times
+
+The data set, the codes and the checkpoints go to WORK, the scores to experiments/results. What is
+there already is kept, unless its recipe has changed; an interrupted training goes on. `--times`
+measures instead how long a training step and a picture take, all rows in turn, on an idle machine.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from tokenshuffle_core import checkpoint, pipeline
+from tokenshuffle_core.evaluation.retrieval import choose, retrieval
+from tokenshuffle_core.files import atomic_path
+from tokenshuffle_core.pipeline import Pipeline
+from tokenshuffle_core.training import compose, emoji, state
+from tokenshuffle_core.training.flops import training_flops
+from tokenshuffle_core.training.shards import INDEX, CodeShards, extract
+from tokenshuffle_core.training.stages import Stages, parse_stages, parts_of
+from tokenshuffle_core.training.train_model import CPU, ModelTask, train_model
+
+from .tables import (
+    ORDER,
+    ROOT,
+    TIMES,
+    Row,
+    read_table,
+    read_variants,
+    result_path,
+    write_document,
+)
+
+STYLES, HELD_OUT, COMPOSITIONS, SIZE = ("3d", "flat"), 0.1, 400, 128
+ROUNDS = 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tables", nargs="+", choices=ORDER, metavar="TABLE")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="WORK")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--times", action="store_true", help="measure times instead")
+    options = parser.parse_args()
+    data, codes = build_data(options.output)
+    rows = [row for name in options.tables for row in read_table(name).rows]
+    if options.times:
+        measure_times(rows, codes)
+    else:
+        for seed in map(int, options.seeds.split(",")):
+            for row in rows:
+                measure(row, seed, options.output, data, codes)
+    write_document()
+
+
+def build_data(work: Path) -> tuple[Path, Path]:
+    """The folders of the data set and of its codes."""
+    data, codes = work / "emoji", work / "codes"
+    if not (codes / INDEX).exists():
+        subjects = str(ROOT / "subjects.txt")
+        emoji.build(data, subjects=subjects, styles=STYLES, languages=("en",), held_out=HELD_OUT)
+        compose.build(data, COMPOSITIONS)
+        tokenizer = checkpoint.load_image_tokenizer(checkpoint.BUNDLED)
+        extract(data / compose.FOLDER, codes, tokenizer, [(SIZE, SIZE)])
+    return data, codes
+
+
+def measure(row: Row, seed: int, work: Path, data: Path, codes: Path) -> None:
+    """Train the row's variant with `seed` and score it as the row asks, unless that is done."""
+    variant = read_variants()[row.variant]
+    path = result_path(row.variant, seed)
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if result.get("recipe") != variant:
+        folder = train(row.variant, seed, work, codes)
+        result = {"recipe": variant, "seed": seed, "losses": losses_of(folder), "scores": []}
+        write(path, result)
+    asked = {"window": row.window, "generation": row.generation}
+    if "rank" not in variant and asked not in [
+        {key: score[key] for key in asked} for score in result["scores"]
+    ]:
+        folder = train(row.variant, seed, work, codes)
+        result["scores"].append(asked | score(folder / "final.safetensors", data, seed, row))
+        write(path, result)
+    print(f"{row.label}, seed {seed}: {path.name}", flush=True)
+
+
+def train(name: str, seed: int, work: Path, codes: Path) -> Path:
+    """The folder of the trained variant, which is trained if it is not there."""
+    variant, recipe = recipe_of(name, seed, codes)
+    digest = hashlib.sha256(json.dumps(variant, sort_keys=True).encode()).hexdigest()
+    folder = work / f"{name}-{seed}-{digest[:8]}"
+    if not (folder / "final.safetensors").exists():
+        before = train(variant["after"], seed, work, codes) if "after" in variant else None
+        parts = parts_of(recipe, 0, before and before / "final.safetensors")
+        if "rank" in variant:
+            limit_rank(parts.model, variant["rank"])
+        stage = recipe.stages[0]
+        resume = state.latest(folder) is not None
+        train_model(codes, folder, parts, stage.loop, stage.recipe, resume=resume)
+    return folder
+
+
+def recipe_of(name: str, seed: int, codes: Path) -> tuple[dict, Stages]:
+    """A variant as it stands in the file, and as a recipe of one stage."""
+    variant = read_variants()[name]
+    values = {key: value for key, value in variant.items() if key not in ("rank", "after")}
+    return variant, parse_stages(values | {"stage": [{"codes": str(codes), "seed": seed}]})
+
+
+class LowRank(nn.Module):
+    """A weight (n, d) as the product of two matrices (n, rank) and (rank, d)."""
+
+    def __init__(self, rank: int):
+        super().__init__()
+        self.rank = rank
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return left @ right
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Random factors whose product has the weight's scale."""
+        left = torch.randn(len(weight), self.rank) * weight.std()
+        return left, torch.randn(self.rank, weight.shape[1]) * self.rank**-0.5
+
+
+def limit_rank(model: nn.Module, rank: int) -> None:
+    """Squeeze the code embeddings and the head's input through `rank` dimensions: two linear
+    layers, d -> rank -> d, that are multiplied out."""
+    for part in (model.code_embedding, model.head):
+        parametrize.register_parametrization(part, "weight", LowRank(rank))
+
+
+def losses_of(folder: Path) -> dict[str, list[list[float]]]:
+    """Name -> [step, nats per code] of every validation, as logged."""
+    losses: dict[str, list[list[float]]] = {}
+    with open(folder / "log.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["name"].startswith(("validation_loss", "trained_loss")):
+                losses.setdefault(row["name"], []).append([int(row["step"]), float(row["value"])])
+    return losses
+
+
+def score(path: Path, data: Path, seed: int, row: Row) -> dict[str, list[int]]:
+    """Split -> pictures whose nearest reference is the prompted subject, and how many there are."""
+    loaded = pipeline.load(path)
+    settings = replace(loaded.config.generation, window=row.window, **row.generation)
+    found = {}
+    for split in ("train", "held-out"):
+        records = choose(emoji.read_manifest(data), split, None, seed)
+        scores, _ = retrieval(loaded, data, records, settings, seed=1000 * seed, batch=48)
+        found[split] = [round(scores["top-1"] * len(records)), len(records)]
+    return found
+
+
+def measure_times(rows: list[Row], codes: Path) -> None:
+    """Seconds of a training step, and of sampling one picture with guidance, by variant and window:
+    medians of rounds in which all take turns. Also the FLOPs of training on a picture."""
+    timed: dict[str, dict] = {}
+    for _ in range(ROUNDS):
+        for row in rows:
+            for window, seconds in times_of(row.variant, codes).items():
+                known = timed.setdefault(f"{row.variant} at {window}", {})
+                for name, value in seconds.items():
+                    known.setdefault(name, []).append(value)
+    medians = {key: {n: statistics.median(v) for n, v in of.items()} for key, of in timed.items()}
+    before = json.loads(TIMES.read_text(encoding="utf-8")) if TIMES.exists() else {}
+    write(TIMES, before | medians)
+
+
+def times_of(name: str, codes: Path) -> dict[int, dict[str, float]]:
+    """Window -> what is measured once, with fresh weights."""
+    _, recipe = recipe_of(name, 0, codes)
+    stage = recipe.stages[0]
+    parts = parts_of(recipe, 0, None)
+    task = ModelTask(CodeShards(codes), parts, stage.loop, stage.recipe, CPU)
+    shape = parts.config.model
+    loaded = Pipeline(**vars(parts))
+    prompt = loaded.encode_prompt("a red apple, 3d style")
+    found = {}
+    for window in shape.windows:
+        settings = replace(parts.config.generation, window=window)
+        started = time.perf_counter()
+        *_, _ = loaded.sample([prompt], [], settings, seed=0, count=1)
+        picture = time.perf_counter() - started
+        steps = [step for step in range(50) if task.batch(step)[-1] == window][:2]
+        started = time.perf_counter()
+        for step in steps:
+            task.loss(parts.model.train(), step)[0].backward()
+        found[window] = {
+            "picture": picture,
+            "step": (time.perf_counter() - started) / len(steps),
+            "flops": training_flops(parts.model, (SIZE // 8) ** 2, window),
+        }
+        parts.model.eval()
+    return found
+
+
+def write(path: Path, value) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""A recipe of stages against the same trainings by hand, one `train model` after another."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tokenshuffle_core.cli import main
+from tokenshuffle_core.pipeline import load
+from tokenshuffle_core.training.stages import parse_stages, read_stages
+
+RECIPE = """
+preset = "tiny"
+image_tokenizer = "{image_tokenizer}"
+batch = 4
+warmup = 1
+codes = "{codes}"
+context_noise = 0.5
+
+[generation]
+cfg = 3.0
+
+[[stage]]
+name = "first"
+windows = [1]
+steps = 6
+learning_rate = 1e-3
+
+[[stage]]
+name = "second"
+windows = [2, 4]
+window_mix = [0.75, 0.25]
+window_head = 8
+steps = {steps}
+learning_rate = 5e-4
+z_loss = 1e-4
+freeze = ["text_embedding"]
+"""
+
+
+def write(path: Path, codes, image_tokenizer, steps: int = 4) -> str:
+    path.write_text(RECIPE.format(codes=codes, image_tokenizer=image_tokenizer, steps=steps))
+    return str(path)
+
+
+def equal(one: Path, other: Path) -> bool:
+    one, other = load_file(one), load_file(other)
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def test_stages_are_trainings_one_after_another(codes, image_tokenizer, tmp_path, capsys):
+    recipe, out = write(tmp_path / "r.toml", codes, image_tokenizer), tmp_path / "run"
+    assert main(["train", "stages", recipe, "-o", str(out)]) == 0
+    final = out / "second" / "final.safetensors"
+    assert capsys.readouterr().out.strip() == str(final)
+    common = ["--batch", "4", "--warmup", "1", "--context-noise", "0.5"]
+    by_hand = tmp_path / "first", tmp_path / "second"
+    first = (
+        f"train model {codes} -o {by_hand[0]} --image-tokenizer {image_tokenizer} --preset tiny "
+        "--windows 1 --steps 6 --learning-rate 1e-3"
+    )
+    second = (
+        f"train model {codes} -o {by_hand[1]} --init {by_hand[0]}/final.safetensors --windows 2,4 "
+        "--window-mix 0.75,0.25 --window-head 8 --steps 4 --learning-rate 5e-4 --z-loss 1e-4 "
+        "--freeze text_embedding"
+    )
+    for arguments in (first, second):
+        assert main([*arguments.split(), *common]) == 0
+    for folder in by_hand:
+        assert equal(folder / "final.safetensors", out / folder.name / "final.safetensors")
+    pipeline = load(final)
+    assert pipeline.config.model.windows == (2, 4)
+    assert pipeline.config.generation.cfg == 3
+
+    made = final.stat().st_mtime_ns
+    assert main(["train", "stages", recipe, "-o", str(out)]) == 0
+    assert final.stat().st_mtime_ns == made
+    shutil.rmtree(out / "second")
+    assert main(["train", "stages", recipe, "-o", str(out)]) == 0
+    assert equal(final, by_hand[1] / "final.safetensors")
+    changed = write(tmp_path / "r.toml", codes, image_tokenizer, steps=5)
+    assert main(["train", "stages", changed, "-o", str(out)]) == 2
+    assert "was begun with another recipe" in capsys.readouterr().err
+
+
+def test_a_killed_recipe_goes_on_where_it_was(codes, image_tokenizer, tmp_path):
+    recipe = write(tmp_path / "r.toml", codes, image_tokenizer, steps=40)
+    text = Path(recipe).read_text().replace("batch = 4", "batch = 4\nsave_minutes = 0")
+    Path(recipe).write_text(text)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert main(["train", "stages", recipe, "-o", str(whole)]) == 0
+    command = (
+        "import torch, sys; torch.set_num_threads(1); from tokenshuffle_core.cli import main; "
+    )
+    command += "sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, "train", "stages", recipe, "-o", str(broken)]
+    )
+    deadline = time.monotonic() + 60
+    while not any((broken / "second" / "state").glob("000001*")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert main(["train", "stages", recipe, "-o", str(broken)]) == 0
+    for name in ("first", "second"):
+        final = f"{name}/final.safetensors"
+        assert equal(whole / final, broken / final)
+
+
+def test_only_what_changes_the_outcome_must_stay(codes, image_tokenizer, tmp_path):
+    recipe, out = write(tmp_path / "r.toml", codes, image_tokenizer), str(tmp_path / "run")
+    assert main(["train", "stages", recipe, "-o", out]) == 0
+    free = Path(recipe).read_text().replace("batch = 4", "batch = 4\nsave_minutes = 3")
+    Path(recipe).write_text(free)
+    assert main(["train", "stages", recipe, "-o", out]) == 0
+
+
+def test_the_first_stage_may_start_from_a_checkpoint(codes, image_tokenizer, tmp_path):
+    out = tmp_path / "run"
+    first = write(tmp_path / "r", codes, image_tokenizer)
+    assert main(["train", "stages", first, "-o", str(out)]) == 0
+    lines = [
+        f'init = "{out}/first/final.safetensors"', 'text_tokenizer = "new"', "vocabulary = 450",
+        "[[stage]]", f'codes = "{codes}"', "steps = 2", "batch = 2",
+    ]  # fmt: skip
+    (tmp_path / "next.toml").write_text("\n".join(lines))
+    again = tmp_path / "again"
+    assert main(["train", "stages", str(tmp_path / "next.toml"), "-o", str(again)]) == 0
+    shape = load(again / "1" / "final.safetensors").config.model
+    assert shape.windows == (1,)
+    assert shape.text_vocabulary <= 450
+
+
+STAGE = {"codes": "codes", "steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({}, r"at least one \[\[stage\]\]"),
+        ({"stage": [{"steps": 3}]}, "stage 1 needs codes"),
+        ({"stage": [{"codes": "x"}]}, "stage 1 needs steps"),
+        ({"stage": [STAGE | {"stepz": 3}]}, "stage 1 has no key 'stepz', only .*steps"),
+        ({"stage": [STAGE | {"steps": 0}]}, "stage 1: steps must be at least 1"),
+        ({"stage": [STAGE | {"steps": "many"}]}, "stage 1: steps must be a whole number"),
+        ({"stage": [STAGE | {"name": "a"}] * 2}, "different names, not a, a"),
+        ({"stage": [STAGE], "preset": "huge"}, "preset must be one of .*tiny.*, not 'huge'"),
+        ({"stage": [STAGE], "model": {"depth": 3}}, r"\[model\] has no key 'depth'"),
+        ({"stage": [STAGE], "model": {"width": 30}}, "width 30 must be"),
+        ({"stage": [STAGE], "generation": {"cfg": -1}}, "cfg must be"),
+        ({"stage": [STAGE], "init": "a", "image_tokenizer": "b"}, "init brings its own"),
+        ({"stage": [STAGE | {"windows": 2}]}, "stage 1: windows must be a list, not 2"),
+        ({"stage": [STAGE | {"name": "../x"}]}, "stage name '../x'"),
+    ],
+)
+def test_recipes_that_make_no_sense(recipe, message):
+    with pytest.raises(ValueError, match=message):
+        parse_stages(recipe)
+
+
+def test_files_that_are_no_recipe(tmp_path, capsys):
+    missing = tmp_path / "none.toml"
+    assert main(["train", "stages", str(missing), "-o", str(tmp_path / "run")]) == 2
+    assert f"{missing} does not exist" in capsys.readouterr().err
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[[stage]\n")
+    assert main(["train", "stages", str(broken), "-o", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert str(broken) in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_paper_recipe_is_one():
+    recipe = read_stages(Path(__file__).parents[2] / "recipes" / "paper.toml")
+    assert [stage.windows for stage in recipe.stages] == [(1,), (2,), (2,)]
+    assert recipe.preset.model.width == 3072
+    tokens = [stage.loop.steps * stage.loop.batch * codes for stage, codes in zip(
+        recipe.stages, (32**2, 64**2, 128**2), strict=True
+    )]  # fmt: skip
+    assert tokens == pytest.approx([50e9, 2e12, 300e9], rel=0.05)
+    assert [stage.recipe.z_loss > 0 for stage in recipe.stages] == [False, False, True]
