@@ -42,7 +42,7 @@ from .tables import (
     write_document,
 )
 
-STYLES, HELD_OUT, COMPOSITIONS, SIZE = ("3d", "flat"), 0.1, 400, 128
+STYLES, HELD_OUT, SINGLES, SIZE = ("3d", "flat"), 0.1, 160, 128
 ROUNDS = 5
 
 
@@ -70,7 +70,7 @@ def build_data(work: Path) -> tuple[Path, Path]:
     if not (codes / INDEX).exists():
         subjects = str(ROOT / "subjects.txt")
         emoji.build(data, subjects=subjects, styles=STYLES, languages=("en",), held_out=HELD_OUT)
-        compose.build(data, COMPOSITIONS)
+        compose.build(data, SINGLES, kinds=("single",))
         tokenizer = checkpoint.load_image_tokenizer(checkpoint.BUNDLED)
         extract(data / compose.FOLDER, codes, tokenizer, [(SIZE, SIZE)])
     return data, codes

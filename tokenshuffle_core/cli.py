@@ -7,6 +7,7 @@ input or a file that cannot be read or written, 130 interrupted.
 import argparse
 import signal
 import sys
+from pathlib import Path
 
 from . import cli_data, cli_eval, cli_training, cli_weights
 from .cli_options import (
@@ -15,7 +16,10 @@ from .cli_options import (
     check_output,
     command,
     device_of,
+    identity,
     load,
+    own_device,
+    process,
     settings_of,
 )
 from .config import PRESETS, Config
@@ -70,20 +74,38 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_generate(commands) -> None:
-    parser = command(commands, "generate", _generate, "Turn a prompt into PNG pictures.")
-    parser.add_argument("prompt", help='such as "a red apple, 3d style"; "" asks for any picture')
-    parser.add_argument("-o", "--output", required=True, metavar="FILE.png")
+    text = "Turn a prompt into PNG pictures, or a file of prompts; under torchrun, each a share."
+    parser = command(commands, "generate", _generate, text)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "prompt", nargs="?", help='such as "a red apple, 3d style"; "" asks for any picture'
+    )
+    what.add_argument(
+        "--prompts", type=Path, metavar="FILE.jsonl",
+        help='lines such as {"prompt": "a red apple", "seed": 3, "width": 192, "file": "a.png"}',
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FILE.png", help="a folder with --prompts"
+    )
     parser.add_argument("--negative", default="", help="what guidance leads away from")
     parser.add_argument("--width", type=int, help="pixels")
     parser.add_argument("--height", type=int, help="pixels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=1, help="pictures, of seed, seed + 1, ...")
+    parser.add_argument("--batch", type=int, default=16, help="pictures at once, with --prompts")
     parser.add_argument("--tiled", action="store_true", help="decode in tiles, with less memory")
     add_sampling(parser)
     add_model(parser)
 
 
 def _generate(options) -> None:
+    if options.prompts:
+        _generate_all(options)
+    else:
+        _generate_one(options)
+
+
+def _generate_one(options) -> None:
     from tqdm import tqdm
 
     from .checkpoint import SIZES
@@ -113,6 +135,34 @@ def _generate(options) -> None:
         title = pipeline.card.get("modelspec.title", "")
         write_png(name, image, **about, **vars(settings), model=title)
         print(name)
+
+
+def _generate_all(options) -> None:
+    import hashlib
+    from dataclasses import asdict
+
+    from .bulk import claim, draw, read_prompts, share
+
+    if options.count != 1 or options.negative or options.tiled:
+        raise ValueError("--count, --negative and --tiled go with one prompt, not with --prompts")
+    if options.batch < 1:
+        raise ValueError(f"--batch must be at least 1, not {options.batch}")
+    output = Path(options.output)
+    options.device = own_device(options.device)
+    pipeline = load(options)
+    settings = settings_of(options, pipeline.config.generation)
+    jobs = read_prompts(options.prompts, output, settings, options.seed)
+    about = {
+        "model": identity(options),
+        "prompts": hashlib.sha256(options.prompts.read_bytes()).hexdigest(),
+        "seed": options.seed,
+        "settings": asdict(settings),
+    }
+    claim(output, about)
+    mine = share(len(jobs), *process())
+    summary = draw(pipeline, jobs[mine.start : mine.stop], options.batch)
+    print(f"{summary.drawn} pictures drawn, {summary.kept} kept", file=sys.stderr)
+    print(output)
 
 
 # encode, decode

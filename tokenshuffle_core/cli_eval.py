@@ -1,6 +1,5 @@
 """The command `tokenshuffle eval`: scores of a model, as a table and as a JSON file."""
 
-import hashlib
 import json
 import math
 import sys
@@ -12,7 +11,7 @@ from .cli_options import (
     add_sampling,
     check_output,
     command,
-    file_and_strength,
+    identity,
     load,
     own_device,
     process,
@@ -68,7 +67,7 @@ def _report(options, pipeline, settings, estimates: dict, **more) -> None:
     if not options.json:
         return
     result = {
-        "model": {"title": pipeline.card.get("modelspec.title", ""), **_identity(options)},
+        "model": {"title": pipeline.card.get("modelspec.title", ""), **identity(options)},
         "options": {k: v for k, v in vars(options).items() if k != "run" and v is not None},
         "settings": asdict(settings) if settings else None,
         "results": {name: asdict(e) for name, e in estimates.items()},
@@ -79,25 +78,6 @@ def _report(options, pipeline, settings, estimates: dict, **more) -> None:
     with atomic_path(options.json) as temporary:
         text = json.dumps(result, indent=2, ensure_ascii=False, default=str) + "\n"
         temporary.write_text(text, encoding="utf-8")
-
-
-def _identity(options) -> dict:
-    """Which weights are scored, whatever their files are called."""
-    from . import checkpoint
-
-    loras = [file_and_strength(text) for text in options.lora]
-    return {
-        "sha256": _sha256(options.model or checkpoint.BUNDLED),
-        "lora": [[_sha256(path), strength] for path, strength in loras],
-    }
-
-
-def _sha256(path: str | Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _write_sheet(options, images) -> None:
@@ -275,7 +255,7 @@ def _run(options):
     pipeline = _pipeline(options)
     rank, world = process()
     run = Run(
-        _identity(options),
+        identity(options),
         settings_of(options, pipeline.config.generation),
         options.seed,
         options.batch,

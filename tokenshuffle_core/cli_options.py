@@ -1,6 +1,7 @@
 """What several commands of the command line share: their options, and what these mean."""
 
 import argparse
+import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +93,25 @@ def file_and_strength(text: str) -> tuple[str, float]:
         return path, float(strength)
     except ValueError:
         raise ValueError(f"--lora {text}: {strength!r} is not a number") from None
+
+
+def identity(options) -> dict:
+    """Which weights are scored, whatever their files are called."""
+    from . import checkpoint
+
+    loras = [file_and_strength(text) for text in options.lora]
+    return {
+        "sha256": _sha256(options.model or checkpoint.BUNDLED),
+        "lora": [[_sha256(path), strength] for path, strength in loras],
+    }
+
+
+def _sha256(path: str | Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def check_output(path: str, suffix: str) -> Path:

@@ -81,7 +81,7 @@ class Pipeline(checkpoint.Checkpoint):
         negative: list[int],
         settings: GenerationConfig,
         *,
-        seed: int,
+        seed: int | list[int],
         count: int = 1,
         given: Tensor | None = None,
         device: torch.device | None = None,
@@ -89,23 +89,23 @@ class Pipeline(checkpoint.Checkpoint):
         """Sample `count` pictures; yields after each finished window of the batch.
 
         `prompt` and `negative` are `encode_prompt`'s ids (a list of prompts gives each picture
-        its own). Picture i is drawn with seed + i and is the same in a batch of any size.
+        its own). Picture i is drawn with seed + i, or with its own of a list of seeds, and is
+        the same in a batch of any size.
         `given` (B, H, W) int64 holds codes to keep, and -1 in the windows to sample. `device`,
         here and below, is where to compute, for a host that keeps weights elsewhere. Raises
         ValueError.
         """
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"the number of pictures must be at least 1, not {count}")
-        if not 0 <= seed < MAX_SEED:
-            raise ValueError(f"seed must be from 0 to {MAX_SEED - 1}, not {seed}")
+        for each in seed if isinstance(seed, list) else [seed]:
+            check_seed(each)
+        seeds = seed if isinstance(seed, list) else [seed + i for i in range(count)]
         grid = self.grid(settings)
         prompts = prompt if prompt and isinstance(prompt[0], list) else [prompt] * count
         if len(prompts) != count:
             raise ValueError(f"there are {len(prompts)} prompts for {count} pictures")
         device = device or self.model.head.weight.device
-        generators = [
-            torch.Generator(device).manual_seed((seed + i) % MAX_SEED) for i in range(count)
-        ]
+        generators = [torch.Generator(device).manual_seed(seed % MAX_SEED) for seed in seeds]
         if given is not None:
             self._check_given(given, grid, count, self.window(settings))
             given = given.to(device)
@@ -168,6 +168,11 @@ class Pipeline(checkpoint.Checkpoint):
     def encode(self, images: Tensor, device: torch.device | None = None) -> Tensor:
         """Images float (B, H, W, 3) in 0..1 -> codes int64 (B, h, w), on the CPU."""
         return encode_images(self.image_tokenizer, images, device)
+
+
+def check_seed(seed: int) -> None:
+    if not 0 <= seed < MAX_SEED:
+        raise ValueError(f"seed must be from 0 to {MAX_SEED - 1}, not {seed}")
 
 
 @torch.inference_mode()

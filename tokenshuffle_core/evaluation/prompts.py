@@ -17,14 +17,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..bulk import Job, Summary, claim, draw, share
 from ..config import GenerationConfig
 from ..files import atomic_path
-from ..images import write_png
 from ..pipeline import Pipeline
 from .intervals import Estimate, mean
 
 Scorer = Callable[[list[Path], list[str]], list[float]]
-RUN = "run.json"  # in the output folder: what its pictures were drawn with
 
 
 @dataclass(frozen=True)
@@ -40,16 +39,6 @@ class Run:
     batch: int = 16
     rank: int = 0
     world: int = 1
-
-
-@dataclass
-class Summary:
-    """What one process did: pictures drawn, found there already, and prompts that were cut to the
-    length that the model reads."""
-
-    drawn: int = 0
-    kept: int = 0
-    cut: int = 0
 
 
 def read_geneval(path: Path) -> list[dict]:
@@ -93,15 +82,16 @@ def draw_geneval(
     """
     _claim(output, run, [entry["prompt"] for entry in entries], samples=samples)
     jobs = []
-    for i in _share(len(entries), run):
+    for i in share(len(entries), run.rank, run.world):
         folder = output / f"{i:05}"
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / "metadata.jsonl") as temporary:
             temporary.write_text(json.dumps(entries[i]) + "\n", encoding="utf-8")
         for k in range(samples):
             path = folder / "samples" / f"{k:04}.png"
-            jobs.append((i * samples + k, entries[i]["prompt"], path))
-    return _draw(pipeline, jobs, run)
+            seed = run.seed + i * samples + k
+            jobs.append(Job(entries[i]["prompt"], seed, path, run.settings))
+    return draw(pipeline, jobs, run.batch, cut=True)
 
 
 def draw_genai_bench(
@@ -109,9 +99,12 @@ def draw_genai_bench(
 ) -> Summary:
     """Write `OUTPUT/ID.png` for every prompt; number i is drawn with seed + i. As above."""
     _claim(output, run, list(prompts.values()))
-    items = list(prompts.items())
-    jobs = [(i, items[i][1], output / f"{items[i][0]}.png") for i in _share(len(items), run)]
-    return _draw(pipeline, jobs, run)
+    jobs = [
+        Job(prompt, run.seed + i, output / f"{name}.png", run.settings)
+        for i, (name, prompt) in enumerate(prompts.items())
+    ]
+    mine = share(len(jobs), run.rank, run.world)
+    return draw(pipeline, jobs[mine.start : mine.stop], run.batch, cut=True)
 
 
 def geneval_scores(path: Path) -> dict[str, Estimate]:
@@ -236,8 +229,6 @@ def _read_text(path: Path) -> str:
 
 
 def _claim(output: Path, run: Run, prompts: list[str], **more: int) -> None:
-    """Note what the folder's pictures are drawn with, or check that it is the same."""
-    output.mkdir(parents=True, exist_ok=True)
     about = {
         "model": run.model,
         "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
@@ -245,45 +236,4 @@ def _claim(output: Path, run: Run, prompts: list[str], **more: int) -> None:
         **more,
         "settings": asdict(run.settings),
     }
-    path = output / RUN
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != about:
-        raise ValueError(
-            f"{output} holds pictures of other prompts, another model, seed or setting: choose "
-            f"another folder ({path.name} says which they are)"
-        )
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-
-
-def _share(count: int, run: Run) -> range:
-    return range(count * run.rank // run.world, count * (run.rank + 1) // run.world)
-
-
-def _draw(pipeline: Pipeline, jobs: list[tuple[int, str, Path]], run: Run) -> Summary:
-    """Draw the jobs (number, prompt, path) that are not drawn yet, with seed + number."""
-    summary = Summary()
-    longest = pipeline.config.model.max_prompt
-    todo = []
-    for number, text, path in jobs:
-        ids = pipeline.text_tokenizer.encode(text)
-        summary.cut += len(ids) > longest
-        if path.exists():
-            summary.kept += 1
-        else:
-            todo.append((number, text, ids[:longest], path))
-    bar = tqdm(total=len(todo), desc="drawing", unit="picture", disable=None)
-    while todo:
-        # A batch draws seeds that follow one another, so it ends where a picture lies there.
-        first = todo[0][0]
-        part = [job for i, job in enumerate(todo[: run.batch]) if job[0] == first + i]
-        todo = todo[len(part) :]
-        prompts = [ids for _, _, ids, _ in part]
-        *_, last = pipeline.sample(
-            prompts, [], run.settings, seed=run.seed + first, count=len(part)
-        )
-        for (number, text, _, path), image in zip(part, pipeline.decode(last.codes), strict=True):
-            write_png(path, image, prompt=text, seed=run.seed + number, **asdict(run.settings))
-        summary.drawn += len(part)
-        bar.update(len(part))
-    bar.close()
-    return summary
+    claim(output, about)

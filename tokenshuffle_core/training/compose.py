@@ -95,6 +95,7 @@ def build(
     data: str | Path,
     count: int,
     *,
+    kinds: tuple[str, ...] = KINDS,
     sizes: list[Size] | None = None,
     held_out: float = 0.05,
     seed: int = 0,
@@ -102,11 +103,12 @@ def build(
 ) -> Path:
     """Compose `count` pictures from the data set in `data`, as an image folder in its `composed`.
 
-    Returns the path of its `metadata.jsonl`: file_name, captions, repeats (how often the picture
-    counts in an epoch), split ("train" or "held-out") and the fields of `Composition`. Pictures
-    have `sizes` (width, height), the first of them most often, or the data set's size where None:
-    every single subject on white comes in all of them. A subject-style pair that the data set
-    holds out is held out here, and only as a single; so is a share `held_out` of the pairs of
+    They are of the `kinds` in turn. Returns the path of its `metadata.jsonl`: file_name, captions,
+    repeats (how often the picture counts in an epoch), split ("train" or "held-out") and the
+    fields of `Composition`. Pictures have `sizes` (width, height), the first of them most often,
+    or the data set's size where None: every single subject on white comes in all of them. A
+    subject-style pair that the data set holds out is held out here, and only as a single; so is a
+    share `held_out` of the pairs of
     subjects and of the pairs of a subject and a count, in every style and order. More pictures of
     the same seed only add to fewer; what is rendered already is kept. Raises ValueError for a bad
     setting, FileNotFoundError where there is no data set.
@@ -125,8 +127,9 @@ def build(
     directory = data / FOLDER
     for kind in KINDS:
         (directory / kind).mkdir(parents=True, exist_ok=True)
+    plan = _plan(records, count, kinds, sizes, held_out, seed)
     entries, jobs = [], []
-    for i, (composition, size, split) in enumerate(_plan(records, count, sizes, held_out, seed)):
+    for i, (composition, size, split) in enumerate(plan):
         file_name = _file_name(composition, size if size != sizes[0] else None, paths)
         texts = captions.variations(
             composition.kind,
@@ -154,7 +157,12 @@ def build(
 
 
 def _plan(
-    records: list[dict], count: int, sizes: list[Size], held_out: float, seed: int
+    records: list[dict],
+    count: int,
+    kinds: tuple[str, ...],
+    sizes: list[Size],
+    held_out: float,
+    seed: int,
 ) -> list[tuple[Composition, Size, str]]:
     """`count` different compositions with their sizes and splits."""
     trained: dict[str, list[str]] = {}  # style -> subjects
@@ -174,7 +182,7 @@ def _plan(
     for kind in ("count", "beside", "above"):
         sources[kind] = _several(kind, trained, sizes, apart, random.Random(f"{seed} {kind}"))
     planned: list[tuple[Composition, Size, str]] = []
-    for kind in cycle(KINDS):
+    for kind in cycle(kinds):
         if len(planned) == count:
             return planned
         if kind in sources and (drawn := next(sources[kind], None)):

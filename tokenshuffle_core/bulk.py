@@ -1,0 +1,151 @@
+"""Pictures of many prompts: shared out to processes, in batches, each exactly once."""
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .config import GenerationConfig
+from .files import atomic_path
+from .images import write_png
+from .pipeline import Pipeline, check_seed
+
+RUN = "run.json"  # in the output folder: what its pictures were drawn with
+SETTINGS = [field.name for field in fields(GenerationConfig)]
+KEYS = {"prompt": str, "negative": str, "seed": int, "file": str}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to draw."""
+
+    prompt: str
+    seed: int
+    path: Path
+    settings: GenerationConfig
+    negative: str = ""
+
+
+@dataclass
+class Summary:
+    """What one process did: pictures drawn, found there already, and prompts that were cut to the
+    length that the model reads."""
+
+    drawn: int = 0
+    kept: int = 0
+    cut: int = 0
+
+
+def read_prompts(path: Path, output: Path, settings: GenerationConfig, seed: int = 0) -> list[Job]:
+    """The jobs of a file of JSON lines with a "prompt" each, and where they like "negative",
+    "seed", "file" and the fields of `GenerationConfig`, which change `settings`.
+
+    Line i, from 0, is drawn with seed + i and becomes `OUTPUT/0000i.png` unless it says otherwise.
+    Raises FileNotFoundError, or ValueError that names the line.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist or is not a file")
+    jobs: dict[Path, Job] = {}
+    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        if not line.strip():
+            raise ValueError(f"{path}, line {i + 1} is empty")
+        try:
+            job = _job(json.loads(line), i, output, settings, seed)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}, line {i + 1}: {error}") from None
+        if job.path in jobs:
+            raise ValueError(f"{path}, line {i + 1}: {job.path.name} is the file of another line")
+        jobs[job.path] = job
+    return list(jobs.values())
+
+
+def _job(entry, i: int, output: Path, settings: GenerationConfig, seed: int) -> Job:
+    if not isinstance(entry, dict) or "prompt" not in entry:
+        raise ValueError('expected a JSON object such as {"prompt": "a red apple"}')
+    known = [*KEYS, *SETTINGS]
+    if unknown := [key for key in entry if key not in known]:
+        raise ValueError(f"there is no key {unknown[0]!r}, only {', '.join(known)}")
+    for key, kind in KEYS.items():
+        if key in entry and type(entry[key]) is not kind:
+            raise ValueError(
+                f"{key} must be {'text' if kind is str else 'a whole number'}, not {entry[key]!r}"
+            )
+    name = entry.get("file", f"{i:05}.png")
+    if name != Path(name).name or Path(name).suffix != ".png":
+        raise ValueError(f"file must be a name that ends in .png, not {name!r}")
+    check_seed(entry.get("seed", 0))
+    own = {key: entry[key] for key in SETTINGS if key in entry}
+    return Job(
+        prompt=entry["prompt"],
+        seed=entry.get("seed", seed + i),
+        path=output / name,
+        settings=replace(settings, **own),
+        negative=entry.get("negative", ""),
+    )
+
+
+def claim(output: Path, about: dict) -> None:
+    """Note in the folder what its pictures are drawn with, or check that it is the same.
+
+    Raises ValueError where it is not; `about` is of JSON's types.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / RUN
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != about:
+        raise ValueError(
+            f"{output} holds pictures of other prompts, another model, seed or setting: choose "
+            f"another folder ({path.name} says which they are)"
+        )
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def share(count: int, rank: int, world: int) -> range:
+    """Which of `count` items process `rank` of `world` takes: neighbours, all of them once."""
+    return range(count * rank // world, count * (rank + 1) // world)
+
+
+def draw(pipeline: Pipeline, jobs: list[Job], batch: int = 16, *, cut: bool = False) -> Summary:
+    """Draw the jobs whose pictures are not there yet, up to `batch` of them at once.
+
+    Raises ValueError for a prompt that is longer than the model reads, before anything is drawn,
+    unless it may be `cut`, and for settings that do not fit the model.
+    """
+    summary = Summary()
+    longest = pipeline.config.model.max_prompt
+    todo: list[tuple[Job, list[int], list[int]]] = []
+    for job in jobs:
+        pipeline.grid(job.settings)
+        ids = pipeline.text_tokenizer.encode(job.prompt)
+        summary.cut += len(ids) > longest
+        ids = ids[:longest] if cut else pipeline.encode_prompt(job.prompt)
+        if job.path.exists():
+            summary.kept += 1
+        else:
+            todo.append((job, ids, pipeline.encode_prompt(job.negative)))
+    bar = tqdm(total=len(todo), desc="drawing", unit="picture", disable=None)
+    while todo:
+        first, _, negative = todo[0]
+        part = []
+        for item in todo[:batch]:
+            if item[0].settings != first.settings or item[2] != negative:
+                break
+            part.append(item)
+        todo = todo[len(part) :]
+        *_, last = pipeline.sample(
+            [ids for _, ids, _ in part],
+            negative,
+            first.settings,
+            seed=[job.seed for job, *_ in part],
+            count=len(part),
+        )
+        for (job, *_), codes in zip(part, last.codes, strict=True):
+            # One at a time: in a batch, convolutions may round in another way.
+            (image,) = pipeline.decode(codes[None])
+            about = {"prompt": job.prompt, "negative": job.negative, "seed": job.seed}
+            write_png(job.path, image, **about, **asdict(job.settings))
+        summary.drawn += len(part)
+        bar.update(len(part))
+    bar.close()
+    return summary
