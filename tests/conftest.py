@@ -1,6 +1,7 @@
 """A tiny checkpoint with random weights, and a tiny data set made from hand-written sources."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,19 @@ def pipeline() -> Pipeline:
     parts = vars(random_checkpoint())
     parts["model"].eval()
     return Pipeline(**parts)
+
+
+@pytest.fixture(scope="session")
+def elastic(pipeline) -> Pipeline:
+    """Windows 1, 2 and 4, the codes of each one after another."""
+    config = replace(
+        pipeline.config, model=replace(pipeline.config.model, windows=(2, 1, 4), window_head=16)
+    )
+    torch.manual_seed(1)
+    model = TokenShuffleModel(config.model)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    return Pipeline(**{**vars(pipeline), "config": config, "model": model.eval()})
 
 
 def write_sources(directory: Path) -> None:

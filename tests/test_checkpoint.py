@@ -1,4 +1,5 @@
 import json
+import resource
 import struct
 
 import pytest
@@ -127,3 +128,17 @@ def test_what_does_not_fit_is_named(tiny, tmp_path, change, message):
     with pytest.raises(ValueError, match=message) as error:
         checkpoint.load(path)
     assert "bad.safetensors" in str(error.value)
+
+
+def test_a_full_disk(tiny, tmp_path):
+    """The limit on a file's size stands for it."""
+    parts, path = checkpoint.load(tiny), tmp_path / "model.safetensors"
+    path.write_text("what lay there")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with pytest.raises(OSError, match=r"model\.safetensors cannot be written"):
+            checkpoint.save(path, parts)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["what lay there"]

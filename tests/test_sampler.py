@@ -6,8 +6,6 @@ from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from tokenshuffle_core.config import GenerationConfig
 from tokenshuffle_core.guidance import guide, scale_at
-from tokenshuffle_core.model import TokenShuffleModel
-from tokenshuffle_core.pipeline import Pipeline
 from tokenshuffle_core.sampler import draw_noise, filter_logits, pad_left, sample_codes
 
 SETTINGS = GenerationConfig(width=32, height=16, cfg=3.0, top_k=20, top_p=0.95)
@@ -137,19 +135,6 @@ def test_guided_greedy_decoding_equals_a_loop_over_full_forward_passes(pipeline)
                 -1
             ).reshape(2, 2)
     assert torch.equal(codes, expected)
-
-
-@pytest.fixture(scope="module")
-def elastic(pipeline) -> Pipeline:
-    """Windows 1, 2 and 4, the codes of each one after another."""
-    config = replace(
-        pipeline.config, model=replace(pipeline.config.model, windows=(2, 1, 4), window_head=16)
-    )
-    torch.manual_seed(1)
-    model = TokenShuffleModel(config.model)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.15)
-    return Pipeline(**{**vars(pipeline), "config": config, "model": model.eval()})
 
 
 @pytest.mark.parametrize("window", [1, 2, 4])

@@ -135,7 +135,10 @@ def _write(path, modules: dict[str, nn.Module], metadata: dict[str, str], dtype)
         for name, tensor in module.state_dict().items()
     }
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from None
 
 
 def open_safetensors(path: str | Path, device: str | torch.device = "cpu"):

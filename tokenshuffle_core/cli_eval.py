@@ -231,9 +231,13 @@ def _loss(options) -> None:
         part = items[start : start + options.batch]
         codes = pipeline.encode(load_pictures(part, size).movedim(1, -1))
         pairs += zip([item.captions[0] for item in part], codes, strict=True)
-    estimate = validation_loss(pipeline, pairs, options.batch)
+    estimates = {}
+    windows = pipeline.config.model.windows
+    for window in windows:
+        name = f"nats per code, window {window}" if len(windows) > 1 else "nats per code"
+        estimates[name] = validation_loss(pipeline, pairs, options.batch, window)
     codes = sum(codes.numel() for _, codes in pairs)
-    _report(options, pipeline, None, {"nats per code": estimate}, codes=codes)
+    _report(options, pipeline, None, estimates, codes=codes)
 
 
 # geneval, genai-bench

@@ -245,7 +245,7 @@ PRESETS = {
         ),
         ModelConfig(
             text_vocabulary=4096, codebook_size=1024, width=256, layers=6, heads=4, kv_heads=4,
-            hidden=704, context=16_640, max_prompt=64, max_grid=128,
+            hidden=704, context=16_640, max_prompt=252, max_grid=128,
         ),
         GenerationConfig(width=128, height=128, cfg=2.0, temperature=0.7),
     ),

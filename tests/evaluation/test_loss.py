@@ -19,13 +19,13 @@ def pairs():
     return list(zip(prompts, codes, strict=True))
 
 
-def nats_by_hand(pipeline, prompt: str, codes: torch.Tensor) -> float:
+def nats_by_hand(pipeline, prompt: str, codes: torch.Tensor, window: int = 2) -> float:
     """One picture alone, without padding; log softmax and the order of windows in numpy."""
-    window = pipeline.config.model.window
     rows, columns = codes.shape[0] // window, codes.shape[1] // window
     ids = pipeline.text_tokenizer.frame(pipeline.encode_prompt(prompt), rows, columns)
     with torch.inference_mode():
-        logits = pipeline.model(torch.tensor([ids]), torch.zeros(1).long(), codes[None]).codes
+        padding = torch.zeros(1).long()
+        logits = pipeline.model(torch.tensor([ids]), padding, codes[None], window).codes
     logits = logits[0].numpy().astype(np.float64)
     total = 0.0
     for row in range(rows):
@@ -68,4 +68,12 @@ def test_a_model_that_knows_nothing_loses_the_logarithm_of_the_codebook(pipeline
 
 def test_a_prompt_that_is_too_long_is_refused(pipeline):
     with pytest.raises(ValueError, match="the prompt has"):
-        picture_nats(pipeline, ["a " * 200], torch.zeros(1, 4, 4).long())
+        picture_nats(pipeline, ["a " * 200], torch.zeros(1, 4, 4).long(), 2)
+
+
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_each_window_of_an_elastic_model(elastic, pairs, window):
+    alike = pairs[::2]
+    nats = [nats_by_hand(elastic, *pair, window) for pair in alike]
+    found = validation_loss(elastic, alike, window=window)
+    assert found.value == pytest.approx(sum(nats) / (3 * 64), rel=1e-5)

@@ -207,6 +207,18 @@ def test_window_that_does_not_fit_the_pictures(composed, image_tokenizer, tmp_pa
         train_model(tmp_path / "codes", tmp_path / "run", parts, SHORT, Recipe())
 
 
+def test_captions_are_cut_to_what_the_model_reads(codes, image_tokenizer, capsys):
+    parts = parts_of(codes, image_tokenizer)
+    shape = replace(parts.config.model, max_prompt=3)
+    parts = replace(parts, config=replace(parts.config, model=shape))
+    task = ModelTask(CodeShards(codes), parts, LOOP, Recipe(drop_prompt=0), CPU)
+    texts = [task.batch(step)[0] for step in range(5)]
+    assert {text.shape[1] for text in texts} == {3 + 4}  # begin, rows, columns, image start
+    assert all((text[:, -1] == parts.text_tokenizer.image_start).all() for text in texts)
+    (note,) = capsys.readouterr().err.splitlines()
+    assert "tokens, the model reads 3" in note
+
+
 @pytest.mark.parametrize("field", ["drop_prompt", "context_noise", "z_loss", "text_loss"])
 def test_recipe_out_of_range(field):
     with pytest.raises(ValueError, match=field):

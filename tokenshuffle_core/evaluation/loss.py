@@ -12,14 +12,18 @@ from .intervals import Estimate, mean
 
 
 def validation_loss(
-    pipeline: Pipeline, pairs: Sequence[tuple[str, Tensor]], batch: int = 16
+    pipeline: Pipeline,
+    pairs: Sequence[tuple[str, Tensor]],
+    batch: int = 16,
+    window: int | None = None,
 ) -> Estimate:
     """Cross-entropy in nats per code over pairs of a prompt and codes (H, W) int64.
 
     Every code counts the same, whatever the size of its picture and the batch; the interval is
-    over pictures. Sides must be multiples of the model's window. Raises ValueError for a prompt
-    that is too long.
+    over pictures. `window` is one of the model's, its default where None; sides must be multiples
+    of it. Raises ValueError for a prompt that is too long.
     """
+    window = window or pipeline.config.model.window
     by_size: dict[tuple[int, ...], list[tuple[str, Tensor]]] = {}
     for prompt, codes in pairs:
         by_size.setdefault(tuple(codes.shape), []).append((prompt, codes))
@@ -27,7 +31,7 @@ def validation_loss(
     for group in by_size.values():
         for start in range(0, len(group), batch):
             prompts, codes = zip(*group[start : start + batch], strict=True)
-            nats += picture_nats(pipeline, prompts, torch.stack(codes)).tolist()
+            nats += picture_nats(pipeline, prompts, torch.stack(codes), window).tolist()
             counts += [codes[0].numel()] * len(prompts)
     total = sum(counts)
     value = sum(nats) / max(1, total)
@@ -37,15 +41,15 @@ def validation_loss(
 
 
 @torch.inference_mode()
-def picture_nats(pipeline: Pipeline, prompts: Sequence[str], codes: Tensor) -> Tensor:
+def picture_nats(pipeline: Pipeline, prompts: Sequence[str], codes: Tensor, window: int) -> Tensor:
     """-log p(codes | prompt) of each picture, codes (B, H, W) -> float64 (B,) on the CPU."""
     model, tokenizer = pipeline.model, pipeline.text_tokenizer
-    window = pipeline.config.model.window
     rows, columns = codes.shape[1] // window, codes.shape[2] // window
     device = model.head.weight.device
     framed = [tokenizer.frame(pipeline.encode_prompt(prompt), rows, columns) for prompt in prompts]
     text, padding = pad_left(framed, tokenizer.pad, device)
     codes = codes.to(device)
-    logits = model(text, padding, codes).codes.float()
-    losses = F.cross_entropy(logits.flatten(0, 2), model.targets(codes).flatten(), reduction="none")
+    logits = model(text, padding, codes, window).codes.float()
+    targets = model.targets(codes, window).flatten()
+    losses = F.cross_entropy(logits.flatten(0, 2), targets, reduction="none")
     return losses.view(len(codes), -1).double().sum(dim=1).cpu()

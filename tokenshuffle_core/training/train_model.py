@@ -1,6 +1,7 @@
 """Training of the unified model on codes that were extracted once."""
 
 import random
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ..lora import add_lora, save_lora
 from ..sampler import decode, pad_left
 from ..shuffle import shuffle
 from .batches import Batches
+from .distributed import rank
 from .flops import training_flops
 from .loop import LoopConfig, fit, generator
 from .pictures import sheet_of
@@ -86,6 +88,7 @@ class ModelTask:
             raise ValueError("none of the pictures is for training: all are held out")
         self.batches = Batches(list(self.visits.values()), loop.batch, loop.seed)
         trained = torch.cat([indices.unique() for indices in self.visits.values()])
+        self.cuts = False  # whether a caption was too long
         self.trained = _spread(trained.tolist())
         self.held_out = _spread(held_out)
 
@@ -238,7 +241,15 @@ class ModelTask:
 
     def _frame(self, caption: str, grid: tuple[int, int]) -> list[int]:
         tokenizer = self.parts.text_tokenizer
-        return tokenizer.frame(tokenizer.encode(caption), *grid)
+        ids, longest = tokenizer.encode(caption), self.parts.config.model.max_prompt
+        if len(ids) > longest and not self.cuts and rank() == 0:
+            self.cuts = True
+            print(
+                f"note: a caption has {len(ids)} tokens, the model reads {longest}: the ends of "
+                f"such captions are cut: {caption[:60]}...",
+                file=sys.stderr,
+            )
+        return tokenizer.frame(ids[:longest], *grid)
 
 
 def _spread(indices: list[int]) -> list[int]:
