@@ -1,30 +1,53 @@
 #!/usr/bin/env bash
-# What still waits for a GPU: an elastic model of all subjects in four styles, and the time of
-# 2048 x 2048.
-# Each step ends within ten minutes and goes on where it stopped when it is run again.
+# What still waits for a GPU: one model that grows from 256 to 2048 px, and the time of a 2048 x 2048
+# picture from a model of the paper's size. Each step ends within ten minutes and goes on where it
+# stopped when it is run again.
 #
 #   benchmarks/gpu.sh data | tokenizer | codes | model | score | highres
 #
-# DATA and RUN name the folders; STEPS_VQ and STEPS shorten a trial on a CPU.
+# RUN names the folder that all of it goes to. For a trial on a CPU: SUBJECTS (a list), SIDE (pixels
+# instead of 2048), COMPOSITIONS and STEPS (of each training, in fp32 and without compiling).
 set -euo pipefail
-data=${DATA:-emoji-all} run=${RUN:-run-gpu}
+here=$(cd "$(dirname "$0")/.." && pwd)
+mkdir -p "${RUN:=run-gpu}" && cd "$RUN"
+side=${SIDE:-2048}
 
-train() { # part, data, folder, then its arguments; Ctrl-C after nine minutes saves the state
-    local resume=()
-    [ -d "$3/state" ] && resume=(--resume)
-    timeout -s INT 540 tokenshuffle train "$1" "$2" -o "$3" "${@:4}" "${resume[@]}" || [ $? -eq 124 ]
+for_nine_minutes() { # Ctrl-C saves the state; 130 is the exit code of an interrupted command
+    timeout -s INT 540 "$@" || [ $? -eq 124 ] || [ $? -eq 130 ]
 }
 
-vq=$run/vq/final.safetensors model=$run/model/final.safetensors
 case ${1:-} in
-data) tokenshuffle data emoji "$data" --subjects all --styles 3d,modern,flat,noto --size "${SIZE:-256}" --compositions "${COMPOSITIONS:-40000}" ;;
-tokenizer) train tokenizer "$data/composed" "$run/vq" --batch 64 --crop 128 --side "${SIZE:-256}" --steps "${STEPS_VQ:-20000}" ;;
-codes) tokenshuffle data codes "$data/composed" -o "$run/codes" --sizes "${SIZE:-256}x${SIZE:-256}" --image-tokenizer "$vq" --batch 128 ;;
-model) train model "$run/codes" "$run/model" --image-tokenizer "$vq" --windows 2,1,4 --window-head 128 --batch 64 --steps "${STEPS:-40000}" ;;
-score)
-    tokenshuffle eval retrieval "$data" --model "$model" --sheet "$run/sheet.png"
-    tokenshuffle eval compositional "$data" --model "$model"
+data) # the 3d style has no vector source
+    tokenshuffle data emoji data --subjects "${SUBJECTS:-popular}" --styles modern,flat,noto \
+        --size "$side" --compositions "${COMPOSITIONS:-6000}"
     ;;
-highres) python "$(dirname "$0")/highres.py" --preset paper-2.7b --size 2048 ;;
-*) sed -n '2,8p' "$0" && exit 2 ;;
+tokenizer)
+    resume=() && [ ! -d vq/state ] || resume=(--resume)
+    for_nine_minutes tokenshuffle train tokenizer data/composed -o vq --preset emoji-2048 \
+        --side "$((side / 4))" --crop "$((side / 16))" --batch 48 --steps "${STEPS:-12000}" \
+        --learning-rate 1e-3 "${resume[@]}"
+    ;;
+codes)
+    for part in 8 4 2 1; do
+        size=$((side / part))
+        tokenshuffle data codes data/composed -o "codes-$((2048 / part))" --sizes "${size}x$size" \
+            --image-tokenizer vq/final.safetensors --batch $((4 * part))
+    done
+    ;;
+model)
+    cp "$here/recipes/emoji-2048.toml" recipe.toml
+    if [ -n "${STEPS:-}" ]; then
+        sed -i "s/^steps = .*/steps = $STEPS/; s/bf16/fp32/; s/^compile.*//" recipe.toml
+    fi
+    for_nine_minutes tokenshuffle train stages recipe.toml -o stages
+    ;;
+score)
+    for stage in stages/*/final.safetensors; do
+        tokenshuffle eval retrieval data --model "$stage" --count 48 --batch 8 \
+            --sheet "$(dirname "$stage")/retrieval.png" --json "$(dirname "$stage")/retrieval.json"
+    done
+    tokenshuffle eval compositional data --model "$stage" --count 16 --batch 8
+    ;;
+highres) python "$here/benchmarks/highres.py" --preset paper-2.7b --size 2048 ;;
+*) sed -n '2,11p' "$here/benchmarks/gpu.sh" && exit 2 ;;
 esac

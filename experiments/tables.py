@@ -63,10 +63,34 @@ def results_of(variant: str) -> list[dict]:
     return sorted((r for r in found if r["recipe"] == recipe), key=lambda result: result["seed"])
 
 
-def write_document() -> None:
+def document() -> str:
     sections = [HEAD.strip(), *(section(read_table(name)) for name in ORDER)]
+    return "\n\n".join(sections) + "\n"
+
+
+def write_document() -> None:
     with atomic_path(DOCUMENT) as temporary:
-        temporary.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+        temporary.write_text(document(), encoding="utf-8")
+    with atomic_path(DOCUMENT.with_name("growing.svg")) as temporary:
+        plot_growing(temporary)
+
+
+def plot_growing(path: Path) -> None:
+    """The loss curves of the table "growing", each variant's first seed, as SVG."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "growing"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
+    for row in read_table("growing").rows:
+        for result in results_of(row.variant)[:1]:
+            steps, losses = zip(*result["losses"]["trained_loss"], strict=True)
+            axes.plot(steps, losses, marker=".", label=row.label)
+    axes.set(xlabel="step of 16 pictures", ylabel="nats per code, training pictures")
+    axes.legend()
+    figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 HEAD = """

@@ -249,6 +249,17 @@ PRESETS = {
         ),
         GenerationConfig(width=128, height=128, cfg=2.0, temperature=0.7),
     ),
+    "emoji-2048": Config(
+        ImageTokenizerConfig(
+            channels=32, channel_multipliers=(1, 2, 4, 8, 8), res_blocks=1, norm_groups=16,
+            latent_channels=128, codebook_size=4096,
+        ),
+        ModelConfig(
+            text_vocabulary=8192, codebook_size=4096, width=512, layers=12, heads=8, kv_heads=8,
+            hidden=1408, context=4352, max_prompt=252, max_grid=128,
+        ),
+        GenerationConfig(width=2048, height=2048, cfg=4.0, temperature=0.5),
+    ),
     "paper-2.7b": Config(
         LLAMAGEN_VQ16,
         ModelConfig(

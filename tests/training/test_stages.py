@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tokenshuffle_core import checkpoint
 from tokenshuffle_core.cli import main
 from tokenshuffle_core.pipeline import load
+from tokenshuffle_core.training.shards import extract
 from tokenshuffle_core.training.stages import parse_stages, read_stages
 
 RECIPE = """
@@ -113,6 +115,23 @@ def test_a_killed_recipe_goes_on_where_it_was(codes, image_tokenizer, tmp_path):
     for name in ("first", "second"):
         final = f"{name}/final.safetensors"
         assert equal(whole / final, broken / final)
+
+
+def test_one_checkpoint_grows_in_size_and_window(composed, image_tokenizer, tmp_path):
+    images = checkpoint.load_image_tokenizer(image_tokenizer)
+    lines = ['preset = "tiny"', f'image_tokenizer = "{image_tokenizer}"', "batch = 2", "steps = 2"]
+    for side, window in ((16, 1), (32, 2), (64, 4)):
+        extract(composed, tmp_path / f"{side}", images, [(side, side)])
+        lines += ["[[stage]]", f'name = "at-{side}"', f'codes = "{tmp_path}/{side}"']
+        lines += [f"windows = [{window}]"]
+    (tmp_path / "recipe.toml").write_text("\n".join(lines))
+    assert (
+        main(["train", "stages", str(tmp_path / "recipe.toml"), "-o", str(tmp_path / "run")]) == 0
+    )
+    for side, window in ((16, 1), (32, 2), (64, 4)):
+        pipeline = load(tmp_path / "run" / f"at-{side}" / "final.safetensors")
+        assert pipeline.config.model.windows == (window,)
+        assert pipeline.generate("a red apple").shape == (1, side, side, 3)
 
 
 def test_only_what_changes_the_outcome_must_stay(codes, image_tokenizer, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from .. import checkpoint
-from ..config import Config, ModelConfig
+from ..config import Config, GenerationConfig, ModelConfig
 from ..grow import grow
 from ..model import TokenShuffleModel
 from ..text_tokenizer import TextTokenizer
@@ -53,8 +53,7 @@ def fresh_parts(
         windows=windows or shape.windows,
         window_head=window_head,
     )
-    width, height = max(shards.indices, key=lambda size: len(shards.indices[size]))
-    config = Config(images.config, shape, replace(preset.generation, width=width, height=height))
+    config = Config(images.config, shape, _of_size(preset.generation, shards))
     torch.manual_seed(seed)
     module = TokenShuffleModel(shape)
     module.initialise()
@@ -74,20 +73,27 @@ def trained_parts(
 ) -> checkpoint.Checkpoint:
     """The checkpoint `init`, grown to `windows` and a window head and moved to another text
     tokenizer where these are asked for; `vocabulary` bounds a new one, as large as the old where
-    None.
+    None. Its default size becomes the most frequent one of the pictures.
 
     Raises as the readers of these files, and ValueError where the shape does not allow it.
     """
-    parts = replace(checkpoint.load(init), card=card or {})
-    shape = parts.config.model
+    parts, shards = checkpoint.load(init), CodeShards(codes)
+    config = replace(parts.config, generation=_of_size(parts.config.generation, shards))
+    parts = replace(parts, config=config, card=card or {})
+    shape = config.model
     torch.manual_seed(seed)
     if text_tokenizer:
         shape = replace(shape, text_vocabulary=vocabulary or shape.text_vocabulary)
-        text = _text_tokenizer(text_tokenizer, CodeShards(codes), shape)
+        text = _text_tokenizer(text_tokenizer, shards, shape)
         parts = change_text_tokenizer(parts, text)
     if (windows or shape.windows) != shape.windows or window_head not in (0, shape.window_head):
         parts = grow(parts, windows or shape.windows, window_head)
     return parts
+
+
+def _of_size(settings: GenerationConfig, shards: CodeShards) -> GenerationConfig:
+    width, height = max(shards.indices, key=lambda size: len(shards.indices[size]))
+    return replace(settings, width=width, height=height)
 
 
 def _text_tokenizer(path: str | Path, shards: CodeShards, shape: ModelConfig) -> TextTokenizer:
