@@ -22,27 +22,34 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tokenshuffle_core import checkpoint, pipeline
+from tokenshuffle_core.evaluation.reconstruction import psnr
 from tokenshuffle_core.evaluation.retrieval import choose, retrieval
 from tokenshuffle_core.files import atomic_path
 from tokenshuffle_core.pipeline import Pipeline
 from tokenshuffle_core.training import compose, emoji, state
 from tokenshuffle_core.training.flops import training_flops
+from tokenshuffle_core.training.pictures import WHITE, composite, load_rgba
 from tokenshuffle_core.training.shards import INDEX, CodeShards, extract
 from tokenshuffle_core.training.stages import Stages, parse_stages, parts_of
 from tokenshuffle_core.training.train_model import CPU, ModelTask, train_model
 
 from .tables import (
     ORDER,
+    OWN,
     ROOT,
     TIMES,
     Row,
     read_table,
-    read_variants,
+    recipe_values,
     result_path,
     write_document,
 )
 
-STYLES, HELD_OUT, SINGLES, SIZE = ("3d", "flat"), 0.1, 160, 128
+STYLES, SIZE = ("3d", "flat"), 128
+BUILT = {  # data set -> share of the subject-style pairs held out, compositions and their kinds
+    "singles": (0.1, 160, ("single",)),
+    "compositions": (0.0, 8000, compose.KINDS),
+}
 ROUNDS = 5
 
 
@@ -53,55 +60,60 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--times", action="store_true", help="measure times instead")
     options = parser.parse_args()
-    data, codes = build_data(options.output)
-    rows = [row for name in options.tables for row in read_table(name).rows]
+    tables = [read_table(name) for name in options.tables]
     if options.times:
-        measure_times(rows, codes)
+        codes = build_data("singles", options.output)
+        measure_times([row for table in tables for row in table.rows], codes)
     else:
         for seed in map(int, options.seeds.split(",")):
-            for row in rows:
-                measure(row, seed, options.output, data, codes)
+            for table in tables:
+                for row in table.rows:
+                    for data in table.data:
+                        measure(row, data, seed, options.output)
     write_document()
 
 
-def build_data(work: Path) -> tuple[Path, Path]:
-    """The folders of the data set and of its codes."""
-    data, codes = work / "emoji", work / "codes"
+def build_data(name: str, work: Path) -> Path:
+    """The folder of the codes of a data set, which lies beside it."""
+    data, codes = work / name, work / f"{name}-codes"
     if not (codes / INDEX).exists():
+        held_out, count, kinds = BUILT[name]
         subjects = str(ROOT / "subjects.txt")
-        emoji.build(data, subjects=subjects, styles=STYLES, languages=("en",), held_out=HELD_OUT)
-        compose.build(data, SINGLES, kinds=("single",))
+        emoji.build(data, subjects=subjects, styles=STYLES, languages=("en",), held_out=held_out)
+        compose.build(data, count, kinds=kinds)
         tokenizer = checkpoint.load_image_tokenizer(checkpoint.BUNDLED)
         extract(data / compose.FOLDER, codes, tokenizer, [(SIZE, SIZE)])
-    return data, codes
+    return codes
 
 
-def measure(row: Row, seed: int, work: Path, data: Path, codes: Path) -> None:
-    """Train the row's variant with `seed` and score it as the row asks, unless that is done."""
-    variant = read_variants()[row.variant]
-    path = result_path(row.variant, seed)
+def measure(row: Row, data: str, seed: int, work: Path) -> None:
+    """Train the row's variant on `data` with `seed`, and score it as the row asks, unless that is
+    done."""
+    variant = recipe_values(row.variant, data)
+    path = result_path(row.variant, data, seed)
     result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if result.get("recipe") != variant:
-        folder = train(row.variant, seed, work, codes)
-        result = {"recipe": variant, "seed": seed, "losses": losses_of(folder), "scores": []}
+        folder = train(row.variant, data, seed, work)
+        result = {"recipe": variant, "losses": losses_of(folder)}
         write(path, result)
-    asked = {"window": row.window, "generation": row.generation}
-    if "rank" not in variant and asked not in [
-        {key: score[key] for key in asked} for score in result["scores"]
-    ]:
-        folder = train(row.variant, seed, work, codes)
-        result["scores"].append(asked | score(folder / "final.safetensors", data, seed, row))
-        write(path, result)
-    print(f"{row.label}, seed {seed}: {path.name}", flush=True)
+    if data == "singles":
+        scores = result.setdefault("scores", [])
+        asked = {"window": row.window, "generation": row.generation}
+        if asked not in [{key: score[key] for key in asked} for score in scores]:
+            folder = train(row.variant, data, seed, work)
+            scores.append(asked | score(folder / "final.safetensors", work / data, seed, row))
+            write(path, result)
+    print(f"{row.label}: {path.name}", flush=True)
 
 
-def train(name: str, seed: int, work: Path, codes: Path) -> Path:
+def train(name: str, data: str, seed: int, work: Path) -> Path:
     """The folder of the trained variant, which is trained if it is not there."""
-    variant, recipe = recipe_of(name, seed, codes)
+    variant, codes = recipe_values(name, data), build_data(data, work)
     digest = hashlib.sha256(json.dumps(variant, sort_keys=True).encode()).hexdigest()
-    folder = work / f"{name}-{seed}-{digest[:8]}"
+    folder = work / f"{name}-{data}-{seed}-{digest[:8]}"
     if not (folder / "final.safetensors").exists():
-        before = train(variant["after"], seed, work, codes) if "after" in variant else None
+        before = train(variant["after"], data, seed, work) if "after" in variant else None
+        recipe = recipe_of(variant, seed, codes)
         parts = parts_of(recipe, 0, before and before / "final.safetensors")
         if "rank" in variant:
             limit_rank(parts.model, variant["rank"])
@@ -111,11 +123,10 @@ def train(name: str, seed: int, work: Path, codes: Path) -> Path:
     return folder
 
 
-def recipe_of(name: str, seed: int, codes: Path) -> tuple[dict, Stages]:
-    """A variant as it stands in the file, and as a recipe of one stage."""
-    variant = read_variants()[name]
-    values = {key: value for key, value in variant.items() if key not in ("rank", "after")}
-    return variant, parse_stages(values | {"stage": [{"codes": str(codes), "seed": seed}]})
+def recipe_of(variant: dict, seed: int, codes: Path) -> Stages:
+    """A variant's values as a recipe of one stage."""
+    values = {key: value for key, value in variant.items() if key not in OWN}
+    return parse_stages(values | {"stage": [{"codes": str(codes), "seed": seed}]})
 
 
 class LowRank(nn.Module):
@@ -151,15 +162,19 @@ def losses_of(folder: Path) -> dict[str, list[list[float]]]:
     return losses
 
 
-def score(path: Path, data: Path, seed: int, row: Row) -> dict[str, list[int]]:
-    """Split -> pictures whose nearest reference is the prompted subject, and how many there are."""
+def score(path: Path, data: Path, seed: int, row: Row) -> dict:
+    """Split -> pictures whose nearest reference is the prompted subject, and how many there are;
+    "psnr" of the training pictures drawn again, in dB."""
     loaded = pipeline.load(path)
     settings = replace(loaded.config.generation, window=row.window, **row.generation)
     found = {}
     for split in ("train", "held-out"):
         records = choose(emoji.read_manifest(data), split, None, seed)
-        scores, _ = retrieval(loaded, data, records, settings, seed=1000 * seed, batch=48)
+        scores, images = retrieval(loaded, data, records, settings, seed=1000 * seed, batch=48)
         found[split] = [round(scores["top-1"] * len(records)), len(records)]
+        if split == "train":
+            white = torch.tensor([WHITE], dtype=torch.uint8).expand(len(records), 3)
+            found["psnr"] = psnr(images, composite(load_rgba(data, records), white)).mean().item()
     return found
 
 
@@ -180,7 +195,7 @@ def measure_times(rows: list[Row], codes: Path) -> None:
 
 def times_of(name: str, codes: Path) -> dict[int, dict[str, float]]:
     """Window -> what is measured once, with fresh weights."""
-    _, recipe = recipe_of(name, 0, codes)
+    recipe = recipe_of(recipe_values(name, "singles"), 0, codes)
     stage = recipe.stages[0]
     parts = parts_of(recipe, 0, None)
     task = ModelTask(CodeShards(codes), parts, stage.loop, stage.recipe, CPU)

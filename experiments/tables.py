@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
 TIMES = RESULTS / "times.json"
 DOCUMENT = ROOT.parent / "docs" / "experiments.md"
+SEEDS = range(10)
+OWN = ("rank", "after")  # keys of a variant that are none of a recipe
 ORDER = ("windows", "compression", "fuse_blocks", "guidance", "elastic", "window_head", "growing")
 
 
@@ -31,36 +33,43 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
+    """`data` are the data sets that its models are trained on, each on its own."""
+
     title: str
     text: str
+    data: tuple[str, ...]
     rows: tuple[Row, ...]
 
 
 def read_table(name: str) -> Table:
     about = parse_toml(ROOT / f"{name}.toml")
-    return Table(about["title"], about["text"].strip(), tuple(Row(**row) for row in about["row"]))
+    rows = tuple(Row(**row) for row in about["row"])
+    return Table(about["title"], about["text"].strip(), tuple(about["data"]), rows)
 
 
-def read_variants() -> dict[str, dict]:
-    """Name -> the recipe's values, the shared ones included."""
+def variant_names() -> list[str]:
+    return list(parse_toml(ROOT / "variants.toml")["variants"])
+
+
+def recipe_values(variant: str, data: str) -> dict:
+    """What the variant is trained with on `data`: the values of a recipe, and those of OWN."""
     about = parse_toml(ROOT / "variants.toml")
-    shared = about["shared"]
-    variants = {}
-    for name, own in about["variants"].items():
-        model = shared["model"] | own.get("model", {})
-        variants[name] = shared | own | {"model": model}
-    return variants
+    shared, own = about["shared"], dict(about["variants"][variant])
+    steps = round(own.pop("times", 1) * about["data"][data]["steps"])
+    model = shared["model"] | own.pop("model", {})
+    return shared | {"steps": steps, "model": model} | own
 
 
-def result_path(variant: str, seed: int) -> Path:
-    return RESULTS / f"{variant}-seed-{seed}.json"
+def result_path(variant: str, data: str, seed: int) -> Path:
+    return RESULTS / f"{variant}-{data}-{seed}.json"
 
 
-def results_of(variant: str) -> list[dict]:
+def results_of(variant: str, data: str) -> list[dict]:
     """One for each seed, of the recipe as it stands; those of another one do not count."""
-    found = [json.loads(path.read_text("utf-8")) for path in RESULTS.glob(f"{variant}-seed-*.json")]
-    recipe = read_variants()[variant]
-    return sorted((r for r in found if r["recipe"] == recipe), key=lambda result: result["seed"])
+    paths = [result_path(variant, data, seed) for seed in SEEDS]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+    recipe = recipe_values(variant, data)
+    return [result for result in found if result["recipe"] == recipe]
 
 
 def document() -> str:
@@ -85,10 +94,10 @@ def plot_growing(path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
     for row in read_table("growing").rows:
-        for result in results_of(row.variant)[:1]:
-            steps, losses = zip(*result["losses"]["trained_loss"], strict=True)
+        for result in results_of(row.variant, "compositions")[:1]:
+            steps, losses = zip(*result["losses"]["validation_loss"], strict=True)
             axes.plot(steps, losses, marker=".", label=row.label)
-    axes.set(xlabel="step of 16 pictures", ylabel="nats per code, training pictures")
+    axes.set(xlabel="step of 16 pictures", ylabel="nats per code, held-out compositions")
     axes.legend()
     figure.savefig(path, format="svg", metadata={"Date": None})
 
@@ -101,17 +110,21 @@ measured by `python -m experiments.run TABLE -o WORK`, and these tables are gene
 `experiments/results`. `experiments/variants.toml` has the models: small ones, so that all of it
 runs on a CPU; what holds for them need not hold for large ones.
 
-Losses are nats per code, of the training pictures and of held-out ones, given all codes before.
-Retrieval is the share of pictures, sampled from prompts of the training set or of held-out
-subject-style pairs, whose nearest reference among the style's 80 subjects is the prompted one.
+There are two data sets of 80 subjects in two styles. **Compositions**: 8,000 pictures of one to
+four subjects, each seen about once; "loss" is nats per code on held-out combinations, given all
+codes before. **Singles**: 160 pictures that the model learns by heart; "retrieval" is the share of
+pictures sampled from their prompts whose nearest reference among the style's 80 subjects is the
+prompted one ("held-out": of 16 subject-style pairs that were not trained on), "fit" is nats per
+code on the pictures themselves, "PSNR" in dB compares the sampled picture with the one learnt.
+
 Brackets hold 95 % intervals: over the seeds (Student's t) where there are several, over the
 pictures (Wilson) where a retrieval has one seed. Times are of one picture with guidance, without
 its decoding to pixels, and of one training step of 16 pictures.
 """
 
 COLUMNS = (
-    "model", "seeds", "trained loss", "held-out loss", "retrieval trained", "retrieval held-out",
-    "ms / picture", "ms / step", "training PFLOP",
+    "model", "seeds", "loss", "fit", "retrieval", "retrieval, held-out", "PSNR", "ms / picture",
+    "ms / step", "FLOPs of a step",
 )  # fmt: skip
 
 
@@ -126,43 +139,36 @@ def section(table: Table) -> str:
 
 
 def cells(row: Row) -> list[str]:
-    variant = read_variants()[row.variant]
-    windows = variant["windows"]
+    composed, single = (results_of(row.variant, data) for data in ("compositions", "singles"))
+    windows = recipe_values(row.variant, "singles")["windows"]
     window = row.window or windows[0]
-    results = results_of(row.variant)
     suffix = f"_window_{window}" if len(windows) > 1 else ""
-    losses = [
-        [result["losses"][f"{name}_loss{suffix}"][-1][1] for result in results]
-        for name in ("trained", "validation")
-    ]
+    loss = [result["losses"][f"validation_loss{suffix}"][-1][1] for result in composed]
+    fit = [result["losses"][f"trained_loss{suffix}"][-1][1] for result in single]
     asked = {"window": row.window, "generation": row.generation}
     scores = [
         score
-        for result in results
+        for result in single
         for score in result["scores"]
         if {key: score[key] for key in asked} == asked
     ]
-    times = json.loads(TIMES.read_text(encoding="utf-8")) if TIMES.exists() else {}
-    own = [times.get(f"{row.variant} at {each}") for each in windows]
-    found = [row.label, str(len(results)) if results else ""]
-    found += [_mean(values) for values in losses]
+    seeds = " / ".join(str(len(of)) for of in (composed, single) if of)
+    found = [row.label, seeds, _mean(loss), _mean(fit)]
     found += [_shares([score[split] for score in scores]) for split in ("train", "held-out")]
-    if all(own):
-        mix = variant.get("window_mix", [1] * len(windows))
-        flops = sum(m * each["flops"] for m, each in zip(mix, own, strict=True)) / sum(mix)
-        at = own[windows.index(window)]
-        petaflop = flops * variant["steps"] * variant["batch"] / 1e15
-        found += [f"{1000 * at['picture']:.0f}", f"{1000 * at['step']:.0f}", f"{petaflop:.3f}"]
-    else:
-        found += ["", "", ""]
-    return found
+    found.append(_mean([score["psnr"] for score in scores], 2))
+    times = json.loads(TIMES.read_text(encoding="utf-8")) if TIMES.exists() else {}
+    own = times.get(f"{row.variant} at {window}")
+    if own is None:
+        return [*found, "", "", ""]
+    milliseconds = [f"{1000 * own[name]:.0f}" for name in ("picture", "step")]
+    return [*found, *milliseconds, f"{16 * own['flops'] / 1e9:.0f} G"]
 
 
-def _mean(values: list[float]) -> str:
+def _mean(values: list[float], digits: int = 3) -> str:
     if not values:
         return ""
-    e = mean(values)
-    return f"{e.value:.3f}" + ("" if math.isnan(e.low) else f" [{e.low:.3f}, {e.high:.3f}]")
+    e, n = mean(values), digits
+    return f"{e.value:.{n}f}" + ("" if math.isnan(e.low) else f" [{e.low:.{n}f}, {e.high:.{n}f}]")
 
 
 def _shares(counts: list[list[int]]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("tokenshuffle_core", "nodes", "scripts", "tests", "benchmarks")
+FOLDERS = ("tokenshuffle_core", "nodes", "scripts", "tests", "benchmarks", "experiments")
 SOURCES = [ROOT / "__init__.py", *(p for f in FOLDERS for p in sorted((ROOT / f).rglob("*.py")))]
 CORE = [path for path in SOURCES if "tokenshuffle_core" in path.parts]
 
