@@ -168,6 +168,12 @@ def _parts(options):
     from . import checkpoint
     from .training.start import NEW, fresh_parts, trained_parts
 
+    changes = options.windows or options.window_head or options.text_tokenizer
+    if options.lora and (changes or not options.init):
+        raise ValueError(
+            "--lora changes a checkpoint as it is: give it with --init, and without --windows, "
+            "--window-head and --text-tokenizer"
+        )
     about = {
         "windows": _numbers("--windows", options.windows, int),
         "window_head": options.window_head,
