@@ -37,21 +37,28 @@ class Summary:
     cut: int = 0
 
 
-def read_prompts(path: Path, output: Path, settings: GenerationConfig, seed: int = 0) -> list[Job]:
+def read_prompts(
+    pipeline: Pipeline, path: Path, output: Path, settings: GenerationConfig, seed: int = 0
+) -> list[Job]:
     """The jobs of a file of JSON lines with a "prompt" each, and where they like "negative",
     "seed", "file" and the fields of `GenerationConfig`, which change `settings`.
 
     Line i, from 0, is drawn with seed + i and becomes `OUTPUT/0000i.png` unless it says otherwise.
-    Raises FileNotFoundError, or ValueError that names the line.
+    Raises FileNotFoundError, or ValueError that names the line, also where the model cannot draw it.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is not a file")
     jobs: dict[Path, Job] = {}
-    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text in UTF-8") from None
+    # Not splitlines, which also cuts at characters that a JSON string may hold.
+    for i, line in enumerate(text.removesuffix("\n").split("\n")):
         if not line.strip():
             raise ValueError(f"{path}, line {i + 1} is empty")
         try:
-            job = _job(json.loads(line), i, output, settings, seed)
+            job = _job(pipeline, json.loads(line), i, output, settings, seed)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, line {i + 1}: {error}") from None
         if job.path in jobs:
@@ -60,7 +67,9 @@ def read_prompts(path: Path, output: Path, settings: GenerationConfig, seed: int
     return list(jobs.values())
 
 
-def _job(entry, i: int, output: Path, settings: GenerationConfig, seed: int) -> Job:
+def _job(
+    pipeline: Pipeline, entry, i: int, output: Path, settings: GenerationConfig, seed: int
+) -> Job:
     if not isinstance(entry, dict) or "prompt" not in entry:
         raise ValueError('expected a JSON object such as {"prompt": "a red apple"}')
     known = [*KEYS, *SETTINGS]
@@ -74,15 +83,19 @@ def _job(entry, i: int, output: Path, settings: GenerationConfig, seed: int) -> 
     name = entry.get("file", f"{i:05}.png")
     if name != Path(name).name or Path(name).suffix != ".png":
         raise ValueError(f"file must be a name that ends in .png, not {name!r}")
-    check_seed(entry.get("seed", 0))
     own = {key: entry[key] for key in SETTINGS if key in entry}
-    return Job(
+    job = Job(
         prompt=entry["prompt"],
         seed=entry.get("seed", seed + i),
         path=output / name,
         settings=replace(settings, **own),
         negative=entry.get("negative", ""),
     )
+    check_seed(job.seed)
+    pipeline.grid(job.settings)
+    for text in (job.prompt, job.negative):
+        pipeline.encode_prompt(text)
+    return job
 
 
 def claim(output: Path, about: dict) -> None:
@@ -92,13 +105,20 @@ def claim(output: Path, about: dict) -> None:
     """
     output.mkdir(parents=True, exist_ok=True)
     path = output / RUN
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != about:
+    if path.exists() and _read_json(path) != about:
         raise ValueError(
             f"{output} holds pictures of other prompts, another model, seed or setting: choose "
             f"another folder ({path.name} says which they are)"
         )
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
 
 
 def share(count: int, rank: int, world: int) -> range:
@@ -109,43 +129,38 @@ def share(count: int, rank: int, world: int) -> range:
 def draw(pipeline: Pipeline, jobs: list[Job], batch: int = 16, *, cut: bool = False) -> Summary:
     """Draw the jobs whose pictures are not there yet, up to `batch` of them at once.
 
-    Raises ValueError for a prompt that is longer than the model reads, before anything is drawn,
-    unless it may be `cut`, and for settings that do not fit the model.
+    Raises ValueError for a prompt that is longer than the model reads, unless it may be `cut`, and
+    for settings that do not fit the model.
     """
     summary = Summary()
     longest = pipeline.config.model.max_prompt
-    todo: list[tuple[Job, list[int], list[int]]] = []
+    # What is drawn in one batch shares its settings and its negative prompt.
+    alike: dict[tuple[GenerationConfig, str], list[tuple[Job, list[int]]]] = {}
     for job in jobs:
-        pipeline.grid(job.settings)
         ids = pipeline.text_tokenizer.encode(job.prompt)
         summary.cut += len(ids) > longest
         ids = ids[:longest] if cut else pipeline.encode_prompt(job.prompt)
         if job.path.exists():
             summary.kept += 1
         else:
-            todo.append((job, ids, pipeline.encode_prompt(job.negative)))
-    bar = tqdm(total=len(todo), desc="drawing", unit="picture", disable=None)
-    while todo:
-        first, _, negative = todo[0]
-        part = []
-        for item in todo[:batch]:
-            if item[0].settings != first.settings or item[2] != negative:
-                break
-            part.append(item)
-        todo = todo[len(part) :]
-        *_, last = pipeline.sample(
-            [ids for _, ids, _ in part],
-            negative,
-            first.settings,
-            seed=[job.seed for job, *_ in part],
-            count=len(part),
-        )
-        for (job, *_), codes in zip(part, last.codes, strict=True):
-            # One at a time: in a batch, convolutions may round in another way.
-            (image,) = pipeline.decode(codes[None])
-            about = {"prompt": job.prompt, "negative": job.negative, "seed": job.seed}
-            write_png(job.path, image, **about, **asdict(job.settings))
-        summary.drawn += len(part)
-        bar.update(len(part))
-    bar.close()
+            alike.setdefault((job.settings, job.negative), []).append((job, ids))
+    total = sum(map(len, alike.values()))
+    with tqdm(total=total, desc="drawing", unit="picture", disable=None) as bar:
+        for (settings, negative), todo in alike.items():
+            for start in range(0, len(todo), batch):
+                part = todo[start : start + batch]
+                *_, last = pipeline.sample(
+                    [ids for _, ids in part],
+                    pipeline.encode_prompt(negative),
+                    settings,
+                    seed=[job.seed for job, _ in part],
+                    count=len(part),
+                )
+                for (job, _), codes in zip(part, last.codes, strict=True):
+                    # One at a time: in a batch, convolutions may round in another way.
+                    (image,) = pipeline.decode(codes[None])
+                    about = {"prompt": job.prompt, "negative": negative, "seed": job.seed}
+                    write_png(job.path, image, **about, **asdict(settings))
+                summary.drawn += len(part)
+                bar.update(len(part))
     return summary

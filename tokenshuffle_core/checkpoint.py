@@ -12,11 +12,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from .config import Config, ImageTokenizerConfig
-from .files import atomic_path
+from .files import write_safetensors
 from .image_tokenizer import ImageTokenizer
 from .model import TokenShuffleModel
 from .text_tokenizer import TextTokenizer
@@ -134,11 +133,7 @@ def _write(path, modules: dict[str, nn.Module], metadata: dict[str, str], dtype)
         for prefix, module in modules.items()
         for name, tensor in module.state_dict().items()
     }
-    with atomic_path(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata)
-        except SafetensorError as error:
-            raise OSError(f"{path} cannot be written: {error}") from None
+    write_safetensors(path, tensors, metadata)
 
 
 def open_safetensors(path: str | Path, device: str | torch.device = "cpu"):

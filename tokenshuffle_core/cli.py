@@ -151,7 +151,7 @@ def _generate_all(options) -> None:
     options.device = own_device(options.device)
     pipeline = load(options)
     settings = settings_of(options, pipeline.config.generation)
-    jobs = read_prompts(options.prompts, output, settings, options.seed)
+    jobs = read_prompts(pipeline, options.prompts, output, settings, options.seed)
     about = {
         "model": identity(options),
         "prompts": hashlib.sha256(options.prompts.read_bytes()).hexdigest(),

@@ -45,7 +45,9 @@ def _emoji(options) -> None:
     from .training import compose
     from .training.emoji import LANGUAGES, build
 
-    sizes = parse_sizes(options.sizes or "")
+    sizes = list(dict.fromkeys(parse_sizes(options.sizes or "")))
+    if sizes and options.compositions is None:
+        raise ValueError("--sizes are those of --compositions: give both")
     manifest = build(
         options.directory,
         size=options.size,

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .checkpoint import open_safetensors
-from .files import atomic_path
+from .files import write_safetensors
 
 METADATA = "tokenshuffle.lora"
 
@@ -60,8 +59,7 @@ def save_lora(path: str | Path, model: nn.Module, card: dict[str, str] | None = 
             tensors[f"{name}.lora_up.weight"] = module.up.detach().cpu().contiguous()
             tensors[f"{name}.alpha"] = torch.tensor(module.scale * rank)
     metadata = {METADATA: json.dumps({"ranks": sorted(ranks)}), **(card or {})}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
+    write_safetensors(path, tensors, metadata)
 
 
 def read_lora(path: str | Path, model: nn.Module) -> dict[str, tuple[Tensor, Tensor, float]]:

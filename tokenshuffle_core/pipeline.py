@@ -33,6 +33,8 @@ class Pipeline(checkpoint.Checkpoint):
 
         Raises ValueError where the prompt has more tokens than the model was made for.
         """
+        if any("\ud800" <= c <= "\udfff" for c in text):  # half of a pair, as from a broken paste
+            raise ValueError("the prompt holds a character that is no text (a lone surrogate)")
         ids = self.text_tokenizer.encode(text)
         if len(ids) > self.config.model.max_prompt:
             raise ValueError(

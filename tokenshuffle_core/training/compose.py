@@ -181,6 +181,7 @@ def _plan(
     sources = {"single": _singles(records, sizes, random.Random(f"{seed} single"))}
     for kind in ("count", "beside", "above"):
         sources[kind] = _several(kind, trained, sizes, apart, random.Random(f"{seed} {kind}"))
+    sources = {kind: source for kind, source in sources.items() if kind in kinds}
     planned: list[tuple[Composition, Size, str]] = []
     for kind in cycle(kinds):
         if len(planned) == count:

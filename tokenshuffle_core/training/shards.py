@@ -26,12 +26,11 @@ import numpy as np
 import torch
 from PIL import ImageColor
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from ..config import parse_sizes
-from ..files import atomic_path
+from ..files import atomic_path, write_safetensors
 from ..image_tokenizer import ImageTokenizer
 from .buckets import Size, fit, nearest
 from .sources import Item, read_items
@@ -81,11 +80,7 @@ class Shard:
                 f"the records of {path.name} take more than {HEADER_LIMIT // 10**6} MB: choose a "
                 "smaller shard size"
             )
-        with atomic_path(path) as temporary:
-            try:
-                save_file({"codes": self.codes, "grid": self.grid}, temporary, {RECORDS: text})
-            except SafetensorError as error:
-                raise OSError(f"{path} cannot be written: {error}") from None
+        write_safetensors(path, {"codes": self.codes, "grid": self.grid}, {RECORDS: text})
 
 
 def read_shard(path: Path) -> tuple[Shard, str]:
