@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What still waits for a GPU: one model that grows from 256 to 2048 px, and the time of a 2048 x 2048
-# picture from a model of the paper's size. Each step ends within ten minutes and goes on where it
-# stopped when it is run again.
+# picture from a model of the paper's size. The trainings stop after nine minutes; every step but
+# `score` and `highres` goes on where it stopped when it is run again.
 #
 #   benchmarks/gpu.sh data | tokenizer | codes | model | score | highres
 #
@@ -12,8 +12,8 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "${RUN:=run-gpu}" && cd "$RUN"
 side=${SIDE:-2048}
 
-for_nine_minutes() { # Ctrl-C saves the state; 130 is the exit code of an interrupted command
-    timeout -s INT 540 "$@" || [ $? -eq 124 ] || [ $? -eq 130 ]
+for_nine_minutes() { # Ctrl-C saves the state
+    timeout --foreground -s INT 540 "$@" || case $? in 124 | 130) ;; *) return 1 ;; esac
 }
 
 case ${1:-} in
@@ -22,7 +22,8 @@ data) # the 3d style has no vector source
         --size "$side" --compositions "${COMPOSITIONS:-6000}"
     ;;
 tokenizer)
-    resume=() && [ ! -d vq/state ] || resume=(--resume)
+    resume=()
+    if compgen -G "vq/state/[0-9]*" >/dev/null; then resume=(--resume); fi
     for_nine_minutes tokenshuffle train tokenizer data/composed -o vq --preset emoji-2048 \
         --side "$((side / 4))" --crop "$((side / 16))" --batch 48 --steps "${STEPS:-12000}" \
         --learning-rate 1e-3 "${resume[@]}"
@@ -42,11 +43,12 @@ model)
     for_nine_minutes tokenshuffle train stages recipe.toml -o stages
     ;;
 score)
-    for stage in stages/*/final.safetensors; do
-        tokenshuffle eval retrieval data --model "$stage" --count 48 --batch 8 \
-            --sheet "$(dirname "$stage")/retrieval.png" --json "$(dirname "$stage")/retrieval.json"
+    for stage in 256 512 1024 2048; do
+        model=stages/$stage/final.safetensors
+        tokenshuffle eval retrieval data --model "$model" --count 48 --batch 8 \
+            --sheet "stages/$stage/retrieval.png" --json "stages/$stage/retrieval.json"
     done
-    tokenshuffle eval compositional data --model "$stage" --count 16 --batch 8
+    tokenshuffle eval compositional data --model "$model" --count 16 --batch 8
     ;;
 highres) python "$here/benchmarks/highres.py" --preset paper-2.7b --size 2048 ;;
 *) sed -n '2,11p' "$here/benchmarks/gpu.sh" && exit 2 ;;

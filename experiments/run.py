@@ -4,7 +4,8 @@
     python -m experiments.run windows elastic -o WORK --times
 
 The data set, the codes and the checkpoints go to WORK, the scores to experiments/results. What is
-there already is kept, unless its recipe has changed; an interrupted training goes on. `--times`
+there already is kept, unless its recipe has changed; an interrupted training goes on. One run at a
+time writes to a WORK. `--times`
 measures instead how long a training step and a picture take, all rows in turn, on an idle machine.
 """
 

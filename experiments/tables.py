@@ -17,7 +17,7 @@ RESULTS = ROOT / "results"
 TIMES = RESULTS / "times.json"
 DOCUMENT = ROOT.parent / "docs" / "experiments.md"
 SEEDS = range(10)
-OWN = ("rank", "after")  # keys of a variant that are none of a recipe
+OWN = ("rank", "after", "parent")  # keys of a variant that are none of a recipe
 ORDER = ("windows", "compression", "fuse_blocks", "guidance", "elastic", "window_head", "growing")
 
 
@@ -57,7 +57,10 @@ def recipe_values(variant: str, data: str) -> dict:
     shared, own = about["shared"], dict(about["variants"][variant])
     steps = round(own.pop("times", 1) * about["data"][data]["steps"])
     model = shared["model"] | own.pop("model", {})
-    return shared | {"steps": steps, "model": model} | own
+    values = shared | {"steps": steps, "model": model} | own
+    if "after" in own:  # so that what comes of it is stale once its parent changes
+        values["parent"] = recipe_values(own["after"], data)
+    return values
 
 
 def result_path(variant: str, data: str, seed: int) -> Path:

@@ -44,7 +44,7 @@ def read_prompts(
     "seed", "file" and the fields of `GenerationConfig`, which change `settings`.
 
     Line i, from 0, is drawn with seed + i and becomes `OUTPUT/0000i.png` unless it says otherwise.
-    Raises FileNotFoundError, or ValueError that names the line, also where the model cannot draw it.
+    Raises FileNotFoundError, or ValueError that names the line, also of what the model cannot draw.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is not a file")

@@ -110,6 +110,14 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
+def read_config(path: str | Path) -> Config:
+    """The configuration alone. Raises as `load`."""
+    metadata = read_metadata(path)
+    if CONFIG not in metadata:
+        raise ValueError(f"{path} is not a Token-Shuffle checkpoint")
+    return Config.from_json(metadata[CONFIG])
+
+
 def card(metadata: dict[str, str]) -> dict[str, str]:
     """The part of the metadata that is written for people."""
     return {k: v for k, v in metadata.items() if k not in (CONFIG, IMAGE_TOKENIZER, TEXT_TOKENIZER)}

@@ -42,7 +42,10 @@ def add(commands) -> None:
         "model, what it has with --init)",
     )  # fmt: skip
     model.add_argument(
-        "--vocabulary", type=int, metavar="N", help="tokens of a new text tokenizer, at most"
+        "--vocabulary",
+        type=int,
+        metavar="N",
+        help="tokens of a new text tokenizer; the special ones and the bytes are always among them",
     )
     model.add_argument("--card", type=Path, metavar="FILE.json", help="model card to store")
     model.add_argument("--drop-prompt", type=float, default=0.1, metavar="SHARE")
@@ -174,10 +177,16 @@ def _parts(options):
             "--lora changes a checkpoint as it is: give it with --init, and without --windows, "
             "--window-head and --text-tokenizer"
         )
+    made_new = options.text_tokenizer == NEW or not (options.init or options.text_tokenizer)
+    if options.vocabulary and not made_new:
+        raise ValueError("--vocabulary is that of a new text tokenizer: add --text-tokenizer new")
+    card = json.loads(options.card.read_text(encoding="utf-8")) if options.card else {}
+    if not isinstance(card, dict) or not all(isinstance(text, str) for text in card.values()):
+        raise ValueError(f"{options.card} must map names to texts")
     about = {
         "windows": _numbers("--windows", options.windows, int),
         "window_head": options.window_head,
-        "card": json.loads(options.card.read_text(encoding="utf-8")) if options.card else {},
+        "card": card,
         "seed": options.seed,
     }
     if options.init:

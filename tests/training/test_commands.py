@@ -32,6 +32,7 @@ def test_a_trained_model_learns_to_read_with_another_tokenizer(codes, image_toke
         (("--lora", 4), "--lora changes a checkpoint as it is: give it with --init"),
         (("--lora", 4, "--init", "x", "--windows", "1,2"), "and without --windows"),
         (("--lora", 4, "--init", "x", "--text-tokenizer", "new"), "and without --windows"),
+        (("--init", "x", "--vocabulary", 300), "add --text-tokenizer new"),
         (("--windows", "two"), "--windows must be numbers with commas"),
         (("--init", "no.safetensors"), "no.safetensors does not exist"),
         (("--text-tokenizer", "no.json"), "no.json does not exist"),

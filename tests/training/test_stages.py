@@ -1,5 +1,6 @@
 """A recipe of stages against the same trainings by hand, one `train model` after another."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -86,6 +87,12 @@ def test_stages_are_trainings_one_after_another(codes, image_tokenizer, tmp_path
     shutil.rmtree(out / "second")
     assert main(["train", "stages", recipe, "-o", str(out)]) == 0
     assert equal(final, by_hand[1] / "final.safetensors")
+    text = Path(recipe).read_text()
+    Path(recipe).write_text(text.replace("steps = 6", "steps = 5"))
+    shutil.rmtree(out / "first")
+    assert main(["train", "stages", recipe, "-o", str(out)]) == 2
+    assert "another one of the stages before it" in capsys.readouterr().err
+    Path(recipe).write_text(text)
     changed = write(tmp_path / "r.toml", codes, image_tokenizer, steps=5)
     assert main(["train", "stages", changed, "-o", str(out)]) == 2
     assert "was begun with another recipe" in capsys.readouterr().err
@@ -176,8 +183,18 @@ STAGE = {"codes": "codes", "steps": 3}
         ({"stage": [STAGE], "model": {"width": 30}}, "width 30 must be"),
         ({"stage": [STAGE], "generation": {"cfg": -1}}, "cfg must be"),
         ({"stage": [STAGE], "init": "a", "image_tokenizer": "b"}, "init brings its own"),
-        ({"stage": [STAGE | {"windows": 2}]}, "stage 1: windows must be a list, not 2"),
+        ({"stage": [STAGE | {"windows": 2}]}, "windows must be a list, each a whole number, not 2"),
+        ({"stage": [STAGE | {"freeze": [1]}]}, r"freeze must be a list, each text, not \[1\]"),
         ({"stage": [STAGE | {"name": "../x"}]}, "stage name '../x'"),
+        ({"stage": [STAGE | {"name": ".."}]}, "stage name '..'"),
+        ({"stage": [1]}, "stage 1 must be a table, not 1"),
+        ({"stage": [STAGE], "model": 3}, r"\[model\] must be a table, not 3"),
+        ({"stage": [STAGE], "model": {"rope_theta": "x"}}, "rope_theta must be a number"),
+        ({"stage": [STAGE], "generation": {"cfg": "x"}}, "cfg must be a number, not 'x'"),
+        ({"stage": [STAGE], "preset": ["a"]}, r"preset must be one of .*, not \['a'\]"),
+        ({"stage": [STAGE], "init": 5}, "init must be text, not 5"),
+        ({"stage": [STAGE], "init": "a", "model": {}}, "init brings its own model"),
+        ({"stage": [STAGE], "card": {"title": 3}}, "card must be a table of texts"),
     ],
 )
 def test_recipes_that_make_no_sense(recipe, message):
@@ -196,6 +213,39 @@ def test_files_that_are_no_recipe(tmp_path, capsys):
     assert str(broken) in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_later_stages_are_checked_before_the_first_begins(codes, image_tokenizer, tmp_path, capsys):
+    recipe = write(tmp_path / "r.toml", codes, image_tokenizer)
+    text, out = Path(recipe).read_text(), tmp_path / "run"
+    for change, message in (
+        (("windows = [2, 4]", "windows = [3, 4]"), "stage second: width 32 must be a multiple of"),
+        (("windows = [2, 4]", "windows = [2, 16]"), "stage second: width 32 must be a multiple"),
+        (
+            ('name = "second"', f'name = "second"\ncodes = "{tmp_path}/no"'),
+            "no/index.json does not",
+        ),
+        (
+            ('name = "second"', 'name = "second"\nbatch = 3\naccumulation = 2'),
+            "stage second: batch",
+        ),
+    ):
+        Path(recipe).write_text(text.replace(*change))
+        assert main(["train", "stages", recipe, "-o", str(out)]) == 2
+        assert message in capsys.readouterr().err
+        assert not out.exists()
+
+
+def test_two_processes_learn_what_one_learns(codes, image_tokenizer, tmp_path):
+    recipe, one, two = write(tmp_path / "r.toml", codes, image_tokenizer), tmp_path / "1", tmp_path
+    assert main(["train", "stages", recipe, "-o", str(one)]) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+    command += ["tokenshuffle_core", "train", "stages", recipe, "-o", str(two), "--device", "cpu"]
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    for name in ("first", "second"):
+        expected, found = (load_file(d / name / "final.safetensors") for d in (one, two))
+        for key, weight in expected.items():
+            torch.testing.assert_close(found[key], weight, rtol=1e-3, atol=1e-5)
 
 
 def test_the_paper_recipe_is_one():

@@ -30,6 +30,7 @@ from .log import Log, Speed
 
 LOG_EVERY = 50  # steps
 PRECISIONS = ("fp32", "bf16")
+FINAL = "final.safetensors"
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resu
     device, the module or what is resumed, FloatingPointError where the training diverges.
     """
     device = next(module.parameters()).device
-    _check(config, device)
+    check_loop(config, device)
     path = _state_to_resume(directory, resume)
     directory.mkdir(parents=True, exist_ok=True)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
@@ -184,7 +185,7 @@ def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resu
                 speed.restart(done)
             if interrupted:
                 raise KeyboardInterrupt
-    final = directory / "final.safetensors"
+    final = directory / FINAL
     with averaged(skeleton, module, ema) as weights:
         if is_first:
             task.save(weights, final)
@@ -209,7 +210,8 @@ def averaged(skeleton: nn.Module, module: nn.Module, ema: dict[str, Tensor]) -> 
     skeleton.to("meta")
 
 
-def _check(config: LoopConfig, device: torch.device) -> None:
+def check_loop(config: LoopConfig, device: torch.device) -> None:
+    """Raises ValueError for settings that do not fit the processes or the device."""
     pieces = world_size() * config.accumulation
     if config.batch % pieces:
         raise ValueError(

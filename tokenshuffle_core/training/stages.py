@@ -21,14 +21,15 @@
     z_loss = 1e-4
 
 Paths are relative to where the command runs. A stage takes the fields of `Stage`, `LoopConfig` and
-`Recipe`.
+`Recipe`, with the defaults of `DEFAULTS`; `context_noise` is 0 here, 0.8 in `train model`.
 """
 
 import dataclasses
 import json
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 import torch
 
@@ -37,21 +38,21 @@ from ..config import PRESETS, Config
 from ..files import atomic_path
 from . import state
 from .distributed import barrier, rank
-from .loop import LoopConfig
+from .loop import FINAL, LoopConfig, check_loop
+from .shards import CodeShards
 from .start import NEW, fresh_parts, trained_parts
-from .train_model import CPU, Recipe, train_model
+from .train_model import CPU, Recipe, check_size, train_model
 
 PLAN = "stage.json"  # in a stage's folder: what it was begun with
 # Of LoopConfig, what does not change what is learnt: it may differ when a stage is resumed.
 FREE = ("validate_every", "save_minutes", "accumulation", "compile", "checkpointing", "shard")
-KINDS = {  # of a field -> of its value in TOML
+KINDS: dict[Any, tuple[tuple, str]] = {  # of a field -> of its value in TOML
     bool: ((bool,), "true or false"),
     int: ((int,), "a whole number"),
     float: ((int, float), "a number"),
     str: ((str,), "text"),
     Path: ((str,), "text"),
 }
-LIST = ((list,), "a list")
 DEFAULTS = {"preset": "emoji", "batch": 16, "learning_rate": 1.2e-3, "warmup": 100, "ema": 0.99}
 
 
@@ -108,18 +109,19 @@ def parse_stages(recipe: dict[str, Any]) -> Stages:
     tables = given.pop("stage", [])
     if not isinstance(tables, list) or not tables:
         raise ValueError("a recipe needs at least one [[stage]]")
+    for name in ("preset", "model", "generation", "image_tokenizer"):
+        if "init" in recipe and name in recipe:
+            raise ValueError(f"init brings its own {name}: give one of them")
     shape = given.pop("model", {})
     if "vocabulary" in given:
         shape = shape | {"text_vocabulary": given["vocabulary"]}
     preset = _preset(given.pop("preset"), shape, given.pop("generation", {}))
     own = {f.name for f in fields(Stages)} - {"preset", "stages"}
     start = {name: given.pop(name) for name in own & given.keys()}
-    for name in ("init", "image_tokenizer"):
-        if name in start:
-            start[name] = Path(start[name])
-    if "init" in start and "image_tokenizer" in start:
-        raise ValueError("init brings its own image_tokenizer: give one of them")
-    stages = tuple(_stage(given | table, number) for number, table in enumerate(tables, 1))
+    _check_kinds("the recipe", start, Stages)
+    for name in {"init", "image_tokenizer"} & start.keys():
+        start[name] = Path(start[name])
+    stages = tuple(_stage(given, table, number) for number, table in enumerate(tables, 1))
     names = [stage.name for stage in stages]
     if len(set(names)) < len(names):
         raise ValueError(f"stages need different names, not {', '.join(names)}")
@@ -127,7 +129,7 @@ def parse_stages(recipe: dict[str, Any]) -> Stages:
 
 
 def _preset(name: str, model: dict, generation: dict) -> Config:
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {name!r}")
     preset = PRESETS[name]
     for table, values, known in (
@@ -135,6 +137,7 @@ def _preset(name: str, model: dict, generation: dict) -> Config:
         ("generation", generation, preset.generation),
     ):
         _check_keys(f"[{table}]", values, {f.name for f in fields(known)})
+        _check_kinds(f"[{table}]", values, type(known))
     return replace(
         preset,
         model=replace(preset.model, **model),
@@ -142,7 +145,9 @@ def _preset(name: str, model: dict, generation: dict) -> Config:
     )
 
 
-def _stage(given: dict[str, Any], number: int) -> Stage:
+def _stage(shared: dict[str, Any], table: dict[str, Any], number: int) -> Stage:
+    _check_keys(f"stage {number}", table, table.keys() if isinstance(table, dict) else set())
+    given = shared | table
     name = str(given.get("name", number))
     loop = {f.name for f in fields(LoopConfig)}
     recipe = {f.name for f in fields(Recipe)}
@@ -151,7 +156,7 @@ def _stage(given: dict[str, Any], number: int) -> Stage:
     for needed in ("codes", "steps"):
         if needed not in given:
             raise ValueError(f"stage {name} needs {needed}")
-    if Path(name).name != name:
+    if name in ("", "..") or Path(name).name != name:
         raise ValueError(f"stage name {name!r} becomes a folder's: choose one without slashes")
     for part in (LoopConfig, Recipe, Stage):
         _check_kinds(f"stage {name}", given | {"name": name}, part)
@@ -170,12 +175,34 @@ def _stage(given: dict[str, Any], number: int) -> Stage:
 def _check_kinds(where: str, given: dict[str, Any], part: type) -> None:
     """Raises ValueError for a value of another kind than the field of `part` has."""
     for known in fields(part):
-        types, kind = KINDS.get(known.type, LIST)
-        if known.name in given and type(given[known.name]) not in types:
-            raise ValueError(f"{where}: {known.name} must be {kind}, not {given[known.name]!r}")
+        if known.name in given and not _fits(given[known.name], known.type):
+            raise ValueError(
+                f"{where}: {known.name} must be {_kind(known.type)}, not {given[known.name]!r}"
+            )
 
 
-def _check_keys(where: str, given: dict, known: set[str]) -> None:
+def _fits(value, annotation) -> bool:
+    """Whether a value from TOML is one for a field annotated so."""
+    if isinstance(annotation, UnionType):
+        return any(_fits(value, option) for option in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return type(value) is list and all(_fits(v, get_args(annotation)[0]) for v in value)
+    if get_origin(annotation) is dict:
+        return type(value) is dict and all(type(v) is str for v in value.values())
+    return type(value) in KINDS.get(annotation, ((), ""))[0]
+
+
+def _kind(annotation) -> str:
+    if isinstance(annotation, UnionType):
+        return _kind(get_args(annotation)[0])
+    if get_origin(annotation) is tuple:
+        return f"a list, each {_kind(get_args(annotation)[0])}"
+    return "a table of texts" if get_origin(annotation) is dict else KINDS[annotation][1]
+
+
+def _check_keys(where: str, given: Any, known: set[str]) -> None:
+    if not isinstance(given, dict):
+        raise ValueError(f"{where} must be a table, not {given!r}")
     if unknown := sorted(given.keys() - known):
         raise ValueError(f"{where} has no key {unknown[0]!r}, only {', '.join(sorted(known))}")
 
@@ -184,13 +211,16 @@ def train_stages(recipe: Stages, directory: Path, device: torch.device = CPU) ->
     """Train stage after stage in `directory`/NAME and return the last one's checkpoint.
 
     What is finished there is kept and what was interrupted is resumed. Raises ValueError where a
-    stage was begun with another recipe, and as `train_model`.
+    stage was begun with another recipe, and as `train_model`; what the stages train on is checked
+    before the first begins.
     """
-    final = recipe.init
+    _check(recipe, device)
+    final, plan = recipe.init, {"start": dataclasses.asdict(replace(recipe, stages=()))}
     for i, stage in enumerate(recipe.stages):
         folder = directory / stage.name
-        _claim(folder, _as_json(stage, None if i else recipe))
-        before, final = final, folder / "final.safetensors"
+        plan = {"stage": _outcome(stage), "after": plan}
+        _claim(folder, json.dumps(plan, indent=2, default=str) + "\n")
+        before, final = final, folder / FINAL
         if not final.exists():
             train_model(
                 stage.codes,
@@ -204,6 +234,22 @@ def train_stages(recipe: Stages, directory: Path, device: torch.device = CPU) ->
             )
         barrier()  # process 0 writes what the others read in the next stage
     return final
+
+
+def _check(recipe: Stages, device: torch.device) -> None:
+    """Raises as a stage would only when its turn comes, days later perhaps."""
+    shape = checkpoint.read_config(recipe.init).model if recipe.init else recipe.preset.model
+    windows = shape.windows
+    for stage in recipe.stages:
+        windows = stage.windows or windows
+        try:
+            replace(shape, windows=windows, window_head=stage.window_head)
+            shards = CodeShards(stage.codes)
+            for size in (size for size, of in shards.indices.items() if len(of)):
+                check_size(size, windows, shards.stride)
+            check_loop(stage.loop, device)
+        except ValueError as error:
+            raise ValueError(f"stage {stage.name}: {error}") from None
 
 
 def parts_of(recipe: Stages, index: int, before: Path | None) -> checkpoint.Checkpoint:
@@ -224,27 +270,25 @@ def parts_of(recipe: Stages, index: int, before: Path | None) -> checkpoint.Chec
     return trained_parts(before, stage.codes, **shape, **text, **about)
 
 
-def _as_json(stage: Stage, recipe: Stages | None) -> str:
-    """What a stage's outcome depends on; `recipe` for the first one."""
-    about: dict[str, Any] = {"stage": dataclasses.asdict(stage)}
+def _outcome(stage: Stage) -> dict[str, Any]:
+    """What the outcome of a stage depends on."""
+    about = dataclasses.asdict(stage)
     for name in FREE:
-        del about["stage"]["loop"][name]
-    if recipe:
-        about["start"] = dataclasses.asdict(replace(recipe, stages=()))
-    return json.dumps(about, indent=2, default=str) + "\n"
+        del about["loop"][name]
+    return about
 
 
 def _claim(folder: Path, plan: str) -> None:
     """Mark `folder` as that of a stage begun with `plan`, which it may already be."""
     path = folder / PLAN
-    if path.exists():
-        if path.read_text(encoding="utf-8") != plan:
-            raise ValueError(
-                f"{folder} was begun with another recipe, see its {PLAN}: choose another output "
-                "folder, or delete this one"
-            )
-    elif rank() == 0:
+    begun = state.latest(folder) is not None or (folder / FINAL).exists()
+    if begun and (not path.exists() or path.read_text(encoding="utf-8") != plan):
+        raise ValueError(
+            f"{folder} was begun with another recipe, or another one of the stages before it, see "
+            f"its {PLAN}: choose another output folder, or delete this one"
+        )
+    barrier()
+    if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             temporary.write_text(plan, encoding="utf-8")
-    barrier()

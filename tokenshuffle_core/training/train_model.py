@@ -1,5 +1,6 @@
 """Training of the unified model on codes that were extracted once."""
 
+import math
 import random
 import sys
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import checkpoint
 from ..lora import add_lora, save_lora
+from ..pipeline import TILE
 from ..sampler import decode, pad_left
 from ..shuffle import shuffle
 from .batches import Batches
@@ -23,6 +25,7 @@ from .shards import CodeShards
 
 CPU = torch.device("cpu")
 VALIDATION_PICTURES = 64
+SHEET_POSITIONS = 8192  # of the pictures of a sheet together, which are sampled at once
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class ModelTask:
                 else:
                     held_out.append(index)
             if len(indices):
-                self._check_size(size)
+                check_size(size, windows, shards.stride)
             if visits:
                 self.visits[size] = torch.tensor(visits)
         if not self.visits:
@@ -91,17 +94,6 @@ class ModelTask:
         self.cuts = False  # whether a caption was too long
         self.trained = _spread(trained.tolist())
         self.held_out = _spread(held_out)
-
-    def _check_size(self, size: tuple[int, int]) -> None:
-        """Raises ValueError where one of the model's windows does not fit the pictures' size."""
-        width, height = size
-        for window in self.parts.config.model.windows:
-            unit = window * self.shards.stride
-            if width % unit or height % unit:
-                raise ValueError(
-                    f"pictures of {width}x{height} do not fit window {window}: extract the codes "
-                    f"at sizes that are multiples of {unit}"
-                )
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, int]:
         """text (B, T), padding (B,), codes (B, H, W) of step `step`, all of one size, and the
@@ -203,17 +195,18 @@ class ModelTask:
         return total / count if count else float("nan")
 
     def sheet(self, module: nn.Module) -> Image.Image:
-        """Twelve trained pictures and four held-out ones of the first size, sampled anew from
-        their first captions with the default settings."""
+        """Twelve trained pictures and four held-out ones of the first size, fewer of large ones,
+        sampled anew from their first captions with the default settings."""
         size = next(iter(self.visits))
+        window = self.parts.config.model.window
+        grid = self._grid([side // self.shards.stride for side in reversed(size)], window)
+        quarter = max(1, min(4, SHEET_POSITIONS // (4 * math.prod(grid))))
         chosen = [
             i
-            for pool, count in ((self.trained, 12), (self.held_out, 4))
+            for pool, count in ((self.trained, 3 * quarter), (self.held_out, quarter))
             for i in [i for i in pool if tuple(self.shards.record(i)["bucket"]) == size][:count]
         ]
         captions = [self.shards.record(i)["captions"][0] for i in chosen]
-        window = self.parts.config.model.window
-        grid = self._grid(self.shards.codes(chosen[0]).shape, window)
         prompts = [self._frame(caption, grid) for caption in captions]
         generators = [torch.Generator(self.device).manual_seed(i) for i in range(len(prompts))]
         settings = replace(self.parts.config.generation, window=window)
@@ -221,7 +214,9 @@ class ModelTask:
             module, prompts, [self._frame("", grid)] * len(prompts), grid, settings,
             generators, self.parts.text_tokenizer.pad,
         )  # fmt: skip
-        return sheet_of(self.parts.image_tokenizer.decode(last.codes.cpu()), columns=8)
+        decode_one = self.parts.image_tokenizer.decode
+        images = [decode_one(codes[None], TILE) for codes in last.codes.cpu()]
+        return sheet_of(torch.cat(images), columns=8)
 
     def save(self, module: nn.Module, path: Path) -> None:
         sizes = ", ".join(f"{width}x{height}" for width, height in self.visits)
@@ -250,6 +245,18 @@ class ModelTask:
                 file=sys.stderr,
             )
         return tokenizer.frame(ids[:longest], *grid)
+
+
+def check_size(size: tuple[int, int], windows: tuple[int, ...], stride: int) -> None:
+    """Raises ValueError where one of the windows does not fit the pictures' size in pixels."""
+    width, height = size
+    for window in windows:
+        unit = window * stride
+        if width % unit or height % unit:
+            raise ValueError(
+                f"pictures of {width}x{height} do not fit window {window}: extract the codes "
+                f"at sizes that are multiples of {unit}"
+            )
 
 
 def _spread(indices: list[int]) -> list[int]:
