@@ -167,7 +167,8 @@ def score(path: Path, data: Path, seed: int, row: Row) -> dict:
     """Split -> pictures whose nearest reference is the prompted subject, and how many there are;
     "psnr" of the training pictures drawn again, in dB."""
     loaded = pipeline.load(path)
-    settings = replace(loaded.config.generation, window=row.window, **row.generation)
+    asked = recipe_values(row.variant, "singles")["generation"] | row.generation
+    settings = replace(loaded.config.generation, window=row.window, **asked)
     found = {}
     for split in ("train", "held-out"):
         records = choose(emoji.read_manifest(data), split, None, seed)
