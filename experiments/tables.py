@@ -120,7 +120,7 @@ pictures sampled from their prompts whose nearest reference among the style's 80
 prompted one ("held-out": of 16 subject-style pairs that were not trained on), "fit" is nats per
 code on the pictures themselves, "PSNR" in dB compares the sampled picture with the one learnt.
 
-Brackets hold 95 % intervals: over the seeds (Student's t) where there are several, over the
+What is blank is not measured yet. Brackets hold 95 % intervals: over the seeds (Student's t) where there are several, over the
 pictures (Wilson) where a retrieval has one seed. Times are of one picture with guidance, without
 its decoding to pixels, and of one training step of 16 pictures.
 """

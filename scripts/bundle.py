@@ -2,9 +2,9 @@
 
     python -m scripts.bundle RUN/final.safetensors DATA --cfg 4 --training "one sentence on compute"
 
-DATA is a folder of `data emoji --compositions`. The card's scores are measured on the bundled file
-itself, which is stored in float16. Also writes the picture sheets of the README into docs/ and the
-list of subjects into the prompt node's help.
+DATA is a folder of `data emoji`; of `--compositions` where the model was trained on them. The
+card's scores are measured on the bundled file itself, which is stored in float16. Also writes the
+picture sheets of the README into docs/ and the list of subjects into the prompt node's help.
 """
 
 import argparse
@@ -48,7 +48,8 @@ def main() -> None:
     chosen = {name: getattr(options, name) for name in names}
     parts.config = replace(parts.config, generation=replace(parts.config.generation, **chosen))
     sizes = parts.card[checkpoint.SIZES]
-    parts.card = card_of(summary, records, options.training, sizes)
+    composed = (options.data / FOLDER).is_dir()
+    parts.card = card_of(summary, records, options.training, sizes, composed)
     checkpoint.save(checkpoint.BUNDLED, parts, torch.float16)
     parts.card["tokenshuffle.scores"] = ", ".join(score(options.data, records))
     checkpoint.save(checkpoint.BUNDLED, parts, torch.float16)
@@ -56,7 +57,9 @@ def main() -> None:
     print(parts.card["tokenshuffle.scores"])
 
 
-def card_of(summary: dict, records: list[dict], training: str, sizes: str) -> dict[str, str]:
+def card_of(
+    summary: dict, records: list[dict], training: str, sizes: str, composed: bool
+) -> dict[str, str]:
     sources = "; ".join(
         f"{s['package']} {s['version']} ({s['licence']}, {s['by']})" for s in summary["sources"]
     )
@@ -69,13 +72,14 @@ def card_of(summary: dict, records: list[dict], training: str, sizes: str) -> di
         "modelspec.resolution": f"{summary['size']}x{summary['size']}",
         "modelspec.description": (
             f"A small Token-Shuffle model that draws {summary['subjects']} subjects as emoji in "
-            f"{len(summary['styles'])} styles, alone, counted or two together, from prompts in "
-            f"{len(summary['languages'])} languages ({', '.join(summary['languages'])})."
+            f"{len(summary['styles'])} styles{', alone, counted or two together' * composed}, from "
+            f"prompts in {len(summary['languages'])} languages ({', '.join(summary['languages'])})."
         ),
         "modelspec.usage_hint": (
             '"a SUBJECT, STYLE style" with a style of '
-            f'{", ".join(summary["styles"])}; "three SUBJECTS", "a SUBJECT left of a SUBJECT", "a '
-            'SUBJECT above a SUBJECT"; optionally "on a COLOUR background"'
+            f'{", ".join(summary["styles"])}; optionally "on a COLOUR background"'
+            + '; also "three SUBJECTS", "a SUBJECT left of a SUBJECT"'
+            * composed
         ),
         "tokenshuffle.data": (
             f"{summary['pictures']} pictures, {summary['held_out']} subject-style pairs held out; "
@@ -85,8 +89,8 @@ def card_of(summary: dict, records: list[dict], training: str, sizes: str) -> di
         checkpoint.SIZES: sizes,
         "tokenshuffle.limits": (
             "It has memorised its small data set and knows no other subject; pairs it never saw "
-            "come out as another subject more often; of several objects one is often another or "
-            "unclear; it draws at the sizes listed; fine detail is blurred by the image tokenizer."
+            "come out as another subject more often; on coloured backgrounds it is less sure; it "
+            "draws at the sizes listed; fine detail is blurred by the image tokenizer."
         ),
         "tokenshuffle.subjects": ", ".join(subjects),
     }
@@ -108,7 +112,8 @@ def score(data: Path, records: list[dict]) -> list[str]:
                 with atomic_path(docs / f"{name}-{language}.png") as temporary:
                     sheet_of(images[:60], columns=12).save(temporary, "PNG")
         lines.append(f"{name} PSNR {reconstruction_psnr(pipeline, data, part):.1f} dB")
-        lines += compositional_scores(pipeline, data, split, docs / f"composed-{name}.png")
+        if (data / FOLDER).is_dir():
+            lines += compositional_scores(pipeline, data, split, docs / f"composed-{name}.png")
     return lines
 
 
