@@ -181,7 +181,7 @@ def score(path: Path, data: Path, seed: int, row: Row) -> dict:
 
 
 def measure_times(rows: list[Row], codes: Path) -> None:
-    """Seconds of a training step, and of sampling one picture with guidance, by variant and window:
+    """Seconds of a training step, and of sampling one picture, by variant and window:
     medians of rounds in which all take turns. Also the FLOPs of training on a picture."""
     timed: dict[str, dict] = {}
     for _ in range(ROUNDS):

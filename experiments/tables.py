@@ -120,9 +120,10 @@ pictures sampled from their prompts whose nearest reference among the style's 80
 prompted one ("held-out": of 16 subject-style pairs that were not trained on), "fit" is nats per
 code on the pictures themselves, "PSNR" in dB compares the sampled picture with the one learnt.
 
-What is blank is not measured yet. Brackets hold 95 % intervals: over the seeds (Student's t) where there are several, over the
-pictures (Wilson) where a retrieval has one seed. Times are of one picture with guidance, without
-its decoding to pixels, and of one training step of 16 pictures.
+What is blank is not measured yet. Brackets hold 95 % intervals: over the seeds (Student's t) where
+there are several, over the pictures (Wilson) where a retrieval has one seed. Pictures are sampled
+without guidance, unless the table says otherwise. Times are of one picture, without its decoding to
+pixels, and of one training step of 16 pictures.
 """
 
 COLUMNS = (
