@@ -80,11 +80,11 @@ def test_processes_and_a_crash(tiny, tmp_path):
     """Two processes, one of them killed in the middle, and both again: every picture is there."""
     prompts, out = tmp_path / "many.jsonl", tmp_path / "out"
     prompts.write_text("".join(json.dumps({"prompt": f"a cat {i}"}) + "\n" for i in range(24)))
-    command = [sys.executable, "-m", "tokenshuffle_core", "generate", "--prompts", str(prompts)]
-    command += ["-o", str(out), "--model", str(tiny), "--batch", "1"]
 
-    def start(rank: int) -> subprocess.Popen:
-        own = {"RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    def start(rank: int, world: int = 2, output=out, batch: int = 1) -> subprocess.Popen:
+        command = [sys.executable, "-m", "tokenshuffle_core", "generate", "--prompts", str(prompts)]
+        command += ["-o", str(output), "--model", str(tiny), "--batch", str(batch)]
+        own = {"RANK": str(rank), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(command, env=os.environ | own)
 
     first, second = start(0), start(1)
@@ -103,7 +103,7 @@ def test_processes_and_a_crash(tiny, tmp_path):
     assert len(after) == 24
     assert made.items() <= after.items()
     alone = tmp_path / "alone"
-    assert run("--prompts", prompts, "-o", alone, "--model", tiny) == 0
+    assert start(0, world=1, output=alone, batch=5).wait(120) == 0
     assert all(pixels(out / name) == pixels(alone / name) for name in after)
 
 
