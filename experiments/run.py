@@ -5,8 +5,8 @@
 
 The data set, the codes and the checkpoints go to WORK, the scores to experiments/results. What is
 there already is kept, unless its recipe has changed; an interrupted training goes on. One run at a
-time writes to a WORK. `--times`
-measures instead how long a training step and a picture take, all rows in turn, on an idle machine.
+time writes to a WORK. `--times` measures instead how long a training step and a picture take, all
+rows in turn, on an idle machine.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from tokenshuffle_core.files import atomic_path
 from tokenshuffle_core.pipeline import Pipeline
 from tokenshuffle_core.training import compose, emoji, state
 from tokenshuffle_core.training.flops import training_flops
+from tokenshuffle_core.training.loop import FINAL
 from tokenshuffle_core.training.pictures import WHITE, composite, load_rgba
 from tokenshuffle_core.training.shards import INDEX, CodeShards, extract
 from tokenshuffle_core.training.stages import Stages, parse_stages, parts_of
@@ -102,7 +103,7 @@ def measure(row: Row, data: str, seed: int, work: Path) -> None:
         asked = {"window": row.window, "generation": row.generation}
         if asked not in [{key: score[key] for key in asked} for score in scores]:
             folder = train(row.variant, data, seed, work)
-            scores.append(asked | score(folder / "final.safetensors", work / data, seed, row))
+            scores.append(asked | score(folder / FINAL, work / data, seed, row))
             write(path, result)
     print(f"{row.label}: {path.name}", flush=True)
 
@@ -112,10 +113,10 @@ def train(name: str, data: str, seed: int, work: Path) -> Path:
     variant, codes = recipe_values(name, data), build_data(data, work)
     digest = hashlib.sha256(json.dumps(variant, sort_keys=True).encode()).hexdigest()
     folder = work / f"{name}-{data}-{seed}-{digest[:8]}"
-    if not (folder / "final.safetensors").exists():
+    if not (folder / FINAL).exists():
         before = train(variant["after"], data, seed, work) if "after" in variant else None
         recipe = recipe_of(variant, seed, codes)
-        parts = parts_of(recipe, 0, before and before / "final.safetensors")
+        parts = parts_of(recipe, 0, before and before / FINAL)
         if "rank" in variant:
             limit_rank(parts.model, variant["rank"])
         stage = recipe.stages[0]

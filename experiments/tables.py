@@ -6,6 +6,7 @@ python -m experiments.tables
 import json
 import math
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from tokenshuffle_core.evaluation.intervals import mean, share
@@ -47,13 +48,18 @@ def read_table(name: str) -> Table:
     return Table(about["title"], about["text"].strip(), tuple(about["data"]), rows)
 
 
+@cache
+def _variants() -> dict:
+    return parse_toml(ROOT / "variants.toml")
+
+
 def variant_names() -> list[str]:
-    return list(parse_toml(ROOT / "variants.toml")["variants"])
+    return list(_variants()["variants"])
 
 
 def recipe_values(variant: str, data: str) -> dict:
     """What the variant is trained with on `data`: the values of a recipe, and those of OWN."""
-    about = parse_toml(ROOT / "variants.toml")
+    about = _variants()
     shared, own = about["shared"], dict(about["variants"][variant])
     steps = round(own.pop("times", 1) * about["data"][data]["steps"])
     model = shared["model"] | own.pop("model", {})

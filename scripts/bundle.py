@@ -16,12 +16,15 @@ from pathlib import Path
 import torch
 
 from tokenshuffle_core import checkpoint
-from tokenshuffle_core.evaluation import items
-from tokenshuffle_core.evaluation.compositional import SCORES, compositional
+from tokenshuffle_core.evaluation.compositional import (
+    SCORES,
+    choose_compositions,
+    compositional,
+)
 from tokenshuffle_core.evaluation.retrieval import choose, reconstruction_psnr, retrieval
 from tokenshuffle_core.files import atomic_path
 from tokenshuffle_core.pipeline import Pipeline, load
-from tokenshuffle_core.training.compose import FOLDER, Composition
+from tokenshuffle_core.training.compose import FOLDER
 from tokenshuffle_core.training.emoji import read_manifest
 from tokenshuffle_core.training.pictures import sheet_of
 
@@ -51,7 +54,7 @@ def main() -> None:
     composed = (options.data / FOLDER).is_dir()
     parts.card = card_of(summary, records, options.training, sizes, composed)
     checkpoint.save(checkpoint.BUNDLED, parts, torch.float16)
-    parts.card["tokenshuffle.scores"] = ", ".join(score(options.data, records))
+    parts.card["tokenshuffle.scores"] = ", ".join(score(options.data, records, composed))
     checkpoint.save(checkpoint.BUNDLED, parts, torch.float16)
     write_subjects(records)
     print(parts.card["tokenshuffle.scores"])
@@ -96,7 +99,7 @@ def card_of(
     }
 
 
-def score(data: Path, records: list[dict]) -> list[str]:
+def score(data: Path, records: list[dict], composed: bool) -> list[str]:
     pipeline = load()
     settings = pipeline.config.generation
     docs = ROOT / "docs"
@@ -112,7 +115,7 @@ def score(data: Path, records: list[dict]) -> list[str]:
                 with atomic_path(docs / f"{name}-{language}.png") as temporary:
                     sheet_of(images[:60], columns=12).save(temporary, "PNG")
         lines.append(f"{name} PSNR {reconstruction_psnr(pipeline, data, part):.1f} dB")
-        if (data / FOLDER).is_dir():
+        if composed:
             lines += compositional_scores(pipeline, data, split, docs / f"composed-{name}.png")
     return lines
 
@@ -120,9 +123,9 @@ def score(data: Path, records: list[dict]) -> list[str]:
 def compositional_scores(pipeline: Pipeline, data: Path, split: str, sheet: Path) -> list[str]:
     """50 compositions of each kind; the sheet shows twelve of each kind but the single ones."""
     lines, shown = [], []
-    composed = [Composition.of(i.extra) for i in items.choose(data / FOLDER, split, None, seed=0)]
+    chosen = choose_compositions(data, split, 50, seed=0)
     for kind, names in SCORES.items():
-        part = [composition for composition in composed if composition.kind == kind][:50]
+        part = [composition for composition in chosen if composition.kind == kind]
         found, images = compositional(pipeline, data, part, pipeline.config.generation)
         shares = [f"{name} {sum(s[name] for s in found) / len(found):.2f}" for name in names]
         name = "trained" if split == "train" else split

@@ -73,7 +73,7 @@ def test_what_is_drawn_is_kept(prompts, tiny, tmp_path, capsys):
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 def test_each_item_belongs_to_one_process(world):
-    assert [i for rank in range(world) for i in share(6, rank, world)] == list(range(6))
+    assert [i for rank in range(world) for i in share(range(6), rank, world)] == list(range(6))
 
 
 def test_processes_and_a_crash(tiny, tmp_path):

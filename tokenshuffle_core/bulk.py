@@ -1,6 +1,8 @@
 """Pictures of many prompts: shared out to processes, in batches, each exactly once."""
 
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -14,6 +16,21 @@ from .pipeline import Pipeline, check_seed
 RUN = "run.json"  # in the output folder: what its pictures were drawn with
 SETTINGS = [field.name for field in fields(GenerationConfig)]
 KEYS = {"prompt": str, "negative": str, "seed": int, "file": str}
+
+
+@dataclass(frozen=True)
+class Run:
+    """How pictures are drawn; `model` identifies the weights, in JSON's types.
+
+    Process `rank` of `world` draws a share of the prompts of its own.
+    """
+
+    model: dict
+    settings: GenerationConfig
+    seed: int = 0
+    batch: int = 16
+    rank: int = 0
+    world: int = 1
 
 
 @dataclass(frozen=True)
@@ -98,11 +115,19 @@ def _job(
     return job
 
 
-def claim(output: Path, about: dict) -> None:
+def claim(output: Path, run: Run, prompts: list, **more: int) -> None:
     """Note in the folder what its pictures are drawn with, or check that it is the same.
 
-    Raises ValueError where it is not; `about` is of JSON's types.
+    `prompts` are of JSON's types, and so is what else the pictures depend on, `more`. Raises
+    ValueError where the folder is another run's.
     """
+    about = {
+        "model": run.model,
+        "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+        "seed": run.seed,
+        **more,
+        "settings": asdict(run.settings),
+    }
     output.mkdir(parents=True, exist_ok=True)
     path = output / RUN
     if path.exists() and _read_json(path) != about:
@@ -121,9 +146,9 @@ def _read_json(path: Path):
         return None
 
 
-def share(count: int, rank: int, world: int) -> range:
-    """Which of `count` items process `rank` of `world` takes: neighbours, all of them once."""
-    return range(count * rank // world, count * (rank + 1) // world)
+def share(items: Sequence, rank: int, world: int) -> Sequence:
+    """Those of `items` that process `rank` of `world` takes: neighbours, all of them once."""
+    return items[len(items) * rank // world : len(items) * (rank + 1) // world]
 
 
 def draw(pipeline: Pipeline, jobs: list[Job], batch: int = 16, *, cut: bool = False) -> Summary:
@@ -137,13 +162,13 @@ def draw(pipeline: Pipeline, jobs: list[Job], batch: int = 16, *, cut: bool = Fa
     # What is drawn in one batch shares its settings and its negative prompt.
     alike: dict[tuple[GenerationConfig, str], list[tuple[Job, list[int]]]] = {}
     for job in jobs:
-        ids = pipeline.text_tokenizer.encode(job.prompt)
+        encode = pipeline.text_tokenizer.encode if cut else pipeline.encode_prompt
+        ids = encode(job.prompt)
         summary.cut += len(ids) > longest
-        ids = ids[:longest] if cut else pipeline.encode_prompt(job.prompt)
         if job.path.exists():
             summary.kept += 1
         else:
-            alike.setdefault((job.settings, job.negative), []).append((job, ids))
+            alike.setdefault((job.settings, job.negative), []).append((job, ids[:longest]))
     total = sum(map(len, alike.values()))
     with tqdm(total=total, desc="drawing", unit="picture", disable=None) as bar:
         for (settings, negative), todo in alike.items():

@@ -68,10 +68,8 @@ def load(
     dtype = dtype or default_dtype(device)
     with open_safetensors(path, device) as file:
         metadata = file.metadata() or {}
-        if CONFIG not in metadata or TEXT_TOKENIZER not in metadata:
-            raise ValueError(f"{path} is a safetensors file, but not a Token-Shuffle checkpoint")
+        config = _config(metadata, path)
         try:
-            config = Config.from_json(metadata[CONFIG])
             text_tokenizer = TextTokenizer.from_json(metadata[TEXT_TOKENIZER])
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
@@ -112,10 +110,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 def read_config(path: str | Path) -> Config:
     """The configuration alone. Raises as `load`."""
-    metadata = read_metadata(path)
-    if CONFIG not in metadata:
-        raise ValueError(f"{path} is not a Token-Shuffle checkpoint")
-    return Config.from_json(metadata[CONFIG])
+    return _config(read_metadata(path), path)
 
 
 def card(metadata: dict[str, str]) -> dict[str, str]:
@@ -129,6 +124,15 @@ def default_dtype(device: str | torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
     return torch.float32
+
+
+def _config(metadata: dict[str, str], path: str | Path) -> Config:
+    if CONFIG not in metadata or TEXT_TOKENIZER not in metadata:
+        raise ValueError(f"{path} is a safetensors file, but not a Token-Shuffle checkpoint")
+    try:
+        return Config.from_json(metadata[CONFIG])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _to_json(config: ImageTokenizerConfig) -> str:

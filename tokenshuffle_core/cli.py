@@ -16,10 +16,8 @@ from .cli_options import (
     check_output,
     command,
     device_of,
-    identity,
     load,
-    own_device,
-    process,
+    run_of,
     settings_of,
 )
 from .config import PRESETS, Config
@@ -138,29 +136,15 @@ def _generate_one(options) -> None:
 
 
 def _generate_all(options) -> None:
-    import hashlib
-    from dataclasses import asdict
-
     from .bulk import claim, draw, read_prompts, share
 
     if options.count != 1 or options.negative or options.tiled:
         raise ValueError("--count, --negative and --tiled go with one prompt, not with --prompts")
-    if options.batch < 1:
-        raise ValueError(f"--batch must be at least 1, not {options.batch}")
     output = Path(options.output)
-    options.device = own_device(options.device)
-    pipeline = load(options)
-    settings = settings_of(options, pipeline.config.generation)
-    jobs = read_prompts(pipeline, options.prompts, output, settings, options.seed)
-    about = {
-        "model": identity(options),
-        "prompts": hashlib.sha256(options.prompts.read_bytes()).hexdigest(),
-        "seed": options.seed,
-        "settings": asdict(settings),
-    }
-    claim(output, about)
-    mine = share(len(jobs), *process())
-    summary = draw(pipeline, jobs[mine.start : mine.stop], options.batch)
+    pipeline, run = run_of(options)
+    jobs = read_prompts(pipeline, options.prompts, output, run.settings, run.seed)
+    claim(output, run, options.prompts.read_text(encoding="utf-8").split("\n"))
+    summary = draw(pipeline, share(jobs, run.rank, run.world), run.batch)
     print(f"{summary.drawn} pictures drawn, {summary.kept} kept", file=sys.stderr)
     print(output)
 

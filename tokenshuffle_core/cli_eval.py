@@ -9,12 +9,13 @@ from pathlib import Path
 from .cli_options import (
     add_model,
     add_sampling,
+    check_batch,
     check_output,
     command,
     identity,
     load,
-    own_device,
     process,
+    run_of,
     settings_of,
 )
 from .config import parse_sizes
@@ -49,11 +50,14 @@ def _add_generated(parser) -> None:
 
 def _pipeline(options):
     """The model, after checks that need none."""
-    if options.batch < 1:
-        raise ValueError(f"--batch must be at least 1, not {options.batch}")
+    _check(options)
+    return load(options)
+
+
+def _check(options) -> None:
+    check_batch(options)
     if options.json:
         check_output(options.json, ".json")
-    return load(options)
 
 
 def _report(options, pipeline, settings, estimates: dict, **more) -> None:
@@ -145,22 +149,16 @@ def _add_compositional(scores) -> None:
 
 
 def _compositional(options) -> None:
-    from .evaluation.compositional import SCORES, compositional
+    from .evaluation.compositional import choose_compositions, compositional
     from .evaluation.intervals import share
-    from .evaluation.items import choose
-    from .training.compose import FOLDER, Composition
 
     if options.sheet:
         check_output(options.sheet, ".png")
     names, compositions = [], []
     for split in ("train", "held-out"):
-        taken = dict.fromkeys(SCORES, 0)
-        for item in choose(options.data / FOLDER, split, None, options.seed):
-            composition = Composition.of(item.extra)
-            if taken[composition.kind] < options.count:
-                taken[composition.kind] += 1
-                compositions.append(composition)
-                names.append(f"{'trained' if split == 'train' else split} {composition.kind}")
+        chosen = choose_compositions(options.data, split, options.count, options.seed)
+        compositions += chosen
+        names += [f"{'trained' if split == 'train' else split} {each.kind}" for each in chosen]
     pipeline = _pipeline(options)
     settings = settings_of(options, pipeline.config.generation)
     scores, images = compositional(
@@ -251,24 +249,6 @@ def _add_prompts(parser, file: str) -> None:
     _add_common(parser, samples=True)
 
 
-def _run(options):
-    """The model and how this process, one of torchrun's perhaps, draws with it."""
-    from .evaluation.prompts import Run
-
-    options.device = own_device(options.device)
-    pipeline = _pipeline(options)
-    rank, world = process()
-    run = Run(
-        identity(options),
-        settings_of(options, pipeline.config.generation),
-        options.seed,
-        options.batch,
-        rank,
-        world,
-    )
-    return pipeline, run
-
-
 def _say(summary) -> None:
     print(
         f"{summary.drawn} pictures drawn, {summary.kept} kept; {summary.cut} prompts cut to the "
@@ -296,7 +276,8 @@ def _geneval(options) -> None:
         raise ValueError(f"--samples must be at least 1, not {options.samples}")
     entries = read_geneval(options.prompts)
     estimates = geneval_scores(options.results) if options.results else None
-    pipeline, run = _run(options)
+    _check(options)
+    pipeline, run = run_of(options)
     summary = draw_geneval(pipeline, entries, options.output, run, options.samples)
     _say(summary)
     if estimates and run.rank == 0:
@@ -321,7 +302,8 @@ def _genai_bench(options) -> None:
     scorer = bench.load_scorer(options.scorer) if options.scorer else None
     if scorer and process()[1] > 1:
         raise ValueError("--scorer needs all pictures: score in a run of one process afterwards")
-    pipeline, run = _run(options)
+    _check(options)
+    pipeline, run = run_of(options)
     summary = bench.draw_genai_bench(pipeline, prompts, options.output, run)
     _say(summary)
     if scorer:

@@ -114,6 +114,22 @@ def _sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def run_of(options):
+    """The model, and how this process, one of torchrun's perhaps, draws with it."""
+    from .bulk import Run
+
+    check_batch(options)
+    options.device = own_device(options.device)
+    pipeline = load(options)
+    settings = settings_of(options, pipeline.config.generation)
+    return pipeline, Run(identity(options), settings, options.seed, options.batch, *process())
+
+
+def check_batch(options) -> None:
+    if options.batch < 1:
+        raise ValueError(f"--batch must be at least 1, not {options.batch}")
+
+
 def check_output(path: str, suffix: str) -> Path:
     output = Path(path)
     if output.suffix.lower() != suffix:

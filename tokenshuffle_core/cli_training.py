@@ -166,7 +166,6 @@ def _train_stages(options) -> None:
 def _parts(options):
     """The checkpoint that a training starts from."""
     import json
-    from dataclasses import replace
 
     from . import checkpoint
     from .training.start import NEW, fresh_parts, trained_parts
@@ -186,22 +185,15 @@ def _parts(options):
     about = {
         "windows": _numbers("--windows", options.windows, int),
         "window_head": options.window_head,
+        "text_tokenizer": options.text_tokenizer,
+        "vocabulary": options.vocabulary,
         "card": card,
         "seed": options.seed,
     }
     if options.init:
-        about |= {"text_tokenizer": options.text_tokenizer, "vocabulary": options.vocabulary}
         return trained_parts(options.init, options.data, **about)
-    preset = PRESETS[options.preset]
-    if options.vocabulary:
-        preset = replace(preset, model=replace(preset.model, text_vocabulary=options.vocabulary))
-    return fresh_parts(
-        options.data,
-        options.image_tokenizer or checkpoint.BUNDLED,
-        preset,
-        text_tokenizer=options.text_tokenizer or NEW,
-        **about,
-    )
+    images = options.image_tokenizer or checkpoint.BUNDLED
+    return fresh_parts(options.data, images, PRESETS[options.preset], **about)
 
 
 def _numbers(name: str, text: str | None, kind: type) -> tuple | None:

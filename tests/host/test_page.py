@@ -221,7 +221,9 @@ def test_tokens_are_counted_while_typing(page):
     page.fill("TokenShufflePrompt", text="apple " * 80)
     page.page.get_by_text("80 / 64 tokens: shorten the prompt").wait_for()
     page.fill("TokenShufflePrompt", text="")
-    page.page.get_by_text("0 / 64 tokens", exact=True).wait_for()
+    none = page.page.get_by_text("0 / 64 tokens", exact=True)
+    none.wait_for()
+    assert none.count() == 1
 
 
 def test_loader_shows_the_model_card(page):
@@ -239,7 +241,9 @@ def test_template_browser_lists_the_workflows(page):
     dialog.get_by_text(comfyui.PACK_NAME).click()
     for path in workflows.PATHS:
         title = re.compile(path.stem.replace("_", "[ _]"), re.IGNORECASE)
-        dialog.get_by_text(title).first.wait_for()
+        entry = dialog.get_by_text(title).first
+        entry.wait_for()
+        assert entry.is_visible()
     page.page.wait_for_function(
         """([width, count]) => [...document.querySelectorAll('[role=dialog] img')]
             .filter((image) => image.naturalWidth === width).length === count""",
@@ -254,8 +258,10 @@ def test_help_page_opens(page):
     script = f"() => window.app.canvas.selectNode(({NODE})('TokenShuffleSampler'))"
     page.page.evaluate(script)
     page.page.get_by_test_id("info-button").click()
-    page.page.get_by_text("Cancelling stops after the current step").wait_for()
+    text = page.page.get_by_text("Cancelling stops after the current step")
+    text.wait_for()
     page.screenshot("help")
+    assert text.is_visible()
 
 
 def test_reload_finds_the_graph_as_it_was(page, server):

@@ -20,10 +20,11 @@ from torch import Tensor
 from ..config import GenerationConfig
 from ..pipeline import Pipeline
 from ..training import captions
-from ..training.compose import ROWS, Composition, arrange, fit, render
+from ..training.compose import FOLDER, ROWS, Composition, arrange, fit, render
 from ..training.emoji import read_manifest
 from ..training.pictures import BACKGROUNDS
 from .generate import generate
+from .items import choose
 from .retrieval import features, rank
 
 SCORES = {  # kind -> what is scored
@@ -57,6 +58,20 @@ class References:
         drawn, clear = self.pooled[key]
         behind = torch.tensor(BACKGROUNDS[background]) / 255
         return drawn + clear * behind.repeat_interleave(clear.shape[1] // 3)
+
+
+def choose_compositions(data: Path, split: str, count: int, seed: int) -> list[Composition]:
+    """At most `count` of each kind of a split, in random order, from `data emoji --compositions`.
+
+    Raises as `items.choose`.
+    """
+    taken, chosen = dict.fromkeys(SCORES, 0), []
+    for item in choose(data / FOLDER, split, None, seed):
+        composition = Composition.of(item.extra)
+        if taken[composition.kind] < count:
+            taken[composition.kind] += 1
+            chosen.append(composition)
+    return chosen
 
 
 def compositional(

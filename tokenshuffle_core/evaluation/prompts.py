@@ -4,41 +4,23 @@ GenEval (arXiv 2310.11513) and GenAI-Bench (arXiv 2406.13743). Neither prompts n
 theirs are part of this package: the prompt files come from their authors.
 """
 
-import hashlib
 import importlib
 import json
 import math
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from tqdm import tqdm
 
-from ..bulk import Job, Summary, claim, draw, share
-from ..config import GenerationConfig
+from ..bulk import Job, Run, Summary, claim, draw, share
 from ..files import atomic_path
 from ..pipeline import Pipeline
 from .intervals import Estimate, mean
 
 Scorer = Callable[[list[Path], list[str]], list[float]]
-
-
-@dataclass(frozen=True)
-class Run:
-    """How pictures are drawn; `model` identifies the weights, in JSON's types.
-
-    Process `rank` of `world` draws a share of the prompts of its own.
-    """
-
-    model: dict
-    settings: GenerationConfig
-    seed: int = 0
-    batch: int = 16
-    rank: int = 0
-    world: int = 1
 
 
 def read_geneval(path: Path) -> list[dict]:
@@ -80,17 +62,17 @@ def draw_geneval(
     Sample k of entry i is drawn with seed + i * samples + k. What lies there is kept. Raises
     ValueError where the folder's pictures were drawn otherwise.
     """
-    _claim(output, run, [entry["prompt"] for entry in entries], samples=samples)
+    claim(output, run, [entry["prompt"] for entry in entries], samples=samples)
     jobs = []
-    for i in share(len(entries), run.rank, run.world):
+    for i, entry in share(list(enumerate(entries)), run.rank, run.world):
         folder = output / f"{i:05}"
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / "metadata.jsonl") as temporary:
-            temporary.write_text(json.dumps(entries[i]) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(entry) + "\n", encoding="utf-8")
         for k in range(samples):
             path = folder / "samples" / f"{k:04}.png"
             seed = run.seed + i * samples + k
-            jobs.append(Job(entries[i]["prompt"], seed, path, run.settings))
+            jobs.append(Job(entry["prompt"], seed, path, run.settings))
     return draw(pipeline, jobs, run.batch, cut=True)
 
 
@@ -98,13 +80,12 @@ def draw_genai_bench(
     pipeline: Pipeline, prompts: dict[str, str], output: Path, run: Run
 ) -> Summary:
     """Write `OUTPUT/ID.png` for every prompt; number i is drawn with seed + i. As above."""
-    _claim(output, run, list(prompts.values()))
+    claim(output, run, list(prompts.values()))
     jobs = [
         Job(prompt, run.seed + i, output / f"{name}.png", run.settings)
         for i, (name, prompt) in enumerate(prompts.items())
     ]
-    mine = share(len(jobs), run.rank, run.world)
-    return draw(pipeline, jobs[mine.start : mine.stop], run.batch, cut=True)
+    return draw(pipeline, share(jobs, run.rank, run.world), run.batch, cut=True)
 
 
 def geneval_scores(path: Path) -> dict[str, Estimate]:
@@ -226,14 +207,3 @@ def _read_text(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is not a file")
     return path.read_text(encoding="utf-8")
-
-
-def _claim(output: Path, run: Run, prompts: list[str], **more: int) -> None:
-    about = {
-        "model": run.model,
-        "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
-        "seed": run.seed,
-        **more,
-        "settings": asdict(run.settings),
-    }
-    claim(output, about)

@@ -108,10 +108,9 @@ def build(
     fields of `Composition`. Pictures have `sizes` (width, height), the first of them most often,
     or the data set's size where None: every single subject on white comes in all of them. A
     subject-style pair that the data set holds out is held out here, and only as a single; so is a
-    share `held_out` of the pairs of
-    subjects and of the pairs of a subject and a count, in every style and order. More pictures of
-    the same seed only add to fewer; what is rendered already is kept. Raises ValueError for a bad
-    setting, FileNotFoundError where there is no data set.
+    share `held_out` of the pairs of subjects and of the pairs of a subject and a count, in every
+    style and order. More pictures of the same seed only add to fewer; what is rendered already is
+    kept. Raises ValueError for a bad setting, FileNotFoundError where there is no data set.
     """
     data = Path(data)
     if count < 1:

@@ -40,7 +40,7 @@ from . import state
 from .distributed import barrier, rank
 from .loop import FINAL, LoopConfig, check_loop
 from .shards import CodeShards
-from .start import NEW, fresh_parts, trained_parts
+from .start import fresh_parts, trained_parts
 from .train_model import CPU, Recipe, check_size, train_model
 
 PLAN = "stage.json"  # in a stage's folder: what it was begun with
@@ -112,10 +112,7 @@ def parse_stages(recipe: dict[str, Any]) -> Stages:
     for name in ("preset", "model", "generation", "image_tokenizer"):
         if "init" in recipe and name in recipe:
             raise ValueError(f"init brings its own {name}: give one of them")
-    shape = given.pop("model", {})
-    if "vocabulary" in given:
-        shape = shape | {"text_vocabulary": given["vocabulary"]}
-    preset = _preset(given.pop("preset"), shape, given.pop("generation", {}))
+    preset = _preset(given.pop("preset"), given.pop("model", {}), given.pop("generation", {}))
     own = {f.name for f in fields(Stages)} - {"preset", "stages"}
     start = {name: given.pop(name) for name in own & given.keys()}
     _check_kinds("the recipe", start, Stages)
@@ -146,7 +143,8 @@ def _preset(name: str, model: dict, generation: dict) -> Config:
 
 
 def _stage(shared: dict[str, Any], table: dict[str, Any], number: int) -> Stage:
-    _check_keys(f"stage {number}", table, table.keys() if isinstance(table, dict) else set())
+    if not isinstance(table, dict):
+        raise ValueError(f"stage {number} must be a table, not {table!r}")
     given = shared | table
     name = str(given.get("name", number))
     loop = {f.name for f in fields(LoopConfig)}
@@ -258,16 +256,17 @@ def parts_of(recipe: Stages, index: int, before: Path | None) -> checkpoint.Chec
     Raises as `fresh_parts` and `trained_parts`.
     """
     stage = recipe.stages[index]
-    shape = {"windows": stage.windows, "window_head": stage.window_head}
-    about = {"card": recipe.card, "seed": stage.loop.seed}
-    if before is None:
-        text = recipe.text_tokenizer or NEW
-        start = stage.codes, recipe.image_tokenizer, recipe.preset
-        return fresh_parts(*start, text_tokenizer=text, **shape, **about)
-    text = {}
+    about = {
+        "windows": stage.windows,
+        "window_head": stage.window_head,
+        "card": recipe.card,
+        "seed": stage.loop.seed,
+    }
     if index == 0:
-        text = {"text_tokenizer": recipe.text_tokenizer, "vocabulary": recipe.vocabulary}
-    return trained_parts(before, stage.codes, **shape, **text, **about)
+        about |= {"text_tokenizer": recipe.text_tokenizer, "vocabulary": recipe.vocabulary}
+    if before is None:
+        return fresh_parts(stage.codes, recipe.image_tokenizer, recipe.preset, **about)
+    return trained_parts(before, stage.codes, **about)
 
 
 def _outcome(stage: Stage) -> dict[str, Any]:

@@ -31,26 +31,26 @@ def fresh_parts(
     *,
     windows: tuple[int, ...] | None = None,
     window_head: int = 0,
-    text_tokenizer: str | Path = NEW,
+    text_tokenizer: str | Path | None = None,
+    vocabulary: int | None = None,
     card: dict[str, str] | None = None,
     seed: int = 0,
 ) -> checkpoint.Checkpoint:
     """A model of the preset's shape with fresh weights, for the codes in the folder `codes`.
 
-    `preset.model.text_vocabulary` is an upper bound for a new text tokenizer; the model gets as
-    many embeddings as that has tokens. Its default size is the most frequent one of the pictures.
-    Raises as the readers of these files.
+    `vocabulary` bounds the text tokenizer, a new one where None is named, as large as the preset's
+    where None; the model gets as many embeddings as that has tokens. Its default size is the most
+    frequent one of the pictures. Raises as the readers of these files.
     """
     shards = CodeShards(codes)
     images = checkpoint.load_image_tokenizer(image_tokenizer)
     shards.check(images)
-    shape = preset.model
-    text = _text_tokenizer(text_tokenizer, shards, shape)
+    text = _text_tokenizer(text_tokenizer or NEW, vocabulary, shards, preset.model)
     shape: ModelConfig = replace(
-        shape,
+        preset.model,
         text_vocabulary=len(text),
         codebook_size=images.config.codebook_size,
-        windows=windows or shape.windows,
+        windows=windows or preset.model.windows,
         window_head=window_head,
     )
     config = Config(images.config, shape, _of_size(preset.generation, shards))
@@ -83,8 +83,7 @@ def trained_parts(
     shape = config.model
     torch.manual_seed(seed)
     if text_tokenizer:
-        shape = replace(shape, text_vocabulary=vocabulary or shape.text_vocabulary)
-        text = _text_tokenizer(text_tokenizer, shards, shape)
+        text = _text_tokenizer(text_tokenizer, vocabulary, shards, shape)
         parts = change_text_tokenizer(parts, text)
     if (windows or shape.windows) != shape.windows or window_head not in (0, shape.window_head):
         parts = grow(parts, windows or shape.windows, window_head)
@@ -96,7 +95,10 @@ def _of_size(settings: GenerationConfig, shards: CodeShards) -> GenerationConfig
     return replace(settings, width=width, height=height)
 
 
-def _text_tokenizer(path: str | Path, shards: CodeShards, shape: ModelConfig) -> TextTokenizer:
+def _text_tokenizer(
+    path: str | Path, vocabulary: int | None, shards: CodeShards, shape: ModelConfig
+) -> TextTokenizer:
     if path == NEW:
+        shape = replace(shape, text_vocabulary=vocabulary or shape.text_vocabulary)
         return train_text_tokenizer(shards, shape.text_vocabulary, shape.max_grid)
     return TextTokenizer.from_file(path, shape.max_grid)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import checkpoint
 from ..lora import add_lora, save_lora
-from ..pipeline import TILE
+from ..pipeline import decode_codes
 from ..sampler import decode, pad_left
 from ..shuffle import shuffle
 from .batches import Batches
@@ -214,9 +214,11 @@ class ModelTask:
             module, prompts, [self._frame("", grid)] * len(prompts), grid, settings,
             generators, self.parts.text_tokenizer.pad,
         )  # fmt: skip
-        decode_one = self.parts.image_tokenizer.decode
-        images = [decode_one(codes[None], TILE) for codes in last.codes.cpu()]
-        return sheet_of(torch.cat(images), columns=8)
+        images = [
+            decode_codes(self.parts.image_tokenizer, codes[None], tiled=True)
+            for codes in last.codes
+        ]
+        return sheet_of(torch.cat(images).movedim(-1, 1), columns=8)
 
     def save(self, module: nn.Module, path: Path) -> None:
         sizes = ", ".join(f"{width}x{height}" for width, height in self.visits)
