@@ -75,16 +75,16 @@ def main() -> None:
     write_document()
 
 
-def build_data(name: str, work: Path) -> Path:
-    """The folder of the codes of a data set, which lies beside it."""
-    data, codes = work / name, work / f"{name}-codes"
+def build_data(name: str, work: Path, size: int = SIZE) -> Path:
+    """The folder of the codes of a data set at `size` pixels, which lies beside it."""
+    data, codes = work / name, work / f"{name}-codes{'' if size == SIZE else f'-{size}'}"
     if not (codes / INDEX).exists():
         held_out, count, kinds = BUILT[name]
         subjects = str(ROOT / "subjects.txt")
         emoji.build(data, subjects=subjects, styles=STYLES, languages=("en",), held_out=held_out)
         compose.build(data, count, kinds=kinds)
         tokenizer = checkpoint.load_image_tokenizer(checkpoint.BUNDLED)
-        extract(data / compose.FOLDER, codes, tokenizer, [(SIZE, SIZE)])
+        extract(data / compose.FOLDER, codes, tokenizer, [(size, size)])
     return codes
 
 
@@ -110,7 +110,8 @@ def measure(row: Row, data: str, seed: int, work: Path) -> None:
 
 def train(name: str, data: str, seed: int, work: Path) -> Path:
     """The folder of the trained variant, which is trained if it is not there."""
-    variant, codes = recipe_values(name, data), build_data(data, work)
+    variant = recipe_values(name, data)
+    codes = build_data(data, work, variant.get("size", SIZE))
     digest = hashlib.sha256(json.dumps(variant, sort_keys=True).encode()).hexdigest()
     folder = work / f"{name}-{data}-{seed}-{digest[:8]}"
     if not (folder / FINAL).exists():

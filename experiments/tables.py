@@ -5,6 +5,7 @@ python -m experiments.tables
 
 import json
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -18,18 +19,22 @@ RESULTS = ROOT / "results"
 TIMES = RESULTS / "times.json"
 DOCUMENT = ROOT.parent / "docs" / "experiments.md"
 SEEDS = range(10)
-OWN = ("rank", "after", "parent")  # keys of a variant that are none of a recipe
+OWN = ("rank", "size", "after", "parent")  # keys of a variant that are none of a recipe
 ORDER = ("windows", "compression", "fuse_blocks", "guidance", "elastic", "window_head", "growing")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: a variant, sampled at one of its windows with some settings."""
+    """A line of a table: a variant, sampled at one of its windows with some settings.
+
+    `against` is the label of the row that it is compared with, seed by seed.
+    """
 
     label: str
     variant: str
     window: int | None = None
     generation: dict = field(default_factory=dict)
+    against: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,16 @@ def result_path(variant: str, data: str, seed: int) -> Path:
     return RESULTS / f"{variant}-{data}-{seed}.json"
 
 
-def results_of(variant: str, data: str) -> list[dict]:
-    """One for each seed, of the recipe as it stands; those of another one do not count."""
-    paths = [result_path(variant, data, seed) for seed in SEEDS]
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+def results_of(variant: str, data: str) -> dict[int, dict]:
+    """By seed, of the recipe as it stands; those of another one do not count."""
+    paths = {seed: result_path(variant, data, seed) for seed in SEEDS}
+    found = {
+        seed: json.loads(path.read_text(encoding="utf-8"))
+        for seed, path in paths.items()
+        if path.exists()
+    }
     recipe = recipe_values(variant, data)
-    return [result for result in found if result["recipe"] == recipe]
+    return {seed: result for seed, result in found.items() if result["recipe"] == recipe}
 
 
 def document() -> str:
@@ -103,7 +112,8 @@ def plot_growing(path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
     for row in read_table("growing").rows:
-        for result in results_of(row.variant, "compositions")[:1]:
+        if results := results_of(row.variant, "compositions"):
+            result = results[min(results)]
             steps, losses = zip(*result["losses"]["validation_loss"], strict=True)
             axes.plot(steps, losses, marker=".", label=row.label)
     axes.set(xlabel="step of 16 pictures", ylabel="nats per code, held-out compositions")
@@ -127,20 +137,25 @@ prompted one ("held-out": of 16 subject-style pairs that were not trained on), "
 code on the pictures themselves, "PSNR" in dB compares the sampled picture with the one learnt.
 
 What is blank is not measured yet. Brackets hold 95 % intervals: over the seeds (Student's t) where
-there are several, over the pictures (Wilson) where a retrieval has one seed. Pictures are sampled
-without guidance, unless the table says otherwise. Times are of one picture, without its decoding to
-pixels, and of one training step of 16 pictures.
+there are several, over the pictures (Wilson) where a retrieval has one seed. A difference, in nats
+per code or in points, is that to the row which the table's text names, seed by seed. Pictures are
+sampled without guidance, unless the table says otherwise. Times are of one picture, without its
+decoding to pixels, and of one training step of 16 pictures.
 """
 
 COLUMNS = (
-    "model", "seeds", "loss", "fit", "retrieval", "retrieval, held-out", "PSNR", "ms / picture",
-    "ms / step", "FLOPs of a step",
+    "model", "seeds", "loss", "difference", "fit", "retrieval", "difference",
+    "retrieval, held-out", "PSNR", "ms / picture", "ms / step", "FLOPs of a step",
 )  # fmt: skip
 
 
 def section(table: Table) -> str:
     """A table with its heading, as Markdown; columns that no row fills are left out."""
-    rows = [cells(row) for row in table.rows]
+    measured = {row.label: measured_of(row, table.data) for row in table.rows}
+    rows = [
+        cells(row, measured[row.label], measured[row.against] if row.against else None)
+        for row in table.rows
+    ]
     used = [i for i in range(len(COLUMNS)) if any(row[i] for row in rows)]
     lines = [[COLUMNS[i] for i in used], ["---"] * len(used)]
     lines += [[row[i] for i in used] for row in rows]
@@ -148,44 +163,77 @@ def section(table: Table) -> str:
     return f"## {table.title}\n\n{table.text}\n\n{markdown}"
 
 
-def cells(row: Row) -> list[str]:
-    composed, single = (results_of(row.variant, data) for data in ("compositions", "singles"))
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a row, by seed; `train` and `held_out` are (hits, n) of retrieval."""
+
+    loss: dict[int, float]
+    fit: dict[int, float]
+    train: dict[int, tuple[int, int]]
+    held_out: dict[int, tuple[int, int]]
+    psnr: dict[int, float]
+
+
+def measured_of(row: Row, data: tuple[str, ...]) -> Measured:
+    composed, single = (
+        results_of(row.variant, name) if name in data else {}
+        for name in ("compositions", "singles")
+    )
     windows = recipe_values(row.variant, "singles")["windows"]
-    window = row.window or windows[0]
-    suffix = f"_window_{window}" if len(windows) > 1 else ""
-    loss = [result["losses"][f"validation_loss{suffix}"][-1][1] for result in composed]
-    fit = [result["losses"][f"trained_loss{suffix}"][-1][1] for result in single]
+    suffix = f"_window_{row.window or windows[0]}" if len(windows) > 1 else ""
     asked = {"window": row.window, "generation": row.generation}
-    scores = [
-        score
-        for result in single
+    scores = {
+        seed: score
+        for seed, result in single.items()
         for score in result["scores"]
         if {key: score[key] for key in asked} == asked
-    ]
-    seeds = " / ".join(str(len(of)) for of in (composed, single) if of)
-    found = [row.label, seeds, _mean(loss), _mean(fit)]
-    found += [_shares([score[split] for score in scores]) for split in ("train", "held-out")]
-    found.append(_mean([score["psnr"] for score in scores], 2))
+    }
+    return Measured(
+        loss={s: r["losses"][f"validation_loss{suffix}"][-1][1] for s, r in composed.items()},
+        fit={s: r["losses"][f"trained_loss{suffix}"][-1][1] for s, r in single.items()},
+        train={seed: tuple(score["train"]) for seed, score in scores.items()},
+        held_out={seed: tuple(score["held-out"]) for seed, score in scores.items()},
+        psnr={seed: score["psnr"] for seed, score in scores.items()},
+    )
+
+
+def cells(row: Row, own: Measured, against: Measured | None) -> list[str]:
+    seeds = " / ".join(str(len(of)) for of in (own.loss, own.fit) if of)
+    found = [row.label, seeds, _mean(own.loss.values())]
+    found += [_difference(own.loss, against.loss) if against else "", _mean(own.fit.values())]
+    found.append(_shares(own.train))
+    shares = [{s: 100 * hits / n for s, (hits, n) in m.train.items()} for m in (own, against) if m]
+    found.append(_difference(*shares, digits=1) if against else "")
+    found += [_shares(own.held_out), _mean(own.psnr.values(), 2)]
     times = json.loads(TIMES.read_text(encoding="utf-8")) if TIMES.exists() else {}
-    own = times.get(f"{row.variant} at {window}")
-    if own is None:
+    window = row.window or recipe_values(row.variant, "singles")["windows"][0]
+    timed = times.get(f"{row.variant} at {window}")
+    if timed is None or row.generation:  # other guidance takes other times
         return [*found, "", "", ""]
-    milliseconds = [f"{1000 * own[name]:.0f}" for name in ("picture", "step")]
-    return [*found, *milliseconds, f"{16 * own['flops'] / 1e9:.0f} G"]
+    milliseconds = [f"{1000 * timed[name]:.0f}" for name in ("picture", "step")]
+    return [*found, *milliseconds, f"{16 * timed['flops'] / 1e9:.0f} G"]
 
 
-def _mean(values: list[float], digits: int = 3) -> str:
+def _difference(of: dict[int, float], against: dict[int, float], digits: int = 3) -> str:
+    """Over the seeds that both have."""
+    return _mean([of[seed] - against[seed] for seed in of if seed in against], digits, "+")
+
+
+def _mean(values: Collection[float], digits: int = 3, sign: str = "") -> str:
     if not values:
         return ""
-    e, n = mean(values), digits
-    return f"{e.value:.{n}f}" + ("" if math.isnan(e.low) else f" [{e.low:.{n}f}, {e.high:.{n}f}]")
+    e, form = mean(list(values)), f"{sign}.{digits}f"
+    return f"{e.value:{form}}" + (
+        "" if math.isnan(e.low) else f" [{e.low:{form}}, {e.high:{form}}]"
+    )
 
 
-def _shares(counts: list[list[int]]) -> str:
-    """[hits, n] of each seed -> a percentage."""
+def _shares(counts: dict[int, tuple[int, int]]) -> str:
+    """(hits, n) of each seed -> a percentage."""
     if not counts:
         return ""
-    e = share(*counts[0]) if len(counts) == 1 else mean([hits / n for hits, n in counts])
+    pairs = list(counts.values())
+    e = share(*pairs[0]) if len(pairs) == 1 else mean([hits / n for hits, n in pairs])
     low, high = max(0.0, e.low), min(1.0, e.high)
     return f"{100 * e.value:.1f} % [{100 * low:.0f}, {100 * high:.0f}]"
 
