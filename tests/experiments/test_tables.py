@@ -53,11 +53,28 @@ def test_every_result_counts():
         assert result["recipe"] == recipe_values(name, data), path.name
 
 
-def test_a_cell_is_the_mean_of_the_results():
-    paths = [result_path("window-2", "compositions", seed) for seed in SEEDS]
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
-    losses = [result["losses"]["validation_loss"][-1][1] for result in results]
+def results(variant: str) -> dict[int, float]:
+    """The last loss of each seed, as it lies on the disk."""
+    paths = {seed: result_path(variant, "compositions", seed) for seed in SEEDS}
+    return {
+        seed: json.loads(path.read_text(encoding="utf-8"))["losses"]["validation_loss"][-1][1]
+        for seed, path in paths.items()
+        if path.exists()
+    }
+
+
+def test_cells_are_means_of_the_results():
+    first, second = results("window-1"), results("window-2")
     (line,) = [line for line in document().splitlines() if line.startswith("| window 2 |")]
     cells = [cell.strip() for cell in line.split("|")]
-    assert cells[2].startswith(str(len(results)))
-    assert math.isclose(float(cells[3].split()[0]), statistics.fmean(losses), abs_tol=6e-4)
+    assert cells[2].startswith(str(len(second)))
+    loss, difference = (float(cell.split()[0]) for cell in cells[3:5])
+    assert math.isclose(loss, statistics.fmean(second.values()), abs_tol=6e-4)
+    paired = [second[seed] - first[seed] for seed in first.keys() & second.keys()]
+    assert math.isclose(difference, statistics.fmean(paired), abs_tol=6e-4)
+
+
+def test_rows_are_compared_with_rows_of_their_table():
+    for name in ORDER:
+        rows = read_table(name).rows
+        assert {row.against for row in rows} - {None} <= {row.label for row in rows}

@@ -62,28 +62,37 @@ def world_size() -> int:
 def in_any(*flags: bool) -> list[bool]:
     """For each flag whether it is set in any process: the same answer in all of them."""
     counts = torch.tensor(flags, dtype=torch.int64)
-    if dist.is_initialized():
-        dist.all_reduce(counts)
+    _all_reduce(counts)
     return (counts > 0).tolist()
 
 
 def mean(values: dict[str, float | torch.Tensor]) -> dict[str, float]:
     """The mean over the processes of each value."""
     sums = torch.tensor([float(value) for value in values.values()], dtype=torch.float64)
-    if dist.is_initialized():
-        dist.all_reduce(sums)
+    _all_reduce(sums)
     return dict(zip(values, (sums / world_size()).tolist(), strict=True))
 
 
 def max_of_all(tensor: torch.Tensor) -> None:
     """Replace each element by the largest that any process has in its place."""
-    if dist.is_initialized():
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    _all_reduce(tensor, dist.ReduceOp.MAX)
 
 
 def barrier() -> None:
     """Wait until every process is here."""
     in_any(False)
+
+
+def _all_reduce(tensor: torch.Tensor, op=dist.ReduceOp.SUM) -> None:
+    global _latest
+    if dist.is_initialized():
+        dist.all_reduce(tensor, op)
+        _latest = tensor
+
+
+# Gloo's thread lets go of a tensor a moment after the others have it. Were it then the only owner,
+# it would ask for the GIL, which aborts the process where the interpreter is about to exit.
+_latest: torch.Tensor | None = None
 
 
 class _Loss(nn.Module):
