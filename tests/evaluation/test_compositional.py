@@ -45,8 +45,8 @@ PICTURES = {
 REFERENCES = References(PICTURES)
 
 
-def rendered(composition: Composition, size: int = SIZE) -> torch.Tensor:
-    return to_tensor(render(composition, PICTURES, (size, size)))
+def rendered(composition: Composition, size: tuple[int, int] = (SIZE, SIZE)) -> torch.Tensor:
+    return to_tensor(render(composition, PICTURES, size))
 
 
 def every_composition():
@@ -60,9 +60,12 @@ def every_composition():
                     yield arrange("count", (first,) * copies, style, background)
 
 
-@pytest.mark.parametrize(("size", "noise"), [(64, 0.0), (96, 0.05)])
+@pytest.mark.parametrize(
+    ("size", "noise"),
+    [((64, 64), 0.0), ((96, 96), 0.05), ((128, 64), 0.0), ((64, 96), 0.0)],
+)
 def test_what_was_composed_is_right(size, noise):
-    """Also in another size than the references', and somewhat blurred and noisy."""
+    """Also in other sizes than the references', and somewhat blurred and noisy."""
     torch.manual_seed(0)
     seen = set()
     for composition in every_composition():

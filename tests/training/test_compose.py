@@ -291,12 +291,37 @@ def test_the_command_composes(data, tmp_path, capsys):
     assert not any("扁平" in text for e in entries for text in e["captions"])
 
 
-def test_an_oblong_picture_is_the_square_one_with_more_background_at_its_sides():
-    composition = arrange("beside", ("cat", "dog"), "flat", "green")
-    square = np.asarray(render(composition, PICTURES, (64, 64)))
-    wide = np.asarray(render(composition, PICTURES, (96, 64)))
-    np.testing.assert_array_equal(wide[:, 16:80], square)
-    assert (wide[:, [0, 15, 80, 95]] == BACKGROUNDS["green"]).all()
+@pytest.mark.parametrize(
+    ("kind", "size", "pasted"),
+    [
+        ("single", (96, 64), {(16, 0, 64)}),
+        ("beside", (128, 64), {(0, 0, 64), (64, 0, 64)}),
+        ("beside", (96, 64), {(0, 8, 48), (48, 8, 48)}),
+        ("beside", (64, 64), {(0, 16, 32), (32, 16, 32)}),
+        ("above", (64, 128), {(0, 0, 64), (0, 64, 64)}),
+        ("above", (64, 96), {(8, 0, 48), (8, 48, 48)}),
+        ("above", (128, 64), {(48, 0, 32), (48, 32, 32)}),
+    ],
+)
+def test_subjects_fill_squares_in_the_middle_of_their_boxes(kind, size, pasted):
+    subjects = ("cat",) if kind == "single" else ("cat", "dog")
+    expected = Image.new("RGB", size, BACKGROUNDS["green"])
+    for subject, (left, top, side) in zip(subjects, sorted(pasted), strict=True):
+        expected.paste(COLOURS[subject][:3], (left, top, left + side, top + side))
+    image = render(arrange(kind, subjects, "flat", "green"), PICTURES, size)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(expected))
+
+
+def test_a_pair_often_has_the_size_that_suits_it(data, tmp_path):
+    copy = shutil.copytree(data, tmp_path / "data")
+    build(copy, 200, sizes=[(32, 32), (64, 32), (32, 64)], held_out=0)
+    sizes: dict[str, Counter] = {}
+    for entry in entries_of(copy):
+        with Image.open(copy / "composed" / entry["file_name"]) as image:
+            sizes.setdefault(entry["kind"], Counter())[image.size] += 1
+    for kind, best in (("beside", (64, 32)), ("above", (32, 64))):
+        assert sizes[kind].most_common(1)[0][0] == best
+        assert 0.5 < sizes[kind][best] / sizes[kind].total() < 0.85  # 2/3 are expected
 
 
 def test_singles_on_white_come_in_all_sizes(data, tmp_path):

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..config import GenerationConfig
 from ..pipeline import Pipeline
 from ..training import captions
-from ..training.compose import FOLDER, ROWS, Composition, arrange, fit, render
+from ..training.compose import FOLDER, ROWS, Composition, arrange, fit, render, square_in
 from ..training.emoji import read_manifest
 from ..training.pictures import BACKGROUNDS
 from .generate import generate
@@ -40,17 +40,17 @@ class References:
 
     def __init__(self, pictures: dict[tuple[str, str], Image.Image]):
         self.pictures = pictures
-        self.pooled: dict[tuple[str, int, int], tuple[Tensor, Tensor]] = {}
+        self.pooled: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
 
     def subjects(self, style: str) -> list[str]:
         return [subject for subject, of in self.pictures if of == style]
 
-    def features(self, style: str, background: str, width: int, height: int) -> Tensor:
+    def features(self, style: str, background: str, side: int) -> Tensor:
         """Features (M, F) of every subject of a style, alone on `background`."""
-        key = (style, width, height)
+        key = (style, side)
         if key not in self.pooled:
             cut_outs = [self.pictures[subject, style] for subject in self.subjects(style)]
-            arrays = np.stack([np.asarray(fit(cut_out, width, height)) for cut_out in cut_outs])
+            arrays = np.stack([np.asarray(fit(cut_out, side)) for cut_out in cut_outs])
             rgba = torch.from_numpy(arrays).movedim(-1, 1).float() / 255
             colour, alpha = rgba[:, :3], rgba[:, 3:]
             self.pooled[key] = features(colour * alpha), features((1 - alpha).expand_as(colour))
@@ -163,10 +163,10 @@ def subjects_of(
     subjects = references.subjects(composition.style)
     found = []
     for box in composition.boxes:
-        left, right = round(box[0] * width), round(box[2] * width)
-        top, bottom = round(box[1] * height), round(box[3] * height)
-        known = references.features(composition.style, background, right - left, bottom - top)
-        nearest = rank(features(image[None, :, top:bottom, left:right]), known)[0, 0]
+        left, top, side = square_in(box, (width, height))
+        known = references.features(composition.style, background, side)
+        shown = image[None, :, top : top + side, left : left + side]
+        nearest = rank(features(shown), known)[0, 0]
         found.append(subjects[int(nearest)])
     return found
 

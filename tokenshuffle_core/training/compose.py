@@ -29,8 +29,8 @@ WHITE_SHARE = 0.5  # the share of pictures of several subjects on white
 WHITE_REPEATS = 8  # how often a single subject on white counts: it is what most prompts ask for
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in units of the picture
-LEFT, RIGHT = (0, 0.25, 0.5, 0.75), (0.5, 0.25, 1, 0.75)
-TOP, BOTTOM = (0.25, 0, 0.75, 0.5), (0.25, 0.5, 0.75, 1)
+LEFT, RIGHT = (0, 0, 0.5, 1), (0.5, 0, 1, 1)
+TOP, BOTTOM = (0, 0, 1, 0.5), (0, 0.5, 1, 1)
 QUARTERS = ((0, 0, 0.5, 0.5), (0.5, 0, 1, 0.5), (0, 0.5, 0.5, 1), (0.5, 0.5, 1, 1))
 ROWS: dict[int, tuple[Box, ...]] = {  # several copies, row by row
     1: ((0, 0, 1, 1),),
@@ -42,7 +42,8 @@ ROWS: dict[int, tuple[Box, ...]] = {  # several copies, row by row
 
 @dataclass(frozen=True)
 class Composition:
-    """What a picture shows: `subjects` in `boxes`, all in one style, on a named background.
+    """What a picture shows: `subjects` in `boxes`, all in one style, on a named background. Each
+    subject fills the largest square in the middle of its box.
 
     `kind` is "single", "count" (copies of one subject), "beside" or "above" (the first of two
     subjects is at the left or at the top).
@@ -72,22 +73,28 @@ def render(
     composition: Composition, pictures: Mapping[tuple[str, str], Image.Image], size: Size
 ) -> Image.Image:
     """An RGB picture of `size` (width, height) pixels; `pictures` holds the RGBA cut-out of each
-    (subject, style). An oblong picture is composed in the square in its middle."""
+    (subject, style)."""
     canvas = Image.new("RGBA", size, BACKGROUNDS[composition.background])
-    side = min(size)
-    x, y = (size[0] - side) // 2, (size[1] - side) // 2
     for subject, box in zip(composition.subjects, composition.boxes, strict=True):
-        left, top, right, bottom = (round(edge * side) for edge in box)
-        cut_out = fit(pictures[subject, composition.style], right - left, bottom - top)
-        canvas.alpha_composite(cut_out, (x + left, y + top))
+        left, top, side = square_in(box, size)
+        canvas.alpha_composite(fit(pictures[subject, composition.style], side), (left, top))
     return canvas.convert("RGB")
 
 
-def fit(cut_out: Image.Image, width: int, height: int) -> Image.Image:
-    """An RGBA picture resized without a fringe of the colour of its transparent pixels."""
-    if cut_out.size == (width, height):
+def square_in(box: Box, size: Size) -> tuple[int, int, int]:
+    """Left, top and side in pixels of the largest square in the middle of a box."""
+    width, height = size
+    left, top = round(box[0] * width), round(box[1] * height)
+    wide, high = round(box[2] * width) - left, round(box[3] * height) - top
+    side = min(wide, high)
+    return left + (wide - side) // 2, top + (high - side) // 2, side
+
+
+def fit(cut_out: Image.Image, side: int) -> Image.Image:
+    """A square RGBA picture resized without a fringe of the colour of its transparent pixels."""
+    if cut_out.size == (side, side):
         return cut_out
-    resized = cut_out.convert("RGBa").resize((width, height), Image.Resampling.LANCZOS)
+    resized = cut_out.convert("RGBa").resize((side, side), Image.Resampling.LANCZOS)
     return resized.convert("RGBA")
 
 
@@ -105,8 +112,9 @@ def build(
 
     They are of the `kinds` in turn. Returns the path of its `metadata.jsonl`: file_name, captions,
     repeats (how often the picture counts in an epoch), split ("train" or "held-out") and the
-    fields of `Composition`. Pictures have `sizes` (width, height), the first of them most often,
-    or the data set's size where None: every single subject on white comes in all of them. A
+    fields of `Composition`. Pictures have `sizes` (width, height), or the data set's size where
+    None: every single subject on white comes in all of them, every other picture half of the time
+    in the one that gives its subjects the most room (the first of these). A
     subject-style pair that the data set holds out is held out here, and only as a single; so is a
     share `held_out` of the pairs of subjects and of the pairs of a subject and a count, in every
     style and order. More pictures of the same seed only add to fewer; what is rendered already is
@@ -208,7 +216,7 @@ def _singles(
         rng.shuffle(placed)
         for record, colour, size in placed:
             composition = arrange("single", (record["subject"],), record["style"], colour)
-            yield composition, size or _size(sizes, rng), record["split"]
+            yield composition, size or _size(composition, sizes, rng), record["split"]
 
 
 def _several(
@@ -240,13 +248,19 @@ def _several(
             continue
         drawn.add(composition)
         split = "held-out" if tuple(sorted(subjects)) in apart else "train"
-        yield composition, _size(sizes, rng), split
+        yield composition, _size(composition, sizes, rng), split
 
 
-def _size(sizes: list[Size], rng: random.Random) -> Size:
-    """The first of `sizes` half of the time, one of the others else."""
-    first, *others = sizes
-    return first if not others or rng.random() < 0.5 else rng.choice(others)
+def _size(composition: Composition, sizes: list[Size], rng: random.Random) -> Size:
+    """The one that gives subjects the most room half of the time, any of `sizes` else."""
+    if len(sizes) == 1 or rng.random() < 0.5:
+        return roomiest(composition, sizes)
+    return rng.choice(sizes)
+
+
+def roomiest(composition: Composition, sizes: list[Size]) -> Size:
+    """The first of `sizes` in which the smallest subject is the largest."""
+    return max(sizes, key=lambda size: min(square_in(box, size)[2] for box in composition.boxes))
 
 
 def _file_name(
@@ -269,7 +283,7 @@ def _save(job: tuple[Composition, dict[tuple[str, str], Path], Path, Size]) -> N
         render(composition, pictures, size).save(temporary, "PNG")
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def _read(path: Path) -> Image.Image:
     with Image.open(path) as image:
         return image.convert("RGBA")
