@@ -30,7 +30,7 @@ from tokenshuffle_core.pipeline import Pipeline
 from tokenshuffle_core.training import compose, emoji, state
 from tokenshuffle_core.training.flops import training_flops
 from tokenshuffle_core.training.loop import FINAL
-from tokenshuffle_core.training.pictures import WHITE, composite, load_rgba
+from tokenshuffle_core.training.pictures import on_white
 from tokenshuffle_core.training.shards import INDEX, CodeShards, extract
 from tokenshuffle_core.training.stages import Stages, parse_stages, parts_of
 from tokenshuffle_core.training.train_model import CPU, ModelTask, train_model
@@ -64,8 +64,7 @@ def main() -> None:
     options = parser.parse_args()
     tables = [read_table(name) for name in options.tables]
     if options.times:
-        codes = build_data("singles", options.output)
-        measure_times([row for table in tables for row in table.rows], codes)
+        measure_times([row for table in tables for row in table.rows], options.output)
     else:
         for seed in map(int, options.seeds.split(",")):
             for table in tables:
@@ -177,18 +176,18 @@ def score(path: Path, data: Path, seed: int, row: Row) -> dict:
         scores, images = retrieval(loaded, data, records, settings, seed=1000 * seed, batch=48)
         found[split] = [round(scores["top-1"] * len(records)), len(records)]
         if split == "train":
-            white = torch.tensor([WHITE], dtype=torch.uint8).expand(len(records), 3)
-            found["psnr"] = psnr(images, composite(load_rgba(data, records), white)).mean().item()
+            learnt = torch.cat(list(on_white(data, records)))
+            found["psnr"] = psnr(images, learnt).mean().item()
     return found
 
 
-def measure_times(rows: list[Row], codes: Path) -> None:
+def measure_times(rows: list[Row], work: Path) -> None:
     """Seconds of a training step, and of sampling one picture, by variant and window:
     medians of rounds in which all take turns. Also the FLOPs of training on a picture."""
     timed: dict[str, dict] = {}
     for _ in range(ROUNDS):
         for row in rows:
-            for window, seconds in times_of(row.variant, codes).items():
+            for window, seconds in times_of(row.variant, work).items():
                 known = timed.setdefault(f"{row.variant} at {window}", {})
                 for name, value in seconds.items():
                     known.setdefault(name, []).append(value)
@@ -197,9 +196,12 @@ def measure_times(rows: list[Row], codes: Path) -> None:
     write(TIMES, before | medians)
 
 
-def times_of(name: str, codes: Path) -> dict[int, dict[str, float]]:
+def times_of(name: str, work: Path) -> dict[int, dict[str, float]]:
     """Window -> what is measured once, with fresh weights."""
-    recipe = recipe_of(recipe_values(name, "singles"), 0, codes)
+    variant = recipe_values(name, "singles")
+    size = variant.get("size", SIZE)
+    codes = build_data("singles", work, size)
+    recipe = recipe_of(variant, 0, codes)
     stage = recipe.stages[0]
     parts = parts_of(recipe, 0, None)
     task = ModelTask(CodeShards(codes), parts, stage.loop, stage.recipe, CPU)
@@ -219,7 +221,7 @@ def times_of(name: str, codes: Path) -> dict[int, dict[str, float]]:
         found[window] = {
             "picture": picture,
             "step": (time.perf_counter() - started) / len(steps),
-            "flops": training_flops(parts.model, (SIZE // 8) ** 2, window),
+            "flops": training_flops(parts.model, (size // 8) ** 2, window),
         }
         parts.model.eval()
     return found

@@ -185,7 +185,7 @@ def measured_of(row: Row, data: tuple[str, ...]) -> Measured:
     scores = {
         seed: score
         for seed, result in single.items()
-        for score in result["scores"]
+        for score in result.get("scores", [])  # of one that was interrupted
         if {key: score[key] for key in asked} == asked
     }
     return Measured(

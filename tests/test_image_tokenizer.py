@@ -46,6 +46,8 @@ def test_the_nearest_code_has_the_smallest_distance_on_the_sphere():
     expected = torch.cdist(points.flatten(0, 2), book).argmin(-1).view(2, 3, 3)
     assert torch.equal(quantizer.nearest(latent), expected)
     assert torch.equal(quantizer.nearest(latent * 100), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer.nearest(latent), expected)
 
 
 def test_the_gradient_goes_straight_through_the_quantiser():

@@ -64,3 +64,14 @@ def test_what_is_no_tokenizer_is_refused(tmp_path):
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer"):
         TextTokenizer.from_file(path, 4)
+
+
+def test_padding_and_truncation_of_a_file_are_not_obeyed(tmp_path):
+    plain = TextTokenizer.train(["a red apple"], 300, 4)
+    tokenizer = Tokenizer.from_str(plain.to_json())
+    tokenizer.enable_padding(length=12)
+    tokenizer.enable_truncation(2)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    found = TextTokenizer.from_file(tmp_path / "tokenizer.json", max_grid=4)
+    for text in ("apple", "a red apple and another one"):
+        assert found.encode(text) == plain.encode(text)

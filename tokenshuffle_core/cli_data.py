@@ -86,6 +86,10 @@ def _add_codes(parts) -> None:
         "--max-ratio", type=float, help=f"of such a size's sides (default: {MAX_RATIO:g})"
     )
     parser.add_argument("--background", default="white", help="what lies behind transparency")
+    parser.add_argument(
+        "--held-out", type=float, default=0.0, metavar="SHARE",
+        help="of the pictures, to validate with (default: none but those marked so)",
+    )  # fmt: skip
     parser.add_argument("--shard-size", type=int, default=1024, help="pictures (default: 1024)")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
@@ -117,6 +121,7 @@ def _codes(options) -> None:
         background=options.background,
         shard_size=options.shard_size,
         batch=options.batch,
+        held_out=options.held_out,
         device=device,
         rank=rank,
         world=world,

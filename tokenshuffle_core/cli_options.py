@@ -67,7 +67,8 @@ def own_device(name: str) -> str:
     import torch
 
     local = os.environ.get("LOCAL_RANK")
-    return f"cuda:{local}" if name == "auto" and local and torch.cuda.is_available() else name
+    shared = name in ("auto", "cuda") and torch.cuda.is_available()
+    return f"cuda:{local}" if shared and local else name
 
 
 def process() -> tuple[int, int]:

@@ -165,7 +165,9 @@ class VectorQuantizer(nn.Module):
         """latent (B, dim, h, w) -> codes (B, h, w) int64. Its norm has no influence."""
         every = torch.arange(self.codebook.num_embeddings, device=latent.device)
         book = F.normalize(self.codebook(every), dim=-1)
-        return (latent.movedim(1, -1) @ book.T).argmax(-1)
+        # In bfloat16 the nearest two are often equally near.
+        with torch.autocast(latent.device.type, enabled=False):
+            return (latent.float().movedim(1, -1) @ book.float().T).argmax(-1)
 
     def forward(self, latent: Tensor) -> Quantized:
         latent = F.normalize(latent, dim=1)

@@ -25,6 +25,9 @@ class TextTokenizer:
     def __init__(self, tokenizer: Tokenizer):
         # A prompt that spells a special token means these characters, not the token.
         tokenizer.encode_special_tokens = True
+        # Whoever made the file may have padded or cut to a length of their own.
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
         self.tokenizer = tokenizer
         names = (PAD, BEGIN, IMAGE_START, IMAGE_END)
         ids = [tokenizer.token_to_id(name) for name in names]

@@ -66,9 +66,17 @@ def test_a_model_that_knows_nothing_loses_the_logarithm_of_the_codebook(pipeline
     assert found.high - found.low == pytest.approx(0, abs=1e-6)
 
 
-def test_a_prompt_that_is_too_long_is_refused(pipeline):
-    with pytest.raises(ValueError, match="the prompt has"):
-        picture_nats(pipeline, ["a " * 200], torch.zeros(1, 4, 4).long(), 2)
+def test_a_prompt_that_is_too_long_is_cut(pipeline):
+    ids = pipeline.text_tokenizer.encode("a red apple " * 50)
+    longest = pipeline.config.model.max_prompt
+    assert len(ids) > longest
+    short = pipeline.text_tokenizer.decode(ids[:longest])
+    assert pipeline.text_tokenizer.encode(short) == ids[:longest]
+    codes = torch.zeros(1, 4, 4).long()
+    found, expected = (
+        picture_nats(pipeline, [prompt], codes, 2) for prompt in ("a red apple " * 50, short)
+    )
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("window", [1, 2, 4])

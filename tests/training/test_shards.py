@@ -239,7 +239,8 @@ def test_codes_of_another_image_tokenizer(source, image_tokenizer, tmp_path):
     other = tokenizer_of()
     with torch.no_grad():
         other.quantizer.codebook.weight[5, 3] += 1e-3
-    assert fingerprint(other) != fingerprint(image_tokenizer)
+    first, second = (each.state_dict().items() for each in (image_tokenizer, other))
+    assert fingerprint(first) != fingerprint(second)
     with pytest.raises(ValueError, match="made by another image tokenizer"):
         reader.check(other)
 
@@ -369,3 +370,23 @@ def test_a_full_disk_leaves_no_half_shard(source, tokenizer_file, tmp_path):
     assert result.returncode == 2
     assert "codes-00000.safetensors cannot be written" in result.stderr.splitlines()[-1]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["broken-00000.txt"]
+
+
+def test_a_share_is_held_out_and_stays_so(image_tokenizer, tmp_path):
+    """Whether a picture is held out does not depend on the others; one marked so stays so."""
+    pairs = {f"{i:03}.png": (encoded(noise(8, 8)), ["a"]) for i in range(200)}
+
+    def held_out(count: int) -> set[str]:
+        folder = write_folder(tmp_path / f"{count}", dict(list(pairs.items())[:count]))
+        extract(folder, tmp_path / f"codes{count}", image_tokenizer, [(16, 16)], held_out=0.2)
+        codes = CodeShards(tmp_path / f"codes{count}")
+        records = [codes.record(i) for i in range(count)]
+        found = {record["key"] for record in records if record["split"] == "held-out"}
+        assert codes.index["held_out"] == len(found)
+        return found
+
+    some, more = held_out(100), held_out(200)
+    assert 20 <= len(more) <= 60
+    assert some == {key for key in more if int(key) < 100}
+    with pytest.raises(ValueError, match="held_out must be at least 0 and below 1, not 1"):
+        extract(tmp_path / "100", tmp_path / "x", image_tokenizer, [(16, 16)], held_out=1)

@@ -179,7 +179,9 @@ def test_places_that_hold_no_items(tmp_path):
         read_items(tmp_path / "gone")
     with pytest.raises(ValueError, match=r"notes\.txt is neither a folder nor a \.tar"):
         read_items(tmp_path / "notes.txt")
-    with pytest.raises(ValueError, match=r"holds no pictures \(jpg, jpeg, png, webp\), no \.tar"):
+    with pytest.raises(
+        ValueError, match=r"holds no pictures \(jpg, jpeg, jfif, png, webp\), no \.tar"
+    ):
         read_items(tmp_path)
 
 
@@ -212,11 +214,6 @@ def test_two_pictures_with_one_key(tmp_path):
     folder = write_folder(tmp_path / "f", {"a.png": (png, ["a"]), "a.jpg": (jpg, ["a"])})
     with pytest.raises(ValueError, match=r"two pictures with the key 'a', in .*a\.\w+ and .*a\."):
         read_items(folder)
-    (tmp_path / "t").mkdir()
-    for name in ("1.tar", "2.tar"):
-        write_tar(tmp_path / "t" / name, {"a.png": png, "a.txt": b"a"})
-    with pytest.raises(ValueError, match=r"two pictures with the key 'a', in .*\.tar and"):
-        read_items(tmp_path / "t")
     write_tar(tmp_path / "one.tar", {"a.png": png, "a.jpg": jpg, "a.txt": b"a"})
     with pytest.raises(ValueError, match=r"one\.tar: a\.jpg is the second of its kind"):
         read_items(tmp_path / "one.tar")
@@ -285,3 +282,48 @@ def test_a_tar_with_wrong_json(tmp_path):
     path = write_tar(tmp_path / "set.tar", {"a.json": b"{", "a.png": b""})
     with pytest.raises(ValueError, match=r"set\.tar: a\.json is no JSON"):
         read_items(path)
+
+
+def test_null_is_no_caption(tmp_path):
+    write_metadata(tmp_path, {"a.png": (encoded(noise(4, 4)), ["a"])})
+    line = {"file_name": "a.png", "text": None, "caption": "an ape"}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(line))
+    assert [item.captions for item in read_items(tmp_path)] == [("an ape",)]
+
+
+@pytest.mark.parametrize(
+    ("write", "where"),
+    [
+        (write_folder, r"a \.txt file of the same name beside it"),
+        (write_metadata, r'the field "text" of metadata\.jsonl'),
+        (write_shards, r"a \.txt file of the same name in the same \.tar"),
+    ],
+)
+def test_captions_may_be_needed_or_not(write, where, tmp_path):
+    picture = encoded(noise(4, 4))
+    source = write(tmp_path / "source", {"a.png": (picture, [" "]), "b.png": (picture, ["b"])})
+    with pytest.raises(ValueError, match=f"1 of the 2 .* the first is 'a': write one into {where}"):
+        read_items(source)
+    assert [item.captions for item in read_items(source, captioned=False)] == [(), ("b",)]
+
+
+def test_shards_that_each_number_their_samples_from_zero(tmp_path):
+    for name in ("x", "y"):
+        write_tar(tmp_path / f"{name}.tar", {"0.png": encoded(noise(4, 4)), "0.txt": name.encode()})
+    items = read_items(tmp_path)
+    assert [(item.key, item.captions) for item in items] == [("x/0", ("x",)), ("y/0", ("y",))]
+
+
+def test_metadata_in_a_folder_below(tmp_path):
+    write_metadata(tmp_path / "train", {"a.png": (encoded(noise(4, 4)), ["a"])})
+    with pytest.raises(ValueError, match=r"metadata\.jsonl names the pictures of .*train: give"):
+        read_items(tmp_path)
+
+
+def test_pictures_of_other_kinds_are_counted(tmp_path, capsys):
+    write_folder(tmp_path, {"a.jfif": (encoded(noise(4, 4), "JPEG"), ["a"])})
+    for name in ("b.heic", "c.HEIC", "d.gif", "notes.md"):
+        (tmp_path / name).write_bytes(b"")
+    assert [item.key for item in read_items(tmp_path)] == ["a"]
+    (note,) = capsys.readouterr().err.splitlines()
+    assert note.endswith(": 1 .gif, 2 .heic")

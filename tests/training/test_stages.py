@@ -229,6 +229,14 @@ def test_later_stages_are_checked_before_the_first_begins(codes, image_tokenizer
             ('name = "second"', 'name = "second"\nbatch = 3\naccumulation = 2'),
             "stage second: batch",
         ),
+        (
+            ('freeze = ["text_embedding"]', 'freeze = ["transformers"]'),
+            "stage second: freeze: the model has no part 'transformers'",
+        ),
+        (
+            ("window_mix = [0.75, 0.25]", "window_mix = [0.5, 0.3, 0.2]"),
+            "stage second: window_mix has 3 shares for the windows 2, 4",
+        ),
     ):
         Path(recipe).write_text(text.replace(*change))
         assert main(["train", "stages", recipe, "-o", str(out)]) == 2

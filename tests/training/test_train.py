@@ -1,14 +1,19 @@
 """Both trainings on the tiny preset: they learn, resume exactly, and end in a usable file."""
 
+import json
 import random
+import shutil
 import signal
 from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from tests.training.pairs import noise
 from tokenshuffle_core import checkpoint
 from tokenshuffle_core.grow import grow
 from tokenshuffle_core.lora import merge_lora
@@ -17,8 +22,9 @@ from tokenshuffle_core.training import captions
 from tokenshuffle_core.training.loop import LoopConfig
 from tokenshuffle_core.training.pictures import composite
 from tokenshuffle_core.training.shards import CodeShards, extract
+from tokenshuffle_core.training.sources import read_items
 from tokenshuffle_core.training.start import fresh_parts
-from tokenshuffle_core.training.train_model import ModelTask, Recipe, train_model
+from tokenshuffle_core.training.train_model import ModelTask, Recipe, check_codes, train_model
 from tokenshuffle_core.training.train_tokenizer import train_tokenizer
 
 from .conftest import LOOP, TINY
@@ -66,6 +72,43 @@ def test_an_image_tokenizer_is_trained_on(composed, image_tokenizer, tmp_path):
     name = "image_tokenizer.encoder.conv_in.weight"
     assert not torch.equal(before[name], after[name])
     torch.testing.assert_close(before[name], after[name], rtol=1e-2, atol=1e-4)
+
+
+def test_a_trained_codebook_is_used_from_the_first_step_on(composed, image_tokenizer, tmp_path):
+    """Codes that pictures use stay, but for some that the crops of 100 steps did not; a new
+    codebook is laid out anew at that step."""
+    about = {"crop": 16, "side": 32}
+    loop = replace(LOOP, steps=210, learning_rate=1e-6, validate_every=210)
+    config, name = TINY.image_tokenizer, "image_tokenizer.quantizer.codebook.weight"
+    again = train_tokenizer(composed, tmp_path / "on", config, loop, init=image_tokenizer, **about)
+    before, after = load_file(image_tokenizer)[name], load_file(again)[name]
+    module = checkpoint.load_image_tokenizer(image_tokenizer)
+    pictures = [item.picture().resize((32, 32)) for item in read_items(composed)]
+    pixels = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])
+    used = module.encode(pixels.movedim(-1, 1) / 255).unique()
+    assert len(used) > 3
+    stayed = (after[used] - before[used]).abs().amax(dim=1) < 1e-3
+    assert stayed.float().mean() > 0.8
+
+
+def test_pictures_that_cannot_be_read_are_replaced(image_tokenizer, tmp_path, capsys):
+    """Captions are not needed for pictures alone."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for i in range(4):
+        noise(40, 40, seed=i).save(source / f"{i}.png")
+    whole = (source / "2.png").read_bytes()
+    (source / "2.png").write_bytes(whole[: len(whole) // 2])
+    (source / "3.png").write_bytes(b"text")
+    config = TINY.image_tokenizer
+    path = train_tokenizer(source, tmp_path / "run", config, SHORT, crop=16, side=32)
+    assert checkpoint.load_image_tokenizer(path).config == config
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
+    assert sorted(line.split()[2] for line in notes) == ["2", "3"]
+    for i in range(2):
+        (source / f"{i}.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="none of the pictures can be read"):
+        train_tokenizer(source, tmp_path / "2", config, SHORT, crop=16, side=32)
 
 
 @pytest.mark.parametrize(("crop", "side"), [(18, 32), (16, 30), (32, 16)])
@@ -199,6 +242,33 @@ def test_codes_of_another_image_tokenizer(codes, tiny, tmp_path):
         train_model(codes, tmp_path / "run", checkpoint.load(tiny), SHORT, Recipe())
 
 
+def test_a_training_goes_on_with_what_it_began_with(codes, image_tokenizer, tmp_path):
+    """Neither on other codes, nor with other captions' vocabulary, nor on other frozen weights."""
+    loop, frozen = replace(SHORT, steps=4), {"freeze": ("transformer",)}
+    parts = parts_of(codes, image_tokenizer)
+    train_model(codes, tmp_path / "run", parts, loop, Recipe(), **frozen)
+    again = partial(train_model, directory=tmp_path / "run", loop=SHORT, recipe=Recipe())
+    again = partial(again, resume=True, **frozen)
+    other = shutil.copytree(codes, tmp_path / "codes")
+    index = json.loads((other / "index.json").read_text())
+    (other / "index.json").write_text(json.dumps(index | {"background": "black"}))
+    with pytest.raises(ValueError, match="was made with other codes: resume with the same"):
+        again(other, parts=parts_of(codes, image_tokenizer))
+    with pytest.raises(ValueError, match="was made with other weights that are not trained: res"):
+        again(codes, parts=parts_of(codes, image_tokenizer, seed=1))
+    with pytest.raises(ValueError, match="was made with other text tokenizer and weights that"):
+        again(codes, parts=parts_of(codes, image_tokenizer, vocabulary=300))
+    assert again(codes, parts=parts_of(codes, image_tokenizer)).exists()
+
+
+def test_pictures_that_are_larger_than_the_model_has_room_for(codes, image_tokenizer):
+    parts = parts_of(codes, image_tokenizer)
+    for change in ({"max_grid": 3}, {"context": parts.config.model.max_prompt + 4 + 15}):
+        shape = replace(parts.config.model, **change)
+        with pytest.raises(ValueError, match="pictures of 32x32 are 4 x 4 positions at window 2"):
+            check_codes(CodeShards(codes), parts.image_tokenizer, shape, Recipe())
+
+
 def test_window_that_does_not_fit_the_pictures(composed, image_tokenizer, tmp_path):
     images = checkpoint.load_image_tokenizer(image_tokenizer)
     extract(composed, tmp_path / "codes", images, [(36, 36)])
@@ -217,6 +287,12 @@ def test_captions_are_cut_to_what_the_model_reads(codes, image_tokenizer, capsys
     assert all((text[:, -1] == parts.text_tokenizer.image_start).all() for text in texts)
     (note,) = capsys.readouterr().err.splitlines()
     assert "tokens, the model reads 3" in note
+
+
+@pytest.mark.parametrize("mix", [(0.0, 0.0), (1.0, -0.5)])
+def test_shares_of_windows_out_of_range(mix):
+    with pytest.raises(ValueError, match="window_mix must be shares"):
+        Recipe(window_mix=mix)
 
 
 @pytest.mark.parametrize("field", ["drop_prompt", "context_noise", "z_loss", "text_loss"])

@@ -25,7 +25,7 @@ from ..training.emoji import read_manifest
 from ..training.pictures import BACKGROUNDS
 from .generate import generate
 from .items import choose
-from .retrieval import features, rank
+from .retrieval import check_language, features, rank
 
 SCORES = {  # kind -> what is scored
     "single": ("background", "subjects"),
@@ -91,11 +91,7 @@ def compositional(
     that the data set has no names in.
     """
     records = read_manifest(data)
-    if language not in records[0]["names"]:
-        raise ValueError(
-            f"language {language!r} is not one of {', '.join(records[0]['names'])}, which the "
-            f"data set in {data} has names in"
-        )
+    check_language(records, language)
     names = {record["subject"]: record["names"][language][0] for record in records}
     prompts = [
         captions.composed(c.kind, [names[s] for s in c.subjects], c.style, c.background, language)

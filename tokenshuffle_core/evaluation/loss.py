@@ -21,7 +21,7 @@ def validation_loss(
 
     Every code counts the same, whatever the size of its picture and the batch; the interval is
     over pictures. `window` is one of the model's, its default where None; sides must be multiples
-    of it. Raises ValueError for a prompt that is too long.
+    of it. A prompt that is too long is cut.
     """
     window = window or pipeline.config.model.window
     by_size: dict[tuple[int, ...], list[tuple[str, Tensor]]] = {}
@@ -46,7 +46,8 @@ def picture_nats(pipeline: Pipeline, prompts: Sequence[str], codes: Tensor, wind
     model, tokenizer = pipeline.model, pipeline.text_tokenizer
     rows, columns = codes.shape[1] // window, codes.shape[2] // window
     device = model.head.weight.device
-    framed = [tokenizer.frame(pipeline.encode_prompt(prompt), rows, columns) for prompt in prompts]
+    longest = pipeline.config.model.max_prompt  # what is longer is cut, as in training
+    framed = [tokenizer.frame(tokenizer.encode(p)[:longest], rows, columns) for p in prompts]
     text, padding = pad_left(framed, tokenizer.pad, device)
     codes = codes.to(device)
     logits = model(text, padding, codes, window).codes.float()

@@ -15,7 +15,7 @@ from ..config import GenerationConfig
 from ..pipeline import Pipeline
 from ..training import captions
 from ..training.emoji import read_manifest
-from ..training.pictures import WHITE, composite, load_rgba
+from ..training.pictures import on_white
 from .generate import generate
 from .reconstruction import psnr
 
@@ -39,6 +39,15 @@ def choose(records: list[dict], split: str, count: int | None, seed: int) -> lis
     return chosen[:count]
 
 
+def check_language(records: list[dict], language: str) -> None:
+    """Raises ValueError where the manifest has no names in a language."""
+    if language not in records[0]["names"]:
+        raise ValueError(
+            f"language {language!r} is not one of {', '.join(records[0]['names'])}, which the data "
+            "set has names in"
+        )
+
+
 def retrieval(
     pipeline: Pipeline,
     data: Path,
@@ -52,12 +61,12 @@ def retrieval(
     """Generate each record's canonical prompt and look it up among its style's references.
 
     Returns top-1 and top-5 shares, and the images (N, 3, H, W). `records` is a part of the
-    manifest of the data set in `data`; picture i is drawn with seed + i.
+    manifest of the data set in `data`; picture i is drawn with seed + i. Raises ValueError for a
+    language that the data set has no names in.
     """
     references = read_manifest(data)
-    rgba = load_rgba(data, references)
-    white = torch.tensor([WHITE], dtype=torch.uint8)
-    known = features(composite(rgba, white.expand(len(rgba), 3)))
+    check_language(references, language)
+    known = torch.cat([features(part) for part in on_white(data, references)])
     prompts = [
         captions.prompt(r["names"][language][0], r["style"], language=language) for r in records
     ]
@@ -76,10 +85,8 @@ def retrieval(
 @torch.inference_mode()
 def reconstruction_psnr(pipeline: Pipeline, data: Path, records: list[dict]) -> float:
     """Mean PSNR in dB of the image tokenizer on the records' pictures, on white."""
-    white = torch.tensor([WHITE], dtype=torch.uint8)
     found = []
-    for part in load_rgba(data, records).split(16):
-        images = composite(part, white.expand(len(part), 3))
+    for images in on_white(data, records):
         decoded = pipeline.image_tokenizer.decode(pipeline.image_tokenizer.encode(images))
         found.append(psnr(decoded, images))
     return torch.cat(found).mean().item()

@@ -7,6 +7,7 @@ What is asked and answered between steps goes over gloo, on the CPU, so that no 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
@@ -118,9 +119,9 @@ def spread(
     `compile` and `checkpointing` change each transformer block of `module` in place, or where it
     has none `compile` each of its parts; the names of the weights stay. `shard` replaces them by
     FSDP's shards (fully_shard, arXiv 2304.11277), each block and the rest gathered when needed;
-    otherwise every process holds all (DDP, arXiv 2006.15704). `dtype` is that in which shards are
-    gathered. In one process there is nothing to shard. Raises ValueError for `checkpointing` or
-    `shard` where there is no block.
+    otherwise every process holds all (DDP, arXiv 2006.15704). `dtype` is that in which the blocks'
+    shards are gathered. In one process there is nothing to shard. Raises ValueError for
+    `checkpointing` or `shard` where there is no block.
     """
     blocks = [part for part in module.modules() if isinstance(part, Block)]
     for name, asked in (("checkpointing", checkpointing), ("shard", shard)):
@@ -139,13 +140,11 @@ def spread(
     if world_size() == 1:
         return loss
     if shard:
-        policy = MixedPrecisionPolicy(
-            param_dtype=dtype,
-            reduce_dtype=torch.float32,
-            cast_forward_inputs=False,  # the rotary angles stay float32
-        )
-        for part in (*blocks, loss):
-            fully_shard(part, mp_policy=policy)
+        # The rotary angles stay float32, and so do the embeddings, as what the blocks add to.
+        exact = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+        for block in blocks:
+            fully_shard(block, mp_policy=replace(exact, param_dtype=dtype))
+        fully_shard(loss, mp_policy=exact)
         return loss
     idle = getattr(task, "idle_parameters", False)
     return DistributedDataParallel(loss, find_unused_parameters=idle, gradient_as_bucket_view=True)

@@ -89,8 +89,9 @@ class Task(Protocol):
 
     A task may also have the methods `codes_per_sample` and `flops_per_sample` (of forward and
     backward), which are logged as speeds; a dictionary `state` of tensors that it needs to go on,
-    the same in all processes after each step; and a true `idle_parameters` where not every step
-    uses all parameters, which DDP must know.
+    the same in all processes after each step; a dictionary `about` of texts that must be the same
+    when it goes on, such as a checksum of its data; and a true `idle_parameters` where not every
+    step uses all parameters, which DDP must know.
     """
 
     def loss(
@@ -138,7 +139,8 @@ def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resu
         "optimizer": {name: optimizer.state[parameter] for name, parameter in parameters.items()},
         "task": getattr(task, "state", {}),
     }
-    first = state.restore(path, tensors, config) if path else 0
+    about = getattr(task, "about", {})
+    first = state.restore(path, tensors, config, about) if path else 0
     is_first = rank() == 0
     log = Log(directory, first) if is_first else None
     saved = time.monotonic()
@@ -169,7 +171,11 @@ def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resu
                     log.write(done, row)
                     bar.set_postfix({name: f"{value:.3g}" for name, value in row.items()})
             if done % config.validate_every == 0 or last:
-                with averaged(skeleton, module, ema) as weights, torch.inference_mode():
+                with (
+                    averaged(skeleton, module, ema) as weights,
+                    torch.inference_mode(),
+                    _autocast(config, device),
+                ):
                     if log:
                         log.write(done, task.validate(weights))
                         with atomic_path(directory / f"sheet-{done:07}.png") as temporary:
@@ -180,7 +186,7 @@ def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resu
             interrupted, due = in_any(interrupt.asked, due)
             if interrupted or due or last:
                 _finite(norm, step)
-                state.save(directory, done, tensors, config)
+                state.save(directory, done, tensors, config, about)
                 saved = time.monotonic()
                 speed.restart(done)
             if interrupted:
@@ -289,13 +295,17 @@ def _backward(
         # DDP adds up its gradients here and sends them once; FSDP could not hold them unsharded.
         local = more and isinstance(loss_of, DistributedDataParallel)
         with loss_of.no_sync() if local else nullcontext():
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            with _autocast(config, device):
                 piece = turn * world_size() + rank()
                 loss, metrics = loss_of(step, piece, world_size() * config.accumulation)
             (loss / config.accumulation).backward()
         for name, value in {"loss": loss.detach(), **metrics}.items():
             sums[name] = sums.get(name, 0) + value / config.accumulation
     return sums
+
+
+def _autocast(config: LoopConfig, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
 
 def _finite(norm: Tensor, step: int) -> float:
@@ -306,8 +316,8 @@ def _finite(norm: Tensor, step: int) -> float:
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     if not torch.isfinite(norm):
         raise FloatingPointError(
-            f"the gradient is no longer finite at step {step}: lower the learning rate and "
-            "continue with --resume"
+            f"the gradient is no longer finite at step {step}: lower the learning rate, and "
+            "continue with --resume, or in a new folder where a recipe has the stage"
         )
     return norm.item()
 

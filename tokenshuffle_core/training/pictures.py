@@ -1,5 +1,6 @@
 """The training pictures in memory: RGBA cut-outs that are placed on coloured backgrounds."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,13 @@ def composite(rgba: Tensor, backgrounds: Tensor) -> Tensor:
     rgba = rgba.float() / 255
     colour, alpha = rgba[:, :3], rgba[:, 3:]
     return colour * alpha + (backgrounds.float() / 255)[:, :, None, None] * (1 - alpha)
+
+
+def on_white(directory: Path, records: list[dict], batch: int = 16) -> Iterator[Tensor]:
+    """The records' pictures on white, float32 (up to `batch`, 3, H, W) in 0..1."""
+    for start in range(0, len(records), batch):
+        rgba = load_rgba(directory, records[start : start + batch])
+        yield composite(rgba, torch.tensor([WHITE], dtype=torch.uint8).expand(len(rgba), 3))
 
 
 def sheet_of(images: Tensor, columns: int) -> Image.Image:

@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -98,10 +98,10 @@ def read_shard(path: Path) -> tuple[Shard, str]:
         raise ValueError(f"{path} is missing, damaged or no shard of codes: {error}") from None
 
 
-def fingerprint(image_tokenizer: ImageTokenizer) -> str:
-    """sha256 of the weights, which decide what a code means."""
+def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """sha256 of named weights; those of the image tokenizer decide what a code means."""
     digest = hashlib.sha256()
-    for name, weight in image_tokenizer.state_dict().items():
+    for name, weight in weights:
         digest.update(name.encode() + weight.cpu().float().numpy().tobytes())
     return digest.hexdigest()
 
@@ -115,6 +115,7 @@ def extract(
     background: str = "white",
     shard_size: int = 1024,
     batch: int = 16,
+    held_out: float = 0.0,
     device: torch.device = CPU,
     rank: int = 0,
     world: int = 1,
@@ -124,16 +125,17 @@ def extract(
 
     Of `world` processes, process `rank` does every world-th chunk of `shard_size` items; the one
     that finds all of them done writes the index. Shards that lie there and still hold are kept.
-    A picture that cannot be read is left out and listed in `broken-00012.txt`. Raises as
-    `read_items`, and ValueError for a setting that is out of range.
+    A picture that cannot be read is left out and listed in `broken-00012.txt`. A share `held_out`
+    of the pictures to train on is held out, each by its key, so that more pictures change nothing.
+    Raises as `read_items`, and ValueError for a setting that is out of range.
     """
     stride = image_tokenizer.config.stride
-    colour = _check_settings(sizes, stride, background, shard_size, batch, rank, world)
-    items = read_items(source)
+    colour = _check_settings(sizes, stride, background, shard_size, batch, held_out, rank, world)
+    items = [_held_out(item, held_out) for item in read_items(source)]
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     about = {
-        "image_tokenizer": fingerprint(image_tokenizer),
+        "image_tokenizer": fingerprint(image_tokenizer.state_dict().items()),
         "stride": stride,
         "codebook_size": image_tokenizer.config.codebook_size,
         "sizes": [f"{width}x{height}" for width, height in sizes],
@@ -172,11 +174,13 @@ def extract(
     return Summary(pictures, broken, len(share) - kept, kept, index)
 
 
-def _check_settings(sizes, stride, background, shard_size, batch, rank, world):
+def _check_settings(sizes, stride, background, shard_size, batch, held_out, rank, world):
     """Raises ValueError for a setting out of range; returns the background's RGB."""
     for name, value in (("shard_size", shard_size), ("batch", batch), ("world", world)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
+    if not 0 <= held_out < 1:
+        raise ValueError(f"held_out must be at least 0 and below 1, not {held_out}")
     if not 0 <= rank < world:
         raise ValueError(f"rank must be from 0 to {world - 1} (world - 1), not {rank}")
     if not sizes:
@@ -191,6 +195,11 @@ def _check_settings(sizes, stride, background, shard_size, batch, rank, world):
         return ImageColor.getrgb(background)[:3]
     except ValueError:
         raise ValueError(f"background {background!r} is not a colour") from None
+
+
+def _held_out(item: Item, share: float) -> Item:
+    number = int.from_bytes(hashlib.sha256(item.key.encode(errors="surrogateescape")).digest()[:8])
+    return replace(item, split="held-out") if number < share * 2**64 else item
 
 
 def _source(items: list[Item], about: dict) -> str:
@@ -372,7 +381,7 @@ class CodeShards:
 
     def check(self, image_tokenizer: ImageTokenizer) -> None:
         """Raises ValueError where the codes were made by another image tokenizer."""
-        if self.index["image_tokenizer"] != fingerprint(image_tokenizer):
+        if self.index["image_tokenizer"] != fingerprint(image_tokenizer.state_dict().items()):
             raise ValueError(
                 "the codes were made by another image tokenizer: run `tokenshuffle data codes` "
                 "again with this one"

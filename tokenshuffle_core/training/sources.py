@@ -6,15 +6,18 @@ bytes of its picture lie, in a file of their own or within a tar.
 
 import json
 import os
+import sys
 import tarfile
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path, PurePath, PurePosixPath
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp")
+OTHERS = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jxl", ".tif", ".tiff")  # not read
 FORMATS = ("JPEG", "PNG", "WEBP")  # Pillow knows more, and some of those start other programs
 SPLITS = ("train", "held-out")
 METADATA = "metadata.jsonl"
@@ -64,7 +67,7 @@ class Item:
         return image.convert("RGB")
 
 
-def read_items(source: str | Path) -> list[Item]:
+def read_items(source: str | Path, captioned: bool = True) -> list[Item]:
     """The items of `source`, sorted by key. It is one of
 
     - a folder with a `metadata.jsonl` that names its pictures (image folder of `datasets`),
@@ -73,7 +76,8 @@ def read_items(source: str | Path) -> list[Item]:
       walked, links to folders and hidden names are not.
 
     Raises FileNotFoundError where it does not exist, ValueError with one sentence where it is
-    none of these, a picture has no caption, two have the same key, or a field is wrong.
+    none of these, a picture has no caption (unless none needs to be `captioned`), two have the
+    same key, or a field is wrong.
     """
     source = Path(source)
     if not source.exists():
@@ -96,6 +100,10 @@ def read_items(source: str | Path) -> list[Item]:
             )
         for shard in shards:
             items += _in_tar(shard)
+        if shards and len({item.key for item in items}) < len(items):  # numbered from 0 in each
+            items = [replace(item, key=f"{item.path.stem}/{item.key}") for item in items]
+        if below := next(source.glob(f"*/{METADATA}"), None):
+            raise ValueError(f"{below} names the pictures of {below.parent}: give that folder")
     if not items:
         raise ValueError(
             f"{source} holds no pictures ({', '.join(EXTENSIONS)}), no .tar shards with pictures "
@@ -108,26 +116,33 @@ def read_items(source: str | Path) -> list[Item]:
                 f"{source} holds two pictures with the key {first.key!r}, in {first.path} and "
                 f"{second.path}: give each a name of its own"
             )
-    if bare := [item for item in items if not item.captions]:
+    if captioned and (bare := [item for item in items if not item.captions]):
+        where = f'the field "text" of {METADATA}'
+        if not (source / METADATA).is_file():
+            beside = "in the same .tar" if bare[0].path.suffix == ".tar" else "beside it"
+            where = f"a .txt file of the same name {beside}"
         raise ValueError(
             f"{len(bare)} of the {len(items)} pictures in {source} have no caption, the first is "
-            f"{bare[0].key!r}: write one into a .txt file of the same name, or into the field "
-            f'"text" of its JSON'
+            f"{bare[0].key!r}: write one into {where}"
         )
     return items
 
 
 def _in_folder(folder: Path) -> list[Item]:
-    items = []
+    items, others = [], Counter()
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name[0] != "."]
         for name in names:
             path = Path(parent, name)
             if name[0] == "." or path.suffix[1:].lower() not in EXTENSIONS:
+                others.update({path.suffix.lower()}.intersection(OTHERS))
                 continue
             text = path.with_suffix(".txt")
             captions = _lines(text.read_bytes(), text) if text.is_file() else ()
             items.append(_in_file(path, _key(path.relative_to(folder).as_posix()), captions))
+    if others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+        print(f"note: left out, being no JPEG, PNG or WebP: {kinds}", file=sys.stderr)
     return items
 
 
@@ -225,8 +240,9 @@ def _fields(content: bytes, where: str) -> dict:
         raise ValueError(f'{where} must be a JSON object such as {{"text": "a red apple"}}')
     captions: list[str] = []
     for name in ("text", "caption", "captions"):
-        texts = extra.pop(name, [])
-        texts = [texts] if isinstance(texts, str) else texts
+        texts = extra.pop(name, None)
+        if texts is None or isinstance(texts, str):  # null is how some write that there is none
+            texts = [texts or ""]
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{where}: {name} must be a text or a list of texts, not {texts!r}")
         captions += [text.strip() for text in texts if text.strip()]

@@ -36,12 +36,13 @@ import torch
 from .. import checkpoint
 from ..config import PRESETS, Config
 from ..files import atomic_path
+from ..model import TokenShuffleModel
 from . import state
 from .distributed import barrier, rank
 from .loop import FINAL, LoopConfig, check_loop
 from .shards import CodeShards
 from .start import fresh_parts, trained_parts
-from .train_model import CPU, Recipe, check_size, train_model
+from .train_model import CPU, Recipe, check_codes, frozen_names, train_model
 
 PLAN = "stage.json"  # in a stage's folder: what it was begun with
 # Of LoopConfig, what does not change what is learnt: it may differ when a stage is resumed.
@@ -237,14 +238,14 @@ def train_stages(recipe: Stages, directory: Path, device: torch.device = CPU) ->
 def _check(recipe: Stages, device: torch.device) -> None:
     """Raises as a stage would only when its turn comes, days later perhaps."""
     shape = checkpoint.read_config(recipe.init).model if recipe.init else recipe.preset.model
-    windows = shape.windows
+    images = checkpoint.load_image_tokenizer(recipe.init or recipe.image_tokenizer)
     for stage in recipe.stages:
-        windows = stage.windows or windows
         try:
-            replace(shape, windows=windows, window_head=stage.window_head)
-            shards = CodeShards(stage.codes)
-            for size in (size for size, of in shards.indices.items() if len(of)):
-                check_size(size, windows, shards.stride)
+            windows, head = stage.windows or shape.windows, stage.window_head or shape.window_head
+            shape = replace(shape, windows=windows, window_head=head)
+            check_codes(CodeShards(stage.codes), images, shape, stage.recipe)
+            with torch.device("meta"):
+                frozen_names(TokenShuffleModel(shape), stage.freeze)
             check_loop(stage.loop, device)
         except ValueError as error:
             raise ValueError(f"stage {stage.name}: {error}") from None

@@ -25,18 +25,20 @@ def latest(directory: Path) -> Path | None:
     return max((directory / "state").glob("[0-9]*"), default=None, key=lambda path: int(path.name))
 
 
-def save(directory: Path, step: int, tensors: dict, config) -> None:
+def save(directory: Path, step: int, tensors: dict, config, about: dict[str, str]) -> None:
     """Write the state after `step` steps and remove those before; every process calls it.
 
     `tensors` are nested dictionaries of tensors, the sharded ones DTensors; the fields of the
-    dataclass `config` are stored beside them. Raises OSError where a file cannot be written.
+    dataclass `config` are stored beside them, and `about`, what else the training depends on.
+    Raises OSError where a file cannot be written.
     """
     states = directory / "state"
     path, unfinished = states / f"{step:07}", states / ".unfinished"
     if rank() == 0:
         shutil.rmtree(unfinished, ignore_errors=True)  # what a killed process has left
         unfinished.mkdir(parents=True)
-        (unfinished / SETTINGS).write_text(json.dumps(asdict(config)), encoding="utf-8")
+        settings = json.dumps(asdict(config) | {"about": about})
+        (unfinished / SETTINGS).write_text(settings, encoding="utf-8")
     barrier()
     try:
         with _alone_is_fine():
@@ -50,16 +52,24 @@ def save(directory: Path, step: int, tensors: dict, config) -> None:
                 shutil.rmtree(other)
 
 
-def restore(path: Path, tensors: dict, config) -> int:
+def restore(path: Path, tensors: dict, config, about: dict[str, str]) -> int:
     """Fill `tensors`, as given to `save`, in place and return the step; every process calls it.
 
-    Raises ValueError where the state was made with another batch or seed, or for another module.
+    Raises ValueError where the state was made with another batch or seed, for another module, or
+    differs in what is said `about` it.
     """
     stored = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
     if stored["batch"] != config.batch or stored["seed"] != config.seed:
         raise ValueError(
             f"{path} was made with batch {stored['batch']} and seed {stored['seed']}: resume "
             "with the same"
+        )
+    known = stored.get("about", {})
+    changed = [name for name in sorted(known.keys() | about) if known.get(name) != about.get(name)]
+    if changed:
+        raise ValueError(
+            f"{path} was made with other {' and '.join(changed)}: resume with the same, or start "
+            "anew, with --init from a finished checkpoint perhaps"
         )
     try:
         with _alone_is_fine():

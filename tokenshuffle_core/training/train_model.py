@@ -1,5 +1,7 @@
 """Training of the unified model on codes that were extracted once."""
 
+import hashlib
+import json
 import math
 import random
 import sys
@@ -12,6 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .. import checkpoint
+from ..config import ModelConfig
+from ..image_tokenizer import ImageTokenizer
 from ..lora import add_lora, save_lora
 from ..pipeline import decode_codes
 from ..sampler import decode, pad_left
@@ -21,10 +25,11 @@ from .distributed import rank
 from .flops import training_flops
 from .loop import LoopConfig, fit, generator
 from .pictures import sheet_of
-from .shards import CodeShards
+from .shards import CodeShards, fingerprint
 
 CPU = torch.device("cpu")
 VALIDATION_PICTURES = 64
+VALIDATION_CODES = 8192  # at once: each takes as many logits as the codebook has codes
 SHEET_POSITIONS = 8192  # of the pictures of a sheet together, which are sampled at once
 
 
@@ -48,6 +53,8 @@ class Recipe:
         for name in ("drop_prompt", "context_noise"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be a share from 0 to 1, not {getattr(self, name)}")
+        if self.window_mix and not (min(self.window_mix) >= 0 < sum(self.window_mix)):
+            raise ValueError(f"window_mix must be shares from 0 on, not all 0: {self.window_mix}")
         for name in ("z_loss", "text_loss"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
@@ -64,16 +71,17 @@ class ModelTask:
         recipe: Recipe,
         device: torch.device,
     ):
-        shards.check(parts.image_tokenizer)
+        check_codes(shards, parts.image_tokenizer, parts.config.model, recipe)
         self.shards, self.parts, self.recipe, self.device = shards, parts, recipe, device
         self.seed = loop.seed
-        windows = parts.config.model.windows
-        self.idle_parameters = len(windows) > 1  # those of the other windows
-        if recipe.window_mix and len(recipe.window_mix) != len(windows):
-            raise ValueError(
-                f"window_mix has {len(recipe.window_mix)} shares for the windows "
-                f"{', '.join(map(str, windows))}"
-            )
+        self.idle_parameters = len(parts.config.model.windows) > 1  # those of the other windows
+        self.about = {
+            "codes": _sha256(json.dumps(shards.index)),
+            "text tokenizer": _sha256(parts.text_tokenizer.to_json()),
+        }
+        frozen = [(n, p) for n, p in parts.model.named_parameters() if not p.requires_grad]
+        if frozen:
+            self.about["weights that are not trained"] = fingerprint(frozen)
         self.visits, held_out = {}, []  # size -> indices, as often as an epoch visits them
         for size, indices in shards.indices.items():
             visits = []
@@ -83,17 +91,14 @@ class ModelTask:
                     visits += [index] * record["repeats"]
                 else:
                     held_out.append(index)
-            if len(indices):
-                check_size(size, windows, shards.stride)
             if visits:
                 self.visits[size] = torch.tensor(visits)
-        if not self.visits:
-            raise ValueError("none of the pictures is for training: all are held out")
         self.batches = Batches(list(self.visits.values()), loop.batch, loop.seed)
         trained = torch.cat([indices.unique() for indices in self.visits.values()])
         self.cuts = False  # whether a caption was too long
         self.trained = _spread(trained.tolist())
         self.held_out = _spread(held_out)
+        self.latest = None  # step and batch: the pieces of a step share it
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, int]:
         """text (B, T), padding (B,), codes (B, H, W) of step `step`, all of one size, and the
@@ -110,7 +115,9 @@ class ModelTask:
 
     def loss(self, module: nn.Module, step: int, piece: int = 0, pieces: int = 1):
         """The mean loss of every `pieces`-th picture of the step's batch, from `piece` on."""
-        text, padding, codes, window = self.batch(step)
+        if self.latest is None or self.latest[0] != step:
+            self.latest = step, self.batch(step)
+        text, padding, codes, window = self.latest[1]
         context = self.foreign_windows(codes, window, step) if self.recipe.context_noise else codes
         predicted = (text.shape[1] - 1 - padding).sum() / pieces  # text tokens of a mean piece
         text, padding, codes, context = (
@@ -175,7 +182,8 @@ class ModelTask:
         windows = self.parts.config.model.windows
         for window in windows:
             suffix = f"_window_{window}" if len(windows) > 1 else ""
-            scores[f"validation_loss{suffix}"] = self._loss_of(module, self.held_out, window)
+            if self.held_out:
+                scores[f"validation_loss{suffix}"] = self._loss_of(module, self.held_out, window)
             scores[f"trained_loss{suffix}"] = self._loss_of(module, self.trained, window)
         return scores
 
@@ -183,8 +191,9 @@ class ModelTask:
         total, count = 0.0, 0
         for size in self.shards.sizes:
             of_size = [i for i in indices if tuple(self.shards.record(i)["bucket"]) == size]
-            for start in range(0, len(of_size), 16):
-                part = of_size[start : start + 16]
+            at_once = max(1, min(16, VALIDATION_CODES * self.shards.stride**2 // math.prod(size)))
+            for start in range(0, len(of_size), at_once):
+                part = of_size[start : start + at_once]
                 captions = [self.shards.record(i)["captions"][0] for i in part]
                 tensors = self._tensors(part, captions, window)
                 text, padding, codes = (tensor.to(self.device) for tensor in tensors)
@@ -192,7 +201,7 @@ class ModelTask:
                 targets = shuffle(codes[..., None], window).flatten()
                 total += F.cross_entropy(logits.float(), targets, reduction="sum").item()
                 count += codes.numel()
-        return total / count if count else float("nan")
+        return total / count
 
     def sheet(self, module: nn.Module) -> Image.Image:
         """Twelve trained pictures and four held-out ones of the first size, fewer of large ones,
@@ -249,16 +258,48 @@ class ModelTask:
         return tokenizer.frame(ids[:longest], *grid)
 
 
-def check_size(size: tuple[int, int], windows: tuple[int, ...], stride: int) -> None:
-    """Raises ValueError where one of the windows does not fit the pictures' size in pixels."""
-    width, height = size
-    for window in windows:
-        unit = window * stride
-        if width % unit or height % unit:
-            raise ValueError(
-                f"pictures of {width}x{height} do not fit window {window}: extract the codes "
-                f"at sizes that are multiples of {unit}"
-            )
+def check_codes(
+    shards: CodeShards, image_tokenizer: ImageTokenizer, shape: ModelConfig, recipe: Recipe
+) -> None:
+    """Raises ValueError where a model of such a shape cannot be trained so on the codes."""
+    shards.check(image_tokenizer)
+    if recipe.window_mix and len(recipe.window_mix) != len(shape.windows):
+        raise ValueError(
+            f"window_mix has {len(recipe.window_mix)} shares for the windows "
+            f"{', '.join(map(str, shape.windows))}"
+        )
+    if shards.index["held_out"] == shards.index["pictures"]:
+        raise ValueError("none of the pictures is for training: all are held out")
+    for (width, height), indices in shards.indices.items():
+        for window in shape.windows if len(indices) else ():
+            unit = window * shards.stride
+            rows, columns = height // unit, width // unit
+            if width % unit or height % unit:
+                raise ValueError(
+                    f"pictures of {width}x{height} do not fit window {window}: extract the codes "
+                    f"at sizes that are multiples of {unit}"
+                )
+            if max(rows, columns) > shape.max_grid or rows * columns > shape.max_positions:
+                raise ValueError(
+                    f"pictures of {width}x{height} are {columns} x {rows} positions at window "
+                    f"{window}, the model takes {shape.max_grid} a side and {shape.max_positions} "
+                    "in all: extract the codes at smaller sizes, or choose a larger window"
+                )
+
+
+def frozen_names(module: nn.Module, freeze: tuple[str, ...]) -> list[str]:
+    """The names of the parameters that start with one of `freeze`. Raises ValueError where there
+    are none of such a name."""
+    names = [name for name, _ in module.named_parameters()]
+    for prefix in freeze:
+        if not any(name.startswith(prefix) for name in names):
+            parts_of_it = ", ".join(name for name, _ in module.named_children())
+            raise ValueError(f"freeze: the model has no part {prefix!r}, only {parts_of_it}")
+    return [name for name in names if name.startswith(freeze)]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _spread(indices: list[int]) -> list[int]:
@@ -292,13 +333,8 @@ def train_model(
     there are none of such a name.
     """
     module = parts.model
-    for prefix in freeze:
-        names = [name for name, _ in module.named_parameters() if name.startswith(prefix)]
-        if not names:
-            parts_of_it = ", ".join(name for name, _ in module.named_children())
-            raise ValueError(f"freeze: the model has no part {prefix!r}, only {parts_of_it}")
-        for name in names:
-            module.get_parameter(name).requires_grad_(False)
+    for name in frozen_names(module, freeze):
+        module.get_parameter(name).requires_grad_(False)
     if lora:
         add_lora(module, lora)
     kind = LoraTask if lora else ModelTask

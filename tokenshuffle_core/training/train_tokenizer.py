@@ -4,6 +4,8 @@ It is convolutional, so crops teach it what whole pictures would at a fraction o
 last part of the training sees whole pictures, because GroupNorm and attention do notice the size.
 """
 
+import hashlib
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from .. import checkpoint
 from ..config import ImageTokenizerConfig
 from ..image_tokenizer import ImageTokenizer
 from .batches import Batches
-from .distributed import max_of_all
+from .distributed import max_of_all, rank
 from .loop import LoopConfig, fit, generator
 from .pictures import sheet_of
 from .sources import Item, read_items
@@ -43,12 +45,17 @@ class TokenizerTask:
         side: int,
         codebook_size: int,
         device: torch.device,
+        trained: bool = False,
     ):
+        """`trained` says that the codebook has been, so that it is used from the first step on."""
         self.train = [item for item in items if item.split == "train"]
+        self.unreadable: set[str] = set()
+        keys = "\n".join(item.key for item in self.train)
+        self.about = {"pictures": hashlib.sha256(keys.encode()).hexdigest()}
         held_out = [item for item in items if item.split == "held-out"] or self.train
         step = max(1, len(held_out) // VALIDATION_PICTURES)
-        pictures = [square(item, side) for item in held_out[::step][:VALIDATION_PICTURES]]
-        self.validation = _tensor(pictures).to(device)
+        places = range(0, len(held_out), step)[:VALIDATION_PICTURES]
+        self.validation = _tensor([self._square(held_out, i, side) for i in places]).to(device)
         visits = [i for i, item in enumerate(self.train) for _ in range(item.repeats)]
         self.batches = Batches([torch.tensor(visits)], config.batch, config.seed)
         self.config = config
@@ -56,34 +63,49 @@ class TokenizerTask:
         self.side = side
         self.device = device
         self.readers = ThreadPoolExecutor(READERS)
-        self.unquantised = min(UNQUANTISED, config.steps // 10)
+        self.unquantised = 0 if trained else min(UNQUANTISED, config.steps // 10)
         self.looked = None  # the last step that looked for codes that nothing uses
         self.state = {"used": torch.zeros(codebook_size, dtype=torch.uint8, device=device)}
 
-    def batch(self, step: int, pieces: int) -> Tensor:
-        """(batch, 3, crop, crop) in 0..1; near the end fewer but whole pictures, one for each of
-        the `pieces` at least."""
-        whole = step >= self.config.steps * (1 - WHOLE_SHARE)
-        crop = self.side if whole else self.crop
-        # The same number of pixels in every step keeps memory and step time even.
-        count = max(pieces, self.config.batch * self.crop**2 // crop**2)
+    def batch(self, step: int, piece: int, pieces: int) -> Tensor:
+        """Every `pieces`-th of the step's pictures from `piece` on, (n, 3, crop, crop) in 0..1;
+        near the end fewer but whole pictures, one for each of the `pieces` at least."""
+        crop, count = self._crop(step), self._count(step, pieces)
         _, indices = self.batches.at(step)
         random = generator(self.config.seed + 1, step)
         room = self.side - crop + 1
         corners = torch.randint(0, room, (count, 2), generator=random).tolist()
-        items = [self.train[i] for i in indices[:count].tolist()]
-        pictures = self.readers.map(lambda item: square(item, self.side), items)
+        places = indices[:count].tolist()[piece::pieces]
+        pictures = self.readers.map(lambda i: self._square(self.train, i, self.side), places)
         crops = [
             picture.crop((left, top, left + crop, top + crop))
-            for picture, (left, top) in zip(pictures, corners, strict=True)
+            for picture, (left, top) in zip(pictures, corners[piece::pieces], strict=True)
         ]
         return _tensor(crops).to(self.device)
 
+    def _crop(self, step: int) -> int:
+        whole = step >= self.config.steps * (1 - WHOLE_SHARE)
+        return self.side if whole else self.crop
+
+    def _count(self, step: int, pieces: int) -> int:
+        """The same number of pixels in every step keeps memory and step time even."""
+        return max(pieces, self.config.batch * self.crop**2 // self._crop(step) ** 2)
+
+    def _square(self, items: list[Item], i: int, side: int) -> Image.Image:
+        """`square` of item i, or of the next one that can be read."""
+        for item in (*items[i:], *items[:i]):
+            try:
+                return square(item, side)
+            except ValueError as error:
+                if item.key not in self.unreadable and rank() == 0:
+                    print(f"note: {error}: another one takes its place", file=sys.stderr)
+                self.unreadable.add(item.key)
+        raise ValueError("none of the pictures can be read")
+
     def loss(self, module: ImageTokenizer, step: int, piece: int, pieces: int):
-        batch = self.batch(step, pieces)
         if step % REVIVE_EVERY == 0 and step != self.looked:
-            self._revive(module, batch, step)
-        images = batch[piece::pieces]
+            self._revive(module, step, pieces)
+        images = self.batch(step, piece, pieces)
         latent = module.latent(images)
         quantized = module.quantizer(latent)
         continuous = step < self.unquantised
@@ -99,15 +121,17 @@ class TokenizerTask:
         )
         loss = l1 + 4 * l2 + edges + (0 if continuous else quantized.loss)
         psnr = -10 * l2.detach().log10()
-        share = len(images) * pieces / len(batch)  # the few whole pictures may not divide evenly
+        share = len(images) * pieces / self._count(step, pieces)  # whole ones may not divide evenly
         return loss * share, {"psnr": psnr, "codebook_loss": quantized.loss.detach()}
 
     @torch.no_grad()
-    def _revive(self, module: ImageTokenizer, images: Tensor, step: int) -> None:
-        """Give codes that nothing chose for REVIVE_EVERY steps the place of a random latent."""
+    def _revive(self, module: ImageTokenizer, step: int, pieces: int) -> None:
+        """Give codes that nothing chose for REVIVE_EVERY steps the place of a random latent of the
+        whole batch, the same in all processes."""
         if 0 < step <= self.config.steps // 2:
             dead = (self.state["used"] == 0).nonzero().flatten()
-            latent = module.latent(images).float().movedim(1, -1).flatten(0, 2)
+            parts = [module.latent(self.batch(step, piece, pieces)) for piece in range(pieces)]
+            latent = torch.cat(parts).float().movedim(1, -1).flatten(0, 2)
             pick = torch.randint(
                 0, len(latent), (len(dead),), generator=generator(self.config.seed + 2, step)
             )
@@ -175,8 +199,9 @@ def train_tokenizer(
                 "no smaller than crop"
             )
     module.to(device)
-    items = read_items(source)
+    items = read_items(source, captioned=False)
     if all(item.split == "held-out" for item in items):
         raise ValueError(f"{source} has no pictures to train on: all are held out")
-    task = TokenizerTask(items, loop, crop, side, module.config.codebook_size, device)
+    size = module.config.codebook_size
+    task = TokenizerTask(items, loop, crop, side, size, device, trained=init is not None)
     return fit(module, task, loop, directory, resume)
