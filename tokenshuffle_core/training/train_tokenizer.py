@@ -131,7 +131,8 @@ class TokenizerTask:
         if 0 < step <= self.config.steps // 2:
             dead = (self.state["used"] == 0).nonzero().flatten()
             parts = [module.latent(self.batch(step, piece, pieces)) for piece in range(pieces)]
-            latent = torch.cat(parts).float().movedim(1, -1).flatten(0, 2)
+            in_order = [parts[i % pieces][i // pieces] for i in range(self._count(step, pieces))]
+            latent = torch.stack(in_order).float().movedim(1, -1).flatten(0, 2)
             pick = torch.randint(
                 0, len(latent), (len(dead),), generator=generator(self.config.seed + 2, step)
             )
