@@ -163,6 +163,10 @@ def section(table: Table) -> str:
     return f"## {table.title}\n\n{table.text}\n\n{markdown}"
 
 
+def window_of(row: Row) -> int:
+    return row.window or recipe_values(row.variant, "singles")["windows"][0]
+
+
 @dataclass(frozen=True)
 class Measured:
     """What was measured of a row, by seed; `train` and `held_out` are (hits, n) of retrieval."""
@@ -179,8 +183,8 @@ def measured_of(row: Row, data: tuple[str, ...]) -> Measured:
         results_of(row.variant, name) if name in data else {}
         for name in ("compositions", "singles")
     )
-    windows = recipe_values(row.variant, "singles")["windows"]
-    suffix = f"_window_{row.window or windows[0]}" if len(windows) > 1 else ""
+    several = len(recipe_values(row.variant, "singles")["windows"]) > 1
+    suffix = f"_window_{window_of(row)}" if several else ""
     asked = {"window": row.window, "generation": row.generation}
     scores = {
         seed: score
@@ -206,8 +210,7 @@ def cells(row: Row, own: Measured, against: Measured | None) -> list[str]:
     found.append(_difference(*shares, digits=1) if against else "")
     found += [_shares(own.held_out), _mean(own.psnr.values(), 2)]
     times = json.loads(TIMES.read_text(encoding="utf-8")) if TIMES.exists() else {}
-    window = row.window or recipe_values(row.variant, "singles")["windows"][0]
-    timed = times.get(f"{row.variant} at {window}")
+    timed = times.get(f"{row.variant} at {window_of(row)}")
     if timed is None or row.generation:  # other guidance takes other times
         return [*found, "", "", ""]
     milliseconds = [f"{1000 * timed[name]:.0f}" for name in ("picture", "step")]

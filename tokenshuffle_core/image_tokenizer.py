@@ -4,6 +4,7 @@ ResNet blocks with GroupNorm and swish, attention at the lowest resolution, and 
 small l2-normalised vectors, so that the nearest vector is the one with the largest dot product.
 """
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -165,8 +166,10 @@ class VectorQuantizer(nn.Module):
         """latent (B, dim, h, w) -> codes (B, h, w) int64. Its norm has no influence."""
         every = torch.arange(self.codebook.num_embeddings, device=latent.device)
         book = F.normalize(self.codebook(every), dim=-1)
-        # In bfloat16 the nearest two are often equally near.
-        with torch.autocast(latent.device.type, enabled=False):
+        # In bfloat16 the nearest two are often equally near; not every device knows autocast.
+        kind = latent.device.type
+        cast = torch.is_autocast_enabled(kind)
+        with torch.autocast(kind, enabled=False) if cast else nullcontext():
             return (latent.float().movedim(1, -1) @ book.float().T).argmax(-1)
 
     def forward(self, latent: Tensor) -> Quantized:

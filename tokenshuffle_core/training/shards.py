@@ -198,7 +198,8 @@ def _check_settings(sizes, stride, background, shard_size, batch, held_out, rank
 
 
 def _held_out(item: Item, share: float) -> Item:
-    number = int.from_bytes(hashlib.sha256(item.key.encode(errors="surrogateescape")).digest()[:8])
+    digest = hashlib.sha256(item.key.encode(errors="surrogateescape")).digest()
+    number = int.from_bytes(digest[:8], "big")
     return replace(item, split="held-out") if number < share * 2**64 else item
 
 

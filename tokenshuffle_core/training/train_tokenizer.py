@@ -49,18 +49,18 @@ class TokenizerTask:
     ):
         """`trained` says that the codebook has been, so that it is used from the first step on."""
         self.train = [item for item in items if item.split == "train"]
-        self.unreadable: set[str] = set()
+        self.side = side
+        self.unreadable: set[str] = set()  # keys
         keys = "\n".join(item.key for item in self.train)
         self.about = {"pictures": hashlib.sha256(keys.encode()).hexdigest()}
         held_out = [item for item in items if item.split == "held-out"] or self.train
         step = max(1, len(held_out) // VALIDATION_PICTURES)
         places = range(0, len(held_out), step)[:VALIDATION_PICTURES]
-        self.validation = _tensor([self._square(held_out, i, side) for i in places]).to(device)
+        self.validation = _tensor([self._square(held_out, i) for i in places]).to(device)
         visits = [i for i, item in enumerate(self.train) for _ in range(item.repeats)]
         self.batches = Batches([torch.tensor(visits)], config.batch, config.seed)
         self.config = config
         self.crop = crop
-        self.side = side
         self.device = device
         self.readers = ThreadPoolExecutor(READERS)
         self.unquantised = 0 if trained else min(UNQUANTISED, config.steps // 10)
@@ -76,7 +76,7 @@ class TokenizerTask:
         room = self.side - crop + 1
         corners = torch.randint(0, room, (count, 2), generator=random).tolist()
         places = indices[:count].tolist()[piece::pieces]
-        pictures = self.readers.map(lambda i: self._square(self.train, i, self.side), places)
+        pictures = self.readers.map(lambda i: self._square(self.train, i), places)
         crops = [
             picture.crop((left, top, left + crop, top + crop))
             for picture, (left, top) in zip(pictures, corners[piece::pieces], strict=True)
@@ -91,13 +91,16 @@ class TokenizerTask:
         """The same number of pixels in every step keeps memory and step time even."""
         return max(pieces, self.config.batch * self.crop**2 // self._crop(step) ** 2)
 
-    def _square(self, items: list[Item], i: int, side: int) -> Image.Image:
+    def _square(self, items: list[Item], i: int) -> Image.Image:
         """`square` of item i, or of the next one that can be read."""
-        for item in (*items[i:], *items[:i]):
+        for place in range(i, i + len(items)):
+            item = items[place % len(items)]
+            if item.key in self.unreadable:
+                continue
             try:
-                return square(item, side)
+                return square(item, self.side)
             except ValueError as error:
-                if item.key not in self.unreadable and rank() == 0:
+                if rank() == 0:
                     print(f"note: {error}: another one takes its place", file=sys.stderr)
                 self.unreadable.add(item.key)
         raise ValueError("none of the pictures can be read")
