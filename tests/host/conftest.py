@@ -41,13 +41,14 @@ class Server:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest picks by markers
 def pytest_collection_modifyitems(items):
-    """The page is tested by default on the newest host alone, which saves a minute and a half."""
+    """The page and the memory are tested by default on the newest host alone, which saves two
+    minutes."""
     *others, _ = comfyui.hosts() or [None]
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.host)
             params = item.callspec.params if hasattr(item, "callspec") else {}
-            if item.path.stem == "test_page" and params.get("server") in others:
+            if item.path.stem in ("test_page", "test_memory") and params.get("server") in others:
                 item.add_marker(pytest.mark.slow)
 
 

@@ -78,7 +78,7 @@ def test_a_trained_codebook_is_used_from_the_first_step_on(composed, image_token
     """Codes that pictures use stay, but for some that the crops of 100 steps did not; a new
     codebook is laid out anew at that step."""
     about = {"crop": 16, "side": 32}
-    loop = replace(LOOP, steps=210, learning_rate=1e-6, validate_every=210)
+    loop = replace(LOOP, steps=110, learning_rate=1e-6, validate_every=110)
     config, name = TINY.image_tokenizer, "image_tokenizer.quantizer.codebook.weight"
     again = train_tokenizer(composed, tmp_path / "on", config, loop, init=image_tokenizer, **about)
     before, after = load_file(image_tokenizer)[name], load_file(again)[name]
