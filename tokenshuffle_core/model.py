@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig
+from .linear import Linear
 from .shuffle import TokenShuffle, TokenUnshuffle, WindowHead, shuffle
 from .transformer import KVCache, Transformer
 
@@ -42,7 +43,7 @@ class TokenShuffleModel(nn.Module):
         self.window_head = _by_window(
             config, lambda s: WindowHead(config, s) if config.window_head and s > 1 else None
         )
-        self.head = nn.Linear(config.width, config.codebook_size, bias=False)
+        self.head = Linear(config.width, config.codebook_size)
 
     def initialise(self) -> None:
         """Fresh weights: sqrt(2 / 5d) for linear layers (SmallInit, arXiv 1910.05895), residual

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .config import ModelConfig
+from .linear import Linear
 
 
 def shuffle(x: Tensor, window: int) -> Tensor:
@@ -36,9 +37,9 @@ class FuseBlock(nn.Module):
     def __init__(self, width: int, norm_eps: float):
         super().__init__()
         self.norm = nn.RMSNorm(width, eps=norm_eps)
-        self.up = nn.Linear(width, 2 * width, bias=False)
+        self.up = Linear(width, 2 * width)
         self.act = nn.GELU()
-        self.down = nn.Linear(2 * width, width, bias=False)
+        self.down = Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.down(self.act(self.up(self.norm(x))))
@@ -51,7 +52,7 @@ class TokenShuffle(nn.Module):
         super().__init__()
         self.window = window
         plain = window == 1
-        self.compress = nn.Identity() if plain else nn.Linear(width, width // window**2, bias=False)
+        self.compress = nn.Identity() if plain else Linear(width, width // window**2)
         self.fuse = nn.Sequential(
             *(FuseBlock(width, norm_eps) for _ in range(0 if plain else blocks))
         )
@@ -70,7 +71,7 @@ class TokenUnshuffle(nn.Module):
         self.fuse = nn.Sequential(
             *(FuseBlock(width, norm_eps) for _ in range(0 if plain else blocks))
         )
-        self.expand = nn.Identity() if plain else nn.Linear(width // window**2, width, bias=False)
+        self.expand = nn.Identity() if plain else Linear(width // window**2, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.expand(unshuffle(self.fuse(x), self.window))
@@ -90,8 +91,8 @@ class WindowHead(nn.Module):
         self.code_embedding = nn.Embedding(config.codebook_size, config.window_head)
         self.relations = nn.Parameter(torch.empty(window**2, window**2, config.window_head))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.input = nn.Linear(config.width, config.window_head, bias=False)
-        self.output = nn.Linear(config.window_head, config.width, bias=False)
+        self.input = Linear(config.width, config.window_head)
+        self.output = Linear(config.window_head, config.width)
 
     def forward(self, states: Tensor, chosen: Tensor, first: int = 0) -> Tensor:
         """States (..., n, d) of the window's codes first, first + 1, ... -> the same shape.
