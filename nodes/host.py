@@ -195,8 +195,9 @@ def _stream(module: torch.nn.Module, device: torch.device) -> None:
     if comfy.model_management.is_device_cpu(device):
         return
     for layer in module.modules():
-        hosted = getattr(comfy.ops.disable_weight_init, type(layer).__name__, None)
-        if hosted and issubclass(hosted, type(layer)):
+        kind = torch.nn.Linear if isinstance(layer, torch.nn.Linear) else type(layer)
+        hosted = getattr(comfy.ops.disable_weight_init, kind.__name__, None)
+        if hosted and issubclass(hosted, kind):
             layer.__class__ = hosted
             layer.bias = getattr(layer, "bias", None)  # the host looks for it in every layer
 

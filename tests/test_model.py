@@ -141,7 +141,7 @@ def test_window_head_one_code_after_another_gives_the_teacher_forced_logits():
     expected = model.code_logits(states, None, chosen)
     for slot in range(16):
         unknown = torch.where(torch.arange(16) < slot, chosen, 0)
-        logits = model.code_logits(states[:, slot : slot + 1], None, unknown, slot)
+        logits = model.head(model.head_states(states[:, slot : slot + 1], None, unknown, slot))
         torch.testing.assert_close(logits[:, 0], expected[:, slot])
 
 

@@ -22,6 +22,7 @@ def scale_at(schedule: str, cfg: float, position: int, positions: int) -> float:
     return 1 + (cfg - 1) * progress
 
 
-def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """unconditional + scale * (conditional - unconditional), logits of any shape."""
+def guide(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
+    """unconditional + scale * (conditional - unconditional), logits or what a linear head makes
+    logits of, of any shape."""
     return unconditional + scale * (conditional - unconditional)

@@ -111,21 +111,25 @@ class TokenShuffleModel(nn.Module):
         return codes.unflatten(1, (hidden.shape[1], -1)).flatten(2, 3)
 
     def code_logits(
+        self, states: Tensor, window: int | None = None, chosen: Tensor | None = None
+    ) -> Tensor:
+        """Code states (..., s * s, d) of a window -> logits (..., s * s, codebook_size).
+
+        A window head takes into account the codes of the window `chosen` (..., s * s) before each.
+        """
+        return self.head(self.head_states(states, window, chosen))
+
+    def head_states(
         self,
         states: Tensor,
         window: int | None = None,
         chosen: Tensor | None = None,
         first: int = 0,
     ) -> Tensor:
-        """Code states (..., n, d) of the window's codes `first`, first + 1, ... -> logits
-        (..., n, codebook_size).
-
-        A window head takes into account the codes of the window `chosen` (..., m) before each.
-        """
+        """What the head makes logits of: the states (..., n, d) of the window's codes `first`,
+        first + 1, ... and, with a window head, the codes before them, `chosen` (..., m)."""
         window_head = self.window_head_of(window)
-        if window_head is not None:
-            states = window_head(states, chosen, first)
-        return self.head(states)
+        return states if window_head is None else window_head(states, chosen, first)
 
     def window_head_of(self, window: int | None = None) -> WindowHead | None:
         key = str(window or self.config.window)
@@ -146,9 +150,12 @@ class TokenShuffleModel(nn.Module):
     def step(self, cache: KVCache, codes: Tensor, window: int | None = None) -> Tensor:
         """Append windows of codes (B, H, W), usually one, as one row or part of it.
 
-        Returns the code states (B, s * s, d) of the window that follows.
+        The cache's rows may be several times B: prompts that go on with the same codes, as
+        guidance has them. Returns the code states (rows, s * s, d) of the window that follows.
         """
-        hidden = self.transformer(self.embed_codes(codes, window), cache=cache)
+        x = self.embed_codes(codes, window)
+        x = x.repeat(len(cache.padding) // len(x), 1, 1)
+        hidden = self.transformer(x, cache=cache)
         return self.code_states(hidden[:, -1:], window)[:, 0]
 
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .config import GenerationConfig
+from .engine import capture
 from .guidance import guide, scale_at
 from .model import TokenShuffleModel
 from .shuffle import unshuffle
@@ -66,11 +68,11 @@ def sample_codes(logits: Tensor, settings: GenerationConfig, noise: Tensor) -> T
 
 def sample_window(
     model: TokenShuffleModel,
-    states: Tensor,
     window: int,
-    scale: float | None,
     settings: GenerationConfig,
+    states: Tensor,
     noise: Tensor,
+    scale: float | Tensor | None = None,
 ) -> Tensor:
     """Code states of a window (B, s * s, d) -> its codes (B, s * s) int64.
 
@@ -84,10 +86,10 @@ def sample_window(
     for first in range(0, count, together):
         part = slice(first, first + together)
         chosen = codes if scale is None else torch.cat([codes, codes])
-        logits = model.code_logits(states[:, part], window, chosen, first)
-        if scale is not None:
-            logits = guide(*logits.float().chunk(2), scale)
-        codes[:, part] = sample_codes(logits, settings, noise[:, part])
+        x = model.head_states(states[:, part], window, chosen, first)
+        if scale is not None:  # the head is linear: before it there is less to compute
+            x = guide(*x.float().chunk(2), scale).to(x.dtype)
+        codes[:, part] = sample_codes(model.head(x), settings, noise[:, part])
     return codes
 
 
@@ -101,6 +103,7 @@ def decode(
     generators: list[torch.Generator],
     pad: int,
     given: Tensor | None = None,
+    graphs: bool = True,
 ) -> Iterator[Progress]:
     """Sample pictures window by window, all of a batch in step; yields after each window, and once
     after the whole rows that are given at the top.
@@ -108,7 +111,8 @@ def decode(
     prompts and negatives hold one list of framed ids per picture; `grid` is (rows, columns) in
     windows; `given` (B, H, W) int64 holds codes to keep, -1 in the windows to sample, which are the
     same in each picture. A window sees the given ones above it and to its left, not those to come.
-    With cfg 1 the negatives are not run. Everything happens on the generators' device.
+    With cfg 1 the negatives are not run. Everything happens on the generators' device; `graphs`
+    are CUDA's, where it has them (see engine.py).
     """
     rows, columns = grid
     window, windows = settings.window or model.config.window, rows * columns
@@ -130,19 +134,22 @@ def decode(
             draw_noise(noise_shape, generators)
         yield Progress(done, windows, window, codes)
         if done < windows:
-            states = model.step(cache, torch.cat([known, known]) if guided else known, window)
+            states = model.step(cache, known, window)
+    sample = partial(sample_window, model, window, settings)
+    step = partial(model.step, cache, window=window)
+    captured = capture(model, cache, window, sample) if graphs else None
+    sample, step = captured or (sample, step)
     for position in range(done, windows):
         scale = scale_at(settings.schedule, settings.cfg, position, windows) if guided else None
         noise = draw_noise(noise_shape, generators)
-        sampled = sample_window(model, states, window, scale, settings, noise)
+        sampled = sample(states, noise, scale)
         top, left = position // columns * window, position % columns * window
         place = ..., slice(top, top + window), slice(left, left + window)
         fresh = unshuffle(sampled[:, None, None], window)[..., 0]  # (B, s, s)
         codes[place] = given[place] if kept[position] else fresh
         yield Progress(position + 1, windows, window, codes)
         if position + 1 < windows:
-            fresh = codes[place]
-            states = model.step(cache, torch.cat([fresh, fresh]) if guided else fresh, window)
+            states = step(codes[place])
 
 
 def pad_left(rows: list[list[int]], pad: int, device) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,31 @@ class KVCache:
         self.values[layer, :, :, self.length : end] = values
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
+    def places(self, length: int) -> tuple[Tensor, Tensor | None]:
+        """As `places`, of the next `length` tokens."""
+        padding = self.padding if self.padded else None
+        return places(self.length, length, len(self.padding), padding, self.padding.device)
+
+    def advance(self, length: int) -> None:
+        """Count the tokens that all layers have appended."""
+        self.length += length
+
+
+def places(
+    start: int, length: int, batch: int, padding: Tensor | None, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Where `length` tokens behind `start` others stand, and which of these and of themselves they
+    see: positions (B, T) and a mask (B, 1, T, start + T), None where causality is all.
+    """
+    index = torch.arange(start, start + length, device=device).expand(batch, length)
+    keys = torch.arange(start + length, device=device)
+    if padding is not None:
+        visible = (keys <= index[..., None]) & (keys >= padding[:, None, None])
+        # A padding token sees itself: a row without any key would be NaN.
+        mask = (visible | (keys == index[..., None]))[:, None]
+        return (index - padding[:, None]).clamp(min=0), mask
+    return index, (keys <= index[..., None])[:, None] if start and length > 1 else None
+
 
 def rotary_angles(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
     """Positions (B, T) -> cosine and sine, each (B, 1, T, head_size) float32."""
@@ -119,23 +144,13 @@ class Transformer(nn.Module):
         (whose own padding then holds) x continues what it holds.
         """
         batch, length = x.shape[:2]
-        start = 0
         if cache is not None:
-            start, padding = cache.length, cache.padding if cache.padded else None
-        index = torch.arange(start, start + length, device=x.device).expand(batch, length)
-        mask = None
-        if padding is not None:
-            keys = torch.arange(start + length, device=x.device)
-            visible = (keys <= index[..., None]) & (keys >= padding[:, None, None])
-            # A padding token sees itself: a row without any key would be NaN.
-            mask = (visible | (keys == index[..., None]))[:, None]
-            index = (index - padding[:, None]).clamp(min=0)
-        elif start and length > 1:
-            keys = torch.arange(start + length, device=x.device)
-            mask = (keys <= index[..., None])[:, None]
+            index, mask = cache.places(length)
+        else:
+            index, mask = places(0, length, batch, padding, x.device)
         angles = rotary_angles(index, self.config.head_size, self.config.rope_theta)
         for layer, block in enumerate(self.blocks):
             x = block(x, angles, mask, cache, layer)
         if cache is not None:
-            cache.length += length
+            cache.advance(length)
         return self.norm(x)

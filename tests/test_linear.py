@@ -1,0 +1,42 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tokenshuffle_core.linear import Linear
+
+
+@pytest.mark.parametrize("columns", [64, 768, 1024, 1031, 1250, 2048])
+@pytest.mark.parametrize("shape", [(1,), (2,), (1, 3), (2, 2), (5, 1), (8,), (9,), (2, 40)])
+def test_few_rows_are_those_of_torch(columns, shape):
+    layer, x = Linear(columns, 96), torch.randn(*shape, columns)
+    expected = F.linear(x, layer.weight)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+        turned = x.transpose(0, -2).contiguous().transpose(0, -2)
+        torch.testing.assert_close(layer(turned), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("columns", [512, 2048])
+def test_weights_may_change(columns):
+    layer, x = Linear(columns, 16), torch.randn(2, columns)
+    layer(x)
+    layer.weight += 1
+    torch.testing.assert_close(layer(x), F.linear(x, layer.weight), rtol=1e-4, atol=1e-4)
+    layer.weight = nn.Parameter(torch.randn(16, columns))
+    torch.testing.assert_close(layer(x), F.linear(x, layer.weight), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("columns", [512, 1024])
+def test_no_second_copy_of_a_matrix_with_few_columns(columns):
+    layer = Linear(columns, 16)
+    assert layer.blocks().data_ptr() == layer.weight.data_ptr()
+
+
+def test_gradients_are_those_of_torch():
+    layer, x = Linear(64, 16), torch.randn(2, 64)
+    layer(x).square().sum().backward()
+    weight = layer.weight.detach().clone().requires_grad_(True)
+    F.linear(x, weight).square().sum().backward()
+    torch.testing.assert_close(layer.weight.grad, weight.grad)
