@@ -1,0 +1,214 @@
+"""How near decoding comes to what the memory allows, against the plain loop and `transformers`.
+
+    python -m benchmarks.decode --models 111m --windows 1,2,4 --sizes 256 --json decode.json
+
+A step reads each weight once and the KV cache: these bytes over the measured bandwidth are the
+floor. Everything is measured in turn in one process, medians of rounds; "x plain" is how many times
+faster than the core's loop with torch's own linear layers and without CUDA graphs, "x transformers"
+than that library's `generate` of a LLaMA of the same size with as many steps and rows. Random
+weights, guidance on (two rows a picture), windows of codes that stand for 16 pixels each.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tokenshuffle_core import checkpoint, sampler
+from tokenshuffle_core.config import GenerationConfig
+from tokenshuffle_core.linear import Linear
+from tokenshuffle_core.pipeline import Pipeline
+
+from .models import SHAPES, cache_bytes, random_pipeline, read_weights
+
+PROMPT = "a red apple"
+FAST = Linear.forward
+
+
+@dataclass
+class Row:
+    """One line of the table; times in seconds, medians of the rounds."""
+
+    model: str
+    window: int
+    size: int
+    batch: int
+    parameters: int
+    steps: int
+    picture: float
+    step: float
+    floor: float
+    plain: float | None
+    transformers: float | None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default="111m", help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--windows", default="1,2,4")
+    parser.add_argument("--sizes", default="256", help="pixels a side")
+    parser.add_argument("--batches", default="1", help="pictures at once")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--no-plain", action="store_true", help="leave out the plain loop")
+    parser.add_argument("--no-transformers", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    rows = []
+    print(HEADER)
+    for name in options.models.split(","):
+        for window in numbers(options.windows):
+            settings = GenerationConfig(cfg=4.0)
+            dtype = checkpoint.default_dtype(options.device)
+            pipeline = random_pipeline(name, window, settings, options.device, dtype)
+            for size in numbers(options.sizes):
+                for batch in numbers(options.batches):
+                    rows.append(measure(name, pipeline, size, batch, options))
+                    print(line(rows[-1]), flush=True)
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    if options.json:
+        about = {"device": describe(options.device), "threads": torch.get_num_threads()}
+        values = about | {"torch": torch.__version__, "rows": [asdict(row) for row in rows]}
+        options.json.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def describe(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    return platform.processor() or platform.machine()
+
+
+def measure(name: str, pipeline: Pipeline, size: int, batch: int, options) -> Row:
+    model = pipeline.model
+    window = model.config.window
+    steps = (size // 16 // window) ** 2
+    weights, cache = read_weights(model), cache_bytes(model, 2 * batch, steps // 2)
+    llama = None if options.no_transformers else Llama(model, options.device)
+    times: dict[str, list[float]] = {}
+    for _ in range(options.rounds + 1):
+        turn = {"picture": picture(pipeline, size, batch, True)}
+        turn["floor"] = (weights + cache) / bandwidth(weights + cache, options.device)
+        if not options.no_plain:
+            turn["plain"] = picture(pipeline, size, batch, False)
+        if llama:
+            turn["transformers"] = llama.picture(steps, 2 * batch)
+        for key, value in turn.items():
+            times.setdefault(key, []).append(value)
+    found = {key: statistics.median(values[1:]) for key, values in times.items()}
+    return Row(
+        name, window, size, batch, sum(p.numel() for p in model.parameters()), steps,
+        found["picture"], found["picture"] / steps, found["floor"], found.get("plain"),
+        found.get("transformers"),
+    )  # fmt: skip
+
+
+def picture(pipeline: Pipeline, size: int, batch: int, fast: bool) -> float:
+    """Seconds of sampling the codes of a batch of pictures."""
+    settings = GenerationConfig(size, size, cfg=pipeline.config.generation.cfg)
+    grid = pipeline.grid(settings)
+    device = pipeline.model.head.weight.device
+    frames = [
+        [pipeline.text_tokenizer.frame(pipeline.encode_prompt(text), *grid)] * batch
+        for text in (PROMPT, "")
+    ]
+    generators = [torch.Generator(device).manual_seed(i) for i in range(batch)]
+    Linear.forward = FAST if fast else nn.Linear.forward
+    try:
+        synchronize(device)
+        started = time.perf_counter()
+        pad = pipeline.text_tokenizer.pad
+        *_, _ = sampler.decode(
+            pipeline.model, *frames, grid, settings, generators, pad, graphs=fast
+        )
+        synchronize(device)
+        return time.perf_counter() - started
+    finally:
+        Linear.forward = FAST
+
+
+class Llama:
+    """`transformers`' LLaMA of the size of a model's, with its codes for a vocabulary."""
+
+    def __init__(self, model, device):
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        shape = model.config
+        config = LlamaConfig(
+            vocab_size=shape.codebook_size, hidden_size=shape.width,
+            intermediate_size=shape.hidden, num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
+            max_position_embeddings=shape.context, pad_token_id=0, eos_token_id=None,
+        )  # fmt: skip
+        with torch.device(device):
+            self.llama = LlamaForCausalLM(config).to(model.head.weight.dtype).eval()
+        self.device = device
+
+    @torch.inference_mode()
+    def picture(self, steps: int, rows: int) -> float:
+        prompt = torch.ones(rows, 8, dtype=torch.int64, device=self.device)
+        synchronize(prompt.device)
+        started = time.perf_counter()
+        self.llama.generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=True, top_k=0,
+            min_new_tokens=steps, max_new_tokens=steps,
+        )  # fmt: skip
+        synchronize(prompt.device)
+        return time.perf_counter() - started
+
+
+def bandwidth(size: int, device: str) -> float:
+    """Bytes a second: of a sum over so many bytes on a CPU, of a copy on a GPU."""
+    memory = torch.ones(min(size, 2**31) // 4, device=device)
+    copy = torch.empty_like(memory) if memory.is_cuda else None
+    seconds = []
+    for _ in range(4):
+        synchronize(memory.device)
+        started = time.perf_counter()
+        copy.copy_(memory) if memory.is_cuda else memory.sum()
+        synchronize(memory.device)
+        seconds.append(time.perf_counter() - started)
+    return memory.nbytes * (2 if memory.is_cuda else 1) / min(seconds[1:])
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+HEADER = """\
+| model | window | pixels | batch | steps | s / batch | ms / step | floor, ms | share of the floor \
+| x plain | x transformers |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+
+
+def line(row: Row) -> str:
+    cells = [
+        f"{row.model} ({row.parameters / 1e6:.0f} M)", row.window, row.size, row.batch, row.steps,
+        f"{row.picture:.2f}", f"{1e3 * row.step:.1f}", f"{1e3 * row.floor:.1f}",
+        f"{row.floor / row.step:.0%}", ratio(row.plain, row.picture),
+        ratio(row.transformers, row.picture),
+    ]  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def ratio(slow: float | None, fast: float) -> str:
+    return f"{slow / fast:.2f}" if slow else ""
+
+
+if __name__ == "__main__":
+    main()

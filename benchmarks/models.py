@@ -1,0 +1,48 @@
+"""Models with random weights in the sizes that are measured."""
+
+import torch
+
+from tokenshuffle_core.config import LLAMAGEN_VQ16, PRESETS, Config, GenerationConfig, ModelConfig
+from tokenshuffle_core.image_tokenizer import ImageTokenizer
+from tokenshuffle_core.model import TokenShuffleModel
+from tokenshuffle_core.pipeline import Pipeline
+from tokenshuffle_core.text_tokenizer import TextTokenizer
+
+# LlamaGen's B, L and XL (arXiv 2406.06525) and the paper's own: width, layers, heads, hidden.
+SHAPES = {
+    "tiny": (128, 2, 2, 384),
+    "111m": (768, 12, 12, 2048),
+    "343m": (1024, 24, 16, 2816),
+    "775m": (1280, 36, 20, 3584),
+    "2.7b": (3072, 20, 24, 8192),
+}
+
+
+def random_pipeline(
+    name: str, window: int, settings: GenerationConfig, device="cpu", dtype=torch.float32
+) -> Pipeline:
+    """A model of SHAPES over 16,384 codes of 16 pixels. `ready` for pictures of 2048 pixels."""
+    width, layers, heads, hidden = SHAPES[name]
+    text = TextTokenizer.train(["a red apple"], 1024, max_grid=PRESETS["paper-2.7b"].model.max_grid)
+    shape = ModelConfig(
+        text_vocabulary=len(text), codebook_size=LLAMAGEN_VQ16.codebook_size, windows=(window,),
+        width=width, layers=layers, heads=heads, kv_heads=heads, hidden=hidden, context=16_640,
+        max_grid=PRESETS["paper-2.7b"].model.max_grid,
+    )  # fmt: skip
+    with torch.device(device):
+        model = TokenShuffleModel(shape).to(dtype).eval()
+        images = ImageTokenizer(LLAMAGEN_VQ16).eval()
+    model.initialise()
+    return Pipeline(Config(LLAMAGEN_VQ16, shape, settings), model, images, text, {})
+
+
+def read_weights(model: TokenShuffleModel) -> int:
+    """Bytes of the weights that a decoding step reads: all but the tables of embeddings."""
+    return sum(p.nbytes for name, p in model.named_parameters() if "embedding" not in name)
+
+
+def cache_bytes(model: TokenShuffleModel, rows: int, positions: int) -> int:
+    """Bytes of keys and values that a step reads behind so many positions."""
+    shape = model.config
+    itemsize = model.head.weight.itemsize
+    return 2 * shape.layers * shape.kv_heads * shape.head_size * rows * positions * itemsize
