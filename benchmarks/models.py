@@ -38,11 +38,11 @@ def random_pipeline(
 
 def read_weights(model: TokenShuffleModel) -> int:
     """Bytes of the weights that a decoding step reads: all but the tables of embeddings."""
-    return sum(p.nbytes for name, p in model.named_parameters() if "embedding" not in name)
+    return sum(w.nbytes for name, w in model.state_dict().items() if "embedding" not in name)
 
 
 def cache_bytes(model: TokenShuffleModel, rows: int, positions: int) -> int:
     """Bytes of keys and values that a step reads behind so many positions."""
     shape = model.config
-    itemsize = model.head.weight.itemsize
+    itemsize = model.code_embedding.weight.itemsize
     return 2 * shape.layers * shape.kv_heads * shape.head_size * rows * positions * itemsize

@@ -132,7 +132,7 @@ class Loaded:
         rows, columns = self.pipeline.grid(settings)
         positions = 2 * count * (shape.max_prompt + rows * columns)  # with and without the prompt
         values = 2 * shape.layers * shape.kv_heads * shape.head_size * positions
-        memory = values * self.pipeline.model.head.weight.itemsize
+        memory = values * self.pipeline.model.code_embedding.weight.itemsize
         patchers = [self.model]
         if previews_wanted():
             patchers.append(self.vq)

@@ -18,12 +18,14 @@ from .config import Config, ImageTokenizerConfig
 from .files import write_safetensors
 from .image_tokenizer import ImageTokenizer
 from .model import TokenShuffleModel
+from .quantize import kind_of, quantize, quantized_names
 from .text_tokenizer import TextTokenizer
 
 BUNDLED = Path(__file__).parent / "weights" / "emoji.safetensors"
 CONFIG = "tokenshuffle.config"
 IMAGE_TOKENIZER = "tokenshuffle.image_tokenizer"
 TEXT_TOKENIZER = "tokenshuffle.text_tokenizer"
+WEIGHTS = "tokenshuffle.weights"  # their kind, where `quantize` has made them smaller
 SIZES = "tokenshuffle.sizes"  # in the card: the sizes that the model was trained at
 ARCHITECTURE = "token-shuffle"
 
@@ -47,6 +49,8 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: torch.dtype | None = N
         IMAGE_TOKENIZER: _to_json(checkpoint.config.image_tokenizer),
         TEXT_TOKENIZER: checkpoint.text_tokenizer.to_json(),
     }
+    if kind := kind_of(checkpoint.model):
+        metadata[WEIGHTS] = kind
     modules = {"model": checkpoint.model, "image_tokenizer": checkpoint.image_tokenizer}
     _write(path, modules, metadata, dtype)
 
@@ -81,6 +85,11 @@ def load(
         with torch.device("meta"):
             model = TokenShuffleModel(config.model)
             image_tokenizer = ImageTokenizer(config.image_tokenizer)
+        if WEIGHTS in metadata:
+            try:
+                quantize(model, metadata[WEIGHTS])
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
         _fill(model, "model", file, path, dtype)
         _fill(image_tokenizer, "image_tokenizer", file, path, torch.float32)
     return Checkpoint(config, model.eval(), image_tokenizer.eval(), text_tokenizer, card(metadata))
@@ -115,7 +124,8 @@ def read_config(path: str | Path) -> Config:
 
 def card(metadata: dict[str, str]) -> dict[str, str]:
     """The part of the metadata that is written for people."""
-    return {k: v for k, v in metadata.items() if k not in (CONFIG, IMAGE_TOKENIZER, TEXT_TOKENIZER)}
+    for_machines = (CONFIG, IMAGE_TOKENIZER, TEXT_TOKENIZER, WEIGHTS)
+    return {key: value for key, value in metadata.items() if key not in for_machines}
 
 
 def default_dtype(device: str | torch.device) -> torch.dtype:
@@ -140,11 +150,12 @@ def _to_json(config: ImageTokenizerConfig) -> str:
 
 
 def _write(path, modules: dict[str, nn.Module], metadata: dict[str, str], dtype) -> None:
-    tensors = {
-        f"{prefix}.{name}": tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
-        for prefix, module in modules.items()
-        for name, tensor in module.state_dict().items()
-    }
+    tensors = {}
+    for prefix, module in modules.items():
+        kept = quantized_names(module)
+        for name, tensor in module.state_dict().items():
+            to = tensor.dtype if name in kept else dtype or tensor.dtype
+            tensors[f"{prefix}.{name}"] = tensor.detach().to("cpu", to).contiguous()
     write_safetensors(path, tensors, metadata)
 
 
@@ -176,5 +187,11 @@ def _fill(module: nn.Module, prefix: str, file, path: str | Path, dtype: torch.d
                 f"{path}: {prefix}.{name} has shape {found}, the configuration asks for "
                 f"{tuple(shape)}"
             )
-    weights = {name: file.get_tensor(f"{prefix}.{name}").to(dtype) for name in expected}
+    kept = quantized_names(module)
+    weights = {}
+    for name in expected:
+        weight = file.get_tensor(f"{prefix}.{name}")
+        if name in kept and weight.dtype != kept[name]:
+            raise ValueError(f"{path}: {prefix}.{name} is {weight.dtype}, not {kept[name]}")
+        weights[name] = weight if name in kept else weight.to(dtype)
     module.load_state_dict(weights, assign=True)

@@ -1,13 +1,16 @@
-"""The commands that make one checkpoint of another: `tokenshuffle merge` and `grow`."""
+"""The commands that make one checkpoint of another: `tokenshuffle merge`, `quantize`, `grow`."""
 
 from .cli_options import add_model, check_output, command, load
 
 
 def add(commands) -> None:
-    """Add the commands `merge` and `grow`."""
+    """Add the commands `merge`, `quantize` and `grow`."""
     parser = command(
         commands, "merge", _merge, "Write a checkpoint with LoRA files merged into it."
     )
+    parser.add_argument("-o", "--output", required=True, metavar="FILE.safetensors")
+    add_model(parser)
+    parser = command(commands, "quantize", _quantize, "Write a checkpoint with smaller weights.")
     parser.add_argument("-o", "--output", required=True, metavar="FILE.safetensors")
     add_model(parser)
     parser = command(commands, "grow", _grow, "Give a checkpoint other windows, to train it on.")
@@ -28,6 +31,16 @@ def _merge(options) -> None:
     output = check_output(options.output, ".safetensors")
     if not options.lora:
         raise ValueError("merge needs at least one --lora FILE")
+    checkpoint.save(output, load(options))
+    print(output)
+
+
+def _quantize(options) -> None:
+    from . import checkpoint
+
+    output = check_output(options.output, ".safetensors")
+    if not options.weights:
+        raise ValueError("quantize needs --weights int8 or --weights fp8")
     checkpoint.save(output, load(options))
     print(output)
 

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 
 SCHEDULES = ("constant", "linear", "half-linear")
+WEIGHT_KINDS = ("int8", "fp8")  # of one byte
 MAX_PIXELS = 8192 * 8192
 
 
