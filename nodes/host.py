@@ -25,8 +25,9 @@ from server import PromptServer
 
 from ..tokenshuffle_core.checkpoint import BUNDLED
 from ..tokenshuffle_core.config import GenerationConfig
+from ..tokenshuffle_core.image_tokenizer import LARGE, SMALL
 from ..tokenshuffle_core.lora import read_lora
-from ..tokenshuffle_core.pipeline import TILE, Pipeline, load
+from ..tokenshuffle_core.pipeline import Pipeline, load
 from ..tokenshuffle_core.sampler import Progress
 from . import description, preview
 
@@ -136,15 +137,14 @@ class Loaded:
         patchers = [self.model]
         if previews_wanted():
             patchers.append(self.vq)
-            tile = (TILE * self.pipeline.config.image_tokenizer.stride) ** 2
-            memory += self._decoding(1, min(tile, settings.width * settings.height))
+            memory += self._decoding(1, settings.width * settings.height, True)
         comfy.model_management.load_models_gpu(patchers, memory_required=memory)
         return self.pipeline
 
-    def with_vq(self, pictures: int, pixels: int) -> Pipeline:
+    def with_vq(self, pictures: int, pixels: int, save_memory: bool = False) -> Pipeline:
         """The pipeline, its image tokenizer on the device and room to work on so many pixels of
-        each picture at once."""
-        memory = self._decoding(pictures, pixels)
+        each picture."""
+        memory = self._decoding(pictures, pixels, save_memory)
         comfy.model_management.load_models_gpu([self.vq], memory_required=memory)
         return self.pipeline
 
@@ -153,11 +153,13 @@ class Loaded:
         """See `rough_colours`; for previews, once for each checkpoint."""
         return preview.rough_colours(self.pipeline, self.vq.load_device)
 
-    def _decoding(self, pictures: int, pixels: int) -> int:
-        # Measured: at most ten feature maps of the base width live at the same time.
-        maps = 12 * self.pipeline.config.image_tokenizer.channels
+    def _decoding(self, pictures: int, pixels: int, save_memory: bool) -> int:
+        largest = pictures * pixels * self.pipeline.config.image_tokenizer.channels
+        limit = SMALL if save_memory else LARGE
         itemsize = self.pipeline.image_tokenizer.quantizer.codebook.weight.itemsize
-        return pictures * pixels * maps * itemsize
+        # Measured: at most ten feature maps of the base width live at the same time; where they
+        # are computed in strips, one and the next.
+        return int(12 * min(largest, limit) + 1.5 * (largest > limit) * largest) * itemsize
 
 
 def model_dtype(device: torch.device) -> torch.dtype:

@@ -3,7 +3,6 @@
 import torch
 from comfy_api.latest import io
 
-from ..tokenshuffle_core.pipeline import TILE
 from . import host
 from .types import CATEGORY, VQ, Codes
 
@@ -22,8 +21,8 @@ class TokenShuffleVQDecode(io.ComfyNode):
                 io.Boolean.Input(
                     "tiled",
                     default=False,
-                    tooltip="Decode a large picture in overlapping parts: slower, but needs "
-                    "little memory.",
+                    tooltip="Decode a large picture a strip at a time: the same picture, slower, "
+                    "with less memory. Very large ones are decoded so in any case.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="image")],
@@ -33,10 +32,8 @@ class TokenShuffleVQDecode(io.ComfyNode):
     @classmethod
     def execute(cls, codes: torch.Tensor, vq: host.Loaded, tiled: bool) -> io.NodeOutput:
         pictures, rows, columns = codes.shape
-        if tiled:
-            rows, columns = min(rows, TILE), min(columns, TILE)
         stride = vq.pipeline.config.image_tokenizer.stride
-        pipeline = vq.with_vq(pictures, rows * columns * stride**2)
+        pipeline = vq.with_vq(pictures, rows * columns * stride**2, tiled)
         return io.NodeOutput(pipeline.decode(codes, tiled, vq.vq.load_device))
 
 

@@ -1,9 +1,11 @@
+import copy
 import dataclasses
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from tokenshuffle_core import strips
 from tokenshuffle_core.config import LLAMAGEN_VQ8, LLAMAGEN_VQ16, PRESETS
 from tokenshuffle_core.image_tokenizer import ImageTokenizer, VectorQuantizer
 
@@ -82,37 +84,30 @@ def test_codes_of_another_codebook_are_refused(tokenizer, code):
 
 
 @torch.inference_mode()
-def test_tiles_without_overlap_are_decoded_apart(tokenizer):
-    codes = torch.randint(0, 64, (1, 8, 16))
-    expected = torch.cat([tokenizer.decode(part) for part in codes.split(8, dim=2)], dim=3)
-    torch.testing.assert_close(tokenizer.decode(codes, tile=8, overlap=0), expected)
-    assert torch.equal(tokenizer.decode(codes, tile=16), tokenizer.decode(codes))
+@pytest.mark.parametrize("strip", [1, 2000, 10**9])
+@pytest.mark.parametrize("size", [(8, 8), (36, 20), (20, 68)])
+def test_strips_are_the_whole_picture(tokenizer, strip, size, monkeypatch):
+    monkeypatch.setattr(strips, "STRIP", strip)
+    tokenizer = copy.deepcopy(tokenizer)  # with norms that do something
+    for parameter in tokenizer.parameters():
+        parameter += 0.1 * torch.randn_like(parameter)
+    images = torch.rand(2, 3, *size)
+    whole = tokenizer.latent(images)
+    torch.testing.assert_close(tokenizer.latent(images, limit=0), whole, rtol=1e-4, atol=1e-5)
+    vectors = F.normalize(whole, dim=1)
+    pixels = tokenizer.pixels(vectors)
+    torch.testing.assert_close(tokenizer.pixels(vectors, limit=0), pixels, rtol=1e-4, atol=1e-5)
 
 
 @torch.inference_mode()
-def test_overlapping_tiles_fade_linearly_into_each_other(tokenizer):
-    codes = torch.randint(0, 64, (1, 8, 12))
-    left, right = tokenizer.decode(codes[..., :8]), tokenizer.decode(codes[..., 4:])
-    tiled = tokenizer.decode(codes, tile=8, overlap=4)
-    torch.testing.assert_close(tiled[..., :16], left[..., :16])
-    torch.testing.assert_close(tiled[..., 32:], right[..., 16:])
-    ramp = torch.arange(1, 17) / 17
-    expected = left[..., 16:] * ramp.flip(0) + right[..., :16] * ramp
-    torch.testing.assert_close(tiled[..., 16:32], expected)
-
-
-@torch.inference_mode()
-def test_tiles_never_exceed_their_size(tokenizer):
-    seen = []
-    hook = tokenizer.decoder.register_forward_pre_hook(
-        lambda module, inputs: seen.append(inputs[0].shape[-2:])
-    )
-    tokenizer.decode(torch.randint(0, 64, (1, 30, 17)), tile=16, overlap=4)
-    hook.remove()
-    assert len(seen) == 6
-    assert max(max(shape) for shape in seen) == 16
-
-
-def test_an_overlap_of_a_whole_tile_is_refused(tokenizer):
-    with pytest.raises(ValueError, match="overlap 8 must be smaller than the tile of 8"):
-        tokenizer.decode(torch.zeros(1, 20, 20, dtype=torch.int64), tile=8, overlap=8)
+def test_statistics_of_strips_do_not_cancel():
+    """A map whose mean is a thousand times its deviation."""
+    norm = torch.nn.GroupNorm(4, 8, eps=1e-6)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = 1000 + torch.randn(2, 8, 40, 24)
+    normalised = strips.Normalised(norm)
+    for part in x.split(7, dim=2):
+        normalised.add(part)
+    expected = F.silu(F.group_norm(x.double(), 4, norm.weight.double(), norm.bias.double(), 1e-6))
+    torch.testing.assert_close(normalised(x), expected.float(), rtol=2e-3, atol=2e-3)

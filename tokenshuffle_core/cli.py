@@ -91,7 +91,7 @@ def _add_generate(commands) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=1, help="pictures, of seed, seed + 1, ...")
     parser.add_argument("--batch", type=int, default=16, help="pictures at once, with --prompts")
-    parser.add_argument("--tiled", action="store_true", help="decode in tiles, with less memory")
+    parser.add_argument("--tiled", action="store_true", help="decode in strips, with less memory")
     add_sampling(parser)
     add_model(parser)
 
@@ -161,7 +161,7 @@ def _add_codes(commands) -> None:
     parser = command(commands, "decode", _decode, "Turn image codes into a picture.")
     parser.add_argument("codes", metavar="CODES.npy")
     parser.add_argument("-o", "--output", required=True, metavar="FILE.png")
-    parser.add_argument("--tiled", action="store_true", help="decode in tiles, with less memory")
+    parser.add_argument("--tiled", action="store_true", help="decode in strips, with less memory")
     add_model(parser, lora=False)
 
 

@@ -4,6 +4,7 @@ ResNet blocks with GroupNorm and swish, attention at the lowest resolution, and 
 small l2-normalised vectors, so that the nearest vector is the one with the largest dot product.
 """
 
+import math
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -11,7 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import strips
 from .config import ImageTokenizerConfig
+
+LARGE = 2**27  # numbers of a feature map that is computed at once
+SMALL = 2**23  # ... where memory is to be saved
 
 
 class ResnetBlock(nn.Module):
@@ -89,6 +94,21 @@ def _level(channels_in: int, channels_out: int, blocks: int, groups: int, attent
     return layers
 
 
+IN_STRIPS = {
+    ResnetBlock: strips.residual, Upsample: strips.upsample, Downsample: strips.downsample
+}  # fmt: skip
+
+
+def _run(levels: nn.ModuleList, x: Tensor, limit: float) -> Tensor:
+    """All layers in turn, in strips where the map is larger than `limit`. For gradients it must not
+    be: strips overwrite their input."""
+    for level in levels:
+        for layer in level:
+            function = IN_STRIPS.get(type(layer)) if x.numel() > limit else None
+            x = function(layer, x) if function else layer(x)
+    return x
+
+
 class Encoder(nn.Module):
     """(B, 3, H, W) in -1..1 -> (B, latent_channels, H / stride, W / stride)."""
 
@@ -109,10 +129,8 @@ class Encoder(nn.Module):
         self.norm_out = nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
         self.conv_out = nn.Conv2d(channels, config.latent_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_in(x)
-        for level in self.levels:
-            h = level(h)
+    def forward(self, x: Tensor, limit: float = math.inf) -> Tensor:
+        h = _run(self.levels, self.conv_in(x), limit)
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
@@ -135,10 +153,10 @@ class Decoder(nn.Module):
         self.norm_out = nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
         self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
 
-    def forward(self, z: Tensor) -> Tensor:
-        h = self.mid(self.conv_in(z))
-        for level in self.levels:
-            h = level(h)
+    def forward(self, z: Tensor, limit: float = math.inf) -> Tensor:
+        h = _run(self.levels, self.mid(self.conv_in(z)), limit)
+        if h.numel() > limit:
+            return strips.output(self.norm_out, self.conv_out, h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
@@ -192,13 +210,13 @@ class ImageTokenizer(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.latent_channels, 1)
         self.decoder = Decoder(config)
 
-    def latent(self, images: Tensor) -> Tensor:
+    def latent(self, images: Tensor, limit: float = math.inf) -> Tensor:
         """(B, 3, H, W) in 0..1 -> unquantised latent (B, codebook_dim, h, w)."""
-        return self.quant_conv(self.encoder(images * 2 - 1))
+        return self.quant_conv(self.encoder(images * 2 - 1, limit))
 
-    def pixels(self, vectors: Tensor) -> Tensor:
+    def pixels(self, vectors: Tensor, limit: float = math.inf) -> Tensor:
         """Codebook vectors (B, codebook_dim, h, w) -> (B, 3, H, W), about 0..1, not clamped."""
-        return (self.decoder(self.post_quant_conv(vectors)) + 1) / 2
+        return (self.decoder(self.post_quant_conv(vectors), limit) + 1) / 2
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
         """For training: the reconstruction, not clamped, and what the quantiser did."""
@@ -217,56 +235,18 @@ class ImageTokenizer(nn.Module):
                 f"a picture of {width}x{height} cannot be encoded: both sides must be multiples "
                 f"of {stride}"
             )
-        return self.quantizer.nearest(self.latent(images))
+        return self.quantizer.nearest(self.latent(images, LARGE))
 
-    def decode(self, codes: Tensor, tile: int | None = None, overlap: int = 8) -> Tensor:
+    def decode(self, codes: Tensor, save_memory: bool = False) -> Tensor:
         """Codes (B, h, w) int64 -> images (B, 3, h * stride, w * stride) in 0..1.
 
-        With `tile`, at most tile x tile codes go through the decoder at once and neighbouring
-        tiles are cross-faded over `overlap` codes: memory no longer grows with the picture.
-        Raises ValueError for a code outside the codebook.
+        Large pictures are decoded in strips, which shows in nothing but time; `save_memory` makes
+        less of a picture count as large. Raises ValueError for a code outside the codebook.
         """
         if codes.numel() == 0 or codes.min() < 0 or codes.max() >= self.config.codebook_size:
             raise ValueError(
                 f"codes must be numbers from 0 to {self.config.codebook_size - 1} of this model's "
                 "codebook; these belong to another model or are no codes"
             )
-        if tile is None or max(codes.shape[1:]) <= tile:
-            return self.pixels(self.quantizer.vectors(codes)).clamp(0, 1)
-        if not 0 <= overlap < tile:
-            raise ValueError(f"overlap {overlap} must be smaller than the tile of {tile} codes")
-        return self._decode_tiled(codes, tile, overlap)
-
-    def _decode_tiled(self, codes: Tensor, tile: int, overlap: int) -> Tensor:
-        stride = self.config.stride
-        batch, rows, columns = codes.shape
-        # The sum lives on the CPU: the full picture never needs to fit beside the decoder.
-        total = torch.zeros(batch, 3, rows * stride, columns * stride)
-        weight = torch.zeros(rows * stride, columns * stride)
-        for top in _tile_starts(rows, tile, overlap):
-            for left in _tile_starts(columns, tile, overlap):
-                part = codes[:, top : top + tile, left : left + tile]
-                pixels = self.pixels(self.quantizer.vectors(part)).clamp(0, 1).float().cpu()
-                fade = torch.outer(
-                    _fade(part.shape[1] * stride, overlap * stride),
-                    _fade(part.shape[2] * stride, overlap * stride),
-                )
-                area = (
-                    slice(top * stride, top * stride + pixels.shape[2]),
-                    slice(left * stride, left * stride + pixels.shape[3]),
-                )
-                total[(..., *area)] += pixels * fade
-                weight[area] += fade
-        return total.div_(weight)
-
-
-def _tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    if length <= tile:
-        return [0]
-    return [*range(0, length - tile, tile - overlap), length - tile]
-
-
-def _fade(length: int, overlap: int) -> Tensor:
-    """A trapezoid of `length` weights that rises and falls over `overlap`; never 0."""
-    distance = torch.arange(1, length + 1).minimum(torch.arange(length, 0, -1))
-    return (distance / (overlap + 1)).clamp(max=1)
+        vectors = self.quantizer.vectors(codes)
+        return self.pixels(vectors, SMALL if save_memory else LARGE).clamp_(0, 1)

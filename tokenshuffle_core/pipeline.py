@@ -12,7 +12,6 @@ from .config import GenerationConfig
 from .image_tokenizer import ImageTokenizer
 from .sampler import Progress, decode
 
-TILE = 64  # codes per side that the tiled decoder takes at once
 MAX_SEED = 2**64
 
 
@@ -191,7 +190,7 @@ def decode_codes(
             f"shape {tuple(codes.shape)}"
         )
     device = device or image_tokenizer.quantizer.codebook.weight.device
-    images = image_tokenizer.decode(codes.to(device, torch.int64), TILE if tiled else None)
+    images = image_tokenizer.decode(codes.to(device, torch.int64), tiled)
     return images.movedim(1, -1).float().cpu()
 
 
