@@ -36,9 +36,9 @@ def test_decoding_step_by_step_gives_the_teacher_forced_logits(window):
     assert expected.shape == (2, len(windows), window**2, CONFIG.codebook_size)
     cache, states = model.prefill(text, padding, len(windows) - 1)
     for t, part in enumerate(windows):
-        logits = model.code_logits(states)
+        logits = model.code_logits(states[:, 0])
         torch.testing.assert_close(logits, expected[:, t], rtol=1e-4, atol=1e-5)
-        states = model.step(cache, part) if t + 1 < len(windows) else None
+        states = model.step(cache, part[:, None]) if t + 1 < len(windows) else None
 
 
 @pytest.mark.parametrize("window", [1, 2, 4])

@@ -6,7 +6,7 @@ from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from tokenshuffle_core.config import GenerationConfig
 from tokenshuffle_core.guidance import guide, scale_at
-from tokenshuffle_core.sampler import draw_noise, filter_logits, pad_left, sample_codes
+from tokenshuffle_core.sampler import decode, draw_noise, filter_logits, pad_left, sample_codes
 
 SETTINGS = GenerationConfig(width=32, height=16, cfg=3.0, top_k=20, top_p=0.95)
 
@@ -178,3 +178,40 @@ def test_guidance_off_costs_one_row(pipeline, cfg, rows):
     run(pipeline, replace(SETTINGS, cfg=cfg))
     hook.remove()
     assert seen == {rows}
+
+
+@pytest.mark.parametrize("ahead", [2, 3, 8, 100])
+@pytest.mark.parametrize("kept", [(0, 0), (2, 4)])
+def test_windows_ahead_change_no_picture(pipeline, ahead, kept):
+    """Each picture of a batch, with codes to keep as well, and each window is yielded once."""
+    settings = replace(SETTINGS, width=64, height=64, temperature=0.3)
+    ids = [pipeline.encode_prompt(text) for text in ("a red apple", "")]
+    frames = [[pipeline.text_tokenizer.frame(i, 8, 8)] * 3 for i in ids]
+    given = torch.full((3, 16, 16), -1)
+    given[:, : kept[0], :] = given[:, :, : kept[1]] = 5
+
+    def run(**more) -> list[tuple[int, torch.Tensor]]:
+        steps = decode(
+            pipeline.model, *frames, (8, 8), settings, generators(1, 2, 3), 0, given, **more
+        )
+        return [(step.position, step.codes.clone()) for step in steps]
+
+    alone, together = run(), run(ahead=ahead)
+    assert [position for position, _ in alone] == [position for position, _ in together]
+    for (_, expected), (_, codes) in zip(alone, together, strict=True):
+        assert torch.equal(codes, expected)
+
+
+def test_right_guesses_save_steps(pipeline, monkeypatch):
+    """Greedy and without guidance, a model that always predicts code 0 guesses right."""
+    settings = replace(SETTINGS, width=64, height=64, temperature=0, cfg=1.0)
+    monkeypatch.setattr(
+        pipeline.model.head.weight, "data", torch.zeros_like(pipeline.model.head.weight)
+    )
+    steps = []
+    step = pipeline.model.step
+    monkeypatch.setattr(pipeline.model, "step", lambda *a, **k: steps.append(1) or step(*a, **k))
+    frame = pipeline.text_tokenizer.frame([], 8, 8)
+    *_, last = decode(pipeline.model, [frame], [frame], (8, 8), settings, generators(0), 0, ahead=8)
+    assert last.codes.sum() == 0
+    assert len(steps) == 8  # of 64: the first window comes from the prompt

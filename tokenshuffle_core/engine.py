@@ -10,6 +10,7 @@ weights between two.
 import logging
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,36 +19,45 @@ from .model import TokenShuffleModel
 from .transformer import KVCache
 
 CHUNK = 512  # positions
-AHEAD = 8  # steps that the host may ask for before the device has done them
+QUEUE = 8  # steps that the host may ask for before the device has done them
 WARM_UP = 2  # runs before a capture, in which libraries take their workspaces
 
 log = logging.getLogger(__name__)
 
 
 class StaticCache(KVCache):
-    """The memory of a KV cache whose length is a number on the device.
+    """The memory of a KV cache whose length is a number on the device as well.
 
     `reach` positions of it are read, of which those behind the length are masked.
     """
 
     def __init__(self, cache: KVCache):
         vars(self).update(vars(cache))
-        self.position = torch.tensor([cache.length], device=cache.padding.device)
+        self.position = torch.tensor(self.length, device=self.padding.device)
         self.reach = self.keys.shape[3]
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        self.keys[layer].index_copy_(2, self.position, keys)
-        self.values[layer].index_copy_(2, self.position, values)
+        index = self.position + torch.arange(keys.shape[2], device=keys.device)
+        self.keys[layer].index_copy_(2, index, keys)
+        self.values[layer].index_copy_(2, index, values)
         return self.keys[layer, :, :, : self.reach], self.values[layer, :, :, : self.reach]
 
     def places(self, length: int) -> tuple[Tensor, Tensor | None]:
-        """As `KVCache.places`, of one token."""
-        slots = torch.arange(self.reach, device=self.position.device)
-        visible = (slots <= self.position) & (slots >= self.padding[:, None])
-        return (self.position - self.padding)[:, None], visible[:, None, None]
+        slots = torch.arange(self.reach, device=self.padding.device)
+        index = self.position + slots[:length, None]
+        visible = (slots <= index) & (slots >= self.padding[:, None, None])
+        return index.T - self.padding[:, None], visible[:, None]
 
     def advance(self, length: int) -> None:
-        """Left to `CapturedStep`: a graph is run more often than steps are made."""
+        """Left to `move`: a graph is run before it counts."""
+
+    def move(self, length: int) -> None:
+        self.length += length
+        self.position += length
+
+    def drop(self, length: int) -> None:
+        if length:
+            self.move(-length)
 
 
 class Captured:
@@ -91,25 +101,24 @@ class Captured:
 
 
 class CapturedStep:
-    """`model.step`, for one window of codes (B, s, s) at a time."""
+    """`model.step` of `ahead` windows; of fewer, as at the end of a picture, without a graph."""
 
-    def __init__(self, model: TokenShuffleModel, cache: KVCache, window: int, pool):
-        self.cache = StaticCache(cache)
-        self.length = cache.length
-        self.captured: dict[int, Captured] = {}
-        self.step = lambda codes: model.step(self.cache, codes, window)
+    def __init__(self, model: TokenShuffleModel, cache: StaticCache, window: int, ahead: int, pool):
+        self.cache = cache
+        self.ahead = ahead
         self.pool = pool
+        self.function = partial(model.step, cache, window=window)
+        self.captured: Captured | None = None
         self.done: deque[torch.cuda.Event] = deque()
 
     def __call__(self, codes: Tensor) -> Tensor:
-        capacity = self.cache.keys.shape[3]
-        reach = min((self.length // CHUNK + 1) * CHUNK, capacity)
-        if reach not in self.captured:
-            self.cache.reach = reach
-            self.captured = {reach: Captured(self.step, self.pool)}
-        states = self.captured[reach](codes)
-        self.cache.position += 1
-        self.length += 1
+        cache, count = self.cache, codes.shape[1]
+        reach = min(-(-(cache.length + count) // CHUNK) * CHUNK, cache.keys.shape[3])
+        if self.captured is None or reach != cache.reach:
+            cache.reach = reach
+            self.captured = Captured(self.function, self.pool)
+        states = (self.captured if count == self.ahead else self.function)(codes)
+        cache.move(count)
         self._keep_pace()
         return states
 
@@ -117,24 +126,30 @@ class CapturedStep:
         """Without it, progress and interrupts would be as far ahead as the launch queue is long."""
         self.done.append(torch.cuda.Event())
         self.done[-1].record()
-        if len(self.done) > AHEAD:
+        if len(self.done) > QUEUE:
             self.done.popleft().synchronize()
 
 
 def capture(
-    model: TokenShuffleModel, cache: KVCache, window: int, sample: Callable[..., Tensor]
-) -> tuple[Callable[..., Tensor], Callable[[Tensor], Tensor]] | None:
-    """`sample(states, noise, scale)` and the step that follows it, as graphs; None where there is
-    no CUDA, or where weights are elsewhere, as a host with a small card has them.
+    model: TokenShuffleModel,
+    cache: KVCache,
+    window: int,
+    ahead: int,
+    sample: Callable[..., Tensor],
+) -> tuple[Callable[..., Tensor], Callable[[Tensor], Tensor], KVCache] | None:
+    """`sample(states, noise, scale)` and the step that follows it as graphs, and the cache they
+    share; None where there is no CUDA, or where weights are elsewhere, as a host with a small card
+    has them.
     """
     device = cache.padding.device
     if device.type != "cuda" or any(weight.device != device for weight in model.parameters()):
         return None
     pool = torch.cuda.graph_pool_handle()
     captured = Captured(sample, pool)
-    held = torch.ones((), device=device)
 
-    def captured_sample(states: Tensor, noise: Tensor, scale: float | None) -> Tensor:
-        return captured(states, noise, *([] if scale is None else [held.fill_(scale)]))
+    def captured_sample(states: Tensor, noise: Tensor, scale: Tensor | None) -> Tensor:
+        inputs = (states, noise) if scale is None else (states, noise, scale)
+        return (captured if states.shape[1] == ahead else sample)(*inputs)
 
-    return captured_sample, CapturedStep(model, cache, window, pool)
+    static = StaticCache(cache)
+    return captured_sample, CapturedStep(model, static, window, ahead, pool), static

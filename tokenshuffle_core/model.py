@@ -140,23 +140,23 @@ class TokenShuffleModel(nn.Module):
     ) -> tuple[KVCache, Tensor]:
         """Run the prompt; text and padding as in `forward`, `windows` how many will follow.
 
-        Returns the cache and the code states (B, s * s, d) of the first window.
+        Returns the cache and the code states (B, 1, s * s, d) of the first window.
         """
         capacity = text.shape[1] + windows
         cache = KVCache(self.config, padding, capacity, self.code_embedding.weight.dtype)
         hidden = self.transformer(self.embed_text(text, window), cache=cache)
-        return cache, self.code_states(hidden[:, -1:], window)[:, 0]
+        return cache, self.code_states(hidden[:, -1:], window)
 
     def step(self, cache: KVCache, codes: Tensor, window: int | None = None) -> Tensor:
-        """Append windows of codes (B, H, W), usually one, as one row or part of it.
+        """Append windows of codes (B, n, s, s).
 
         The cache's rows may be several times B: prompts that go on with the same codes, as
-        guidance has them. Returns the code states (rows, s * s, d) of the window that follows.
+        guidance has them. Returns the code states (rows, n, s * s, d) of the window that follows
+        each.
         """
-        x = self.embed_codes(codes, window)
+        x = self.embed_codes(codes.flatten(0, 1), window).view(*codes.shape[:2], -1)
         x = x.repeat(len(cache.padding) // len(x), 1, 1)
-        hidden = self.transformer(x, cache=cache)
-        return self.code_states(hidden[:, -1:], window)[:, 0]
+        return self.code_states(self.transformer(x, cache=cache), window)
 
 
 def _by_window(config: ModelConfig, make) -> nn.ModuleDict:

@@ -11,7 +11,7 @@ from .config import GenerationConfig
 from .engine import capture
 from .guidance import guide, scale_at
 from .model import TokenShuffleModel
-from .shuffle import unshuffle
+from .shuffle import shuffle
 
 
 @dataclass(frozen=True)
@@ -66,30 +66,30 @@ def sample_codes(logits: Tensor, settings: GenerationConfig, noise: Tensor) -> T
     return (logits - noise.clamp_min(2**-25).log()).argmax(-1)
 
 
-def sample_window(
+def sample_windows(
     model: TokenShuffleModel,
     window: int,
     settings: GenerationConfig,
     states: Tensor,
     noise: Tensor,
-    scale: float | Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor:
-    """Code states of a window (B, s * s, d) -> its codes (B, s * s) int64.
+    """Code states of n windows (B, n, s * s, d) -> their codes (B, n, s * s) int64.
 
-    With a guidance `scale` the states are (2 B, s * s, d), conditional ones first. All codes of the
-    window at once, or one after another where the model has a head for that. `noise` is
-    (B, s * s, V).
+    With the guidance `scale` of each, (n,), the states are (2 B, n, s * s, d), conditional ones
+    first. All codes of a window at once, or one after another where the model has a head for that.
+    `noise` is (B, n, s * s, V).
     """
     count = window**2
     together = 1 if model.window_head_of(window) else count
-    codes = torch.zeros(noise.shape[:2], dtype=torch.int64, device=noise.device)
+    codes = torch.zeros(noise.shape[:3], dtype=torch.int64, device=noise.device)
     for first in range(0, count, together):
         part = slice(first, first + together)
         chosen = codes if scale is None else torch.cat([codes, codes])
-        x = model.head_states(states[:, part], window, chosen, first)
+        x = model.head_states(states[:, :, part], window, chosen, first)
         if scale is not None:  # the head is linear: before it there is less to compute
-            x = guide(*x.float().chunk(2), scale).to(x.dtype)
-        codes[:, part] = sample_codes(model.head(x), settings, noise[:, part])
+            x = guide(*x.float().chunk(2), scale[:, None, None]).to(x.dtype)
+        codes[:, :, part] = sample_codes(model.head(x), settings, noise[:, :, part])
     return codes
 
 
@@ -103,6 +103,7 @@ def decode(
     generators: list[torch.Generator],
     pad: int,
     given: Tensor | None = None,
+    ahead: int = 1,
     graphs: bool = True,
 ) -> Iterator[Progress]:
     """Sample pictures window by window, all of a batch in step; yields after each window, and once
@@ -111,45 +112,69 @@ def decode(
     prompts and negatives hold one list of framed ids per picture; `grid` is (rows, columns) in
     windows; `given` (B, H, W) int64 holds codes to keep, -1 in the windows to sample, which are the
     same in each picture. A window sees the given ones above it and to its left, not those to come.
-    With cfg 1 the negatives are not run. Everything happens on the generators' device; `graphs`
-    are CUDA's, where it has them (see engine.py).
+    With cfg 1 the negatives are not run. Everything happens on the generators' device.
+
+    A step samples `ahead` windows (Jacobi decoding, arXiv 2305.10427): the next one from what is
+    known, those behind it from guesses. The noise of a window is fixed, so a guess that is what is
+    sampled in its place is right, and the windows up to the first wrong one are done: they are
+    those that a step each would give. `graphs` are CUDA's, where it has them (see engine.py).
     """
     rows, columns = grid
     window, windows = settings.window or model.config.window, rows * columns
     batch, device = len(prompts), generators[0].device
     noise_shape = (window**2, model.config.codebook_size)
-    guided = settings.cfg != 1
-    codes = torch.zeros(batch, rows * window, columns * window, dtype=torch.int64, device=device)
+    picture = torch.zeros(batch, rows * window, columns * window, dtype=torch.int64, device=device)
+    # All windows (B, windows, s, s): known codes, then guesses, and 0 where there is none yet.
+    codes = torch.zeros(batch, windows, window, window, dtype=torch.int64, device=device)
+    kept, done = None, 0
+    if given is not None:
+        codes += shuffle(given[..., None], window).view_as(codes)
+        kept = codes[:1, :, :1, :1] >= 0
+        done = int(kept.flatten().int().cumprod(0).sum()) // columns * columns
+    scales = None
+    if guided := settings.cfg != 1:
+        scales = [scale_at(settings.schedule, settings.cfg, i, windows) for i in range(windows)]
+        scales = torch.tensor(scales, device=device)
     text, padding = pad_left(prompts + negatives if guided else prompts, pad, device)
     cache, states = model.prefill(text, padding, windows - 1, window)
-    done = 0
-    kept = [False] * windows
-    if given is not None:
-        kept = (given[0, ::window, ::window] >= 0).flatten().tolist()
-        done = (kept.index(False) if False in kept else windows) // columns * columns
     if done:
-        known = given[:, : done // columns * window]
-        codes[:, : known.shape[1]] = known
+        picture[:, : done // columns * window] = given[:, : done // columns * window]
         for _ in range(done):  # the noise of a window does not depend on where sampling starts
             draw_noise(noise_shape, generators)
-        yield Progress(done, windows, window, codes)
+        yield Progress(done, windows, window, picture)
         if done < windows:
-            states = model.step(cache, known, window)
-    sample = partial(sample_window, model, window, settings)
+            states = model.step(cache, codes[:, :done], window)[:, -1:]
+    sample = partial(sample_windows, model, window, settings)
     step = partial(model.step, cache, window=window)
-    captured = capture(model, cache, window, sample) if graphs else None
-    sample, step = captured or (sample, step)
-    for position in range(done, windows):
-        scale = scale_at(settings.schedule, settings.cfg, position, windows) if guided else None
-        noise = draw_noise(noise_shape, generators)
-        sampled = sample(states, noise, scale)
-        top, left = position // columns * window, position % columns * window
-        place = ..., slice(top, top + window), slice(left, left + window)
-        fresh = unshuffle(sampled[:, None, None], window)[..., 0]  # (B, s, s)
-        codes[place] = given[place] if kept[position] else fresh
-        yield Progress(position + 1, windows, window, codes)
-        if position + 1 < windows:
-            states = step(codes[place])
+    if graphs and (captured := capture(model, cache, window, ahead, sample)):
+        sample, step, cache = captured
+    noise = torch.empty(batch, 0, *noise_shape, device=device)
+    while done < windows:  # `states` are those of the windows from `done` on
+        end = done + states.shape[1]
+        while noise.shape[1] < end - done:
+            noise = torch.cat([noise, draw_noise(noise_shape, generators)[:, None]], 1)
+        scale = scales[done:end] if guided else None
+        sampled = sample(states, noise, scale).view(batch, -1, window, window)
+        if kept is not None:
+            sampled = torch.where(kept[:, done:end], codes[:, done:end], sampled)
+        right = 1
+        if end - done > 1:
+            agree = (sampled[:, :-1] == codes[:, done : end - 1]).flatten(2).all(2).all(0)
+            right += int(agree.int().cumprod(0).sum())
+        codes[:, done:end] = sampled
+        cache.drop(end - done - right)
+        noise = noise[:, right:]
+        for _ in range(right):
+            top, left = done // columns * window, done % columns * window
+            picture[:, top : top + window, left : left + window] = codes[:, done]
+            done += 1
+            yield Progress(done, windows, window, picture)
+        count = min(ahead, windows - done)
+        if count:
+            for i in range(end, done + count - 1):  # the first guess: as the window before
+                if kept is None or not kept[0, i]:
+                    codes[:, i] = codes[:, i - 1]
+            states = step(codes[:, done - 1 : done - 1 + count])
 
 
 def pad_left(rows: list[list[int]], pad: int, device) -> tuple[Tensor, Tensor]:

@@ -43,6 +43,10 @@ class KVCache:
         """Count the tokens that all layers have appended."""
         self.length += length
 
+    def drop(self, length: int) -> None:
+        """Forget the last tokens."""
+        self.length -= length
+
 
 def places(
     start: int, length: int, batch: int, padding: Tensor | None, device: torch.device
