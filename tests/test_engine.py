@@ -19,12 +19,12 @@ def test_static_cache_computes_what_the_growing_one_does(prompts, chunk):
     text, padding = pad_left(prompts, 0, "cpu")
     growing, _ = model.prefill(text, padding, 12)
     other, _ = model.prefill(text, padding, 12)
-    other.keys[:, :, :, other.length :] = 7  # what is behind the end must not count
-    other.values[:, :, :, other.length :] = 7
+    for held in (*other.keys, *other.values):
+        held[:, :, other.length :] = 7  # what is behind the end must not count
     static = StaticCache(other)
     for count, wrong in [(1, 0), (3, 0), (3, 2), (2, 1), (4, 4), (1, 0), (2, 0)]:
         codes = torch.randint(0, CONFIG.codebook_size, (1, count, 2, 2))
-        static.reach = min(-(-(static.length + count) // chunk) * chunk, other.keys.shape[3])
+        static.reach = min(-(-(static.length + count) // chunk) * chunk, other.capacity)
         for _ in range(2):  # a graph is warmed up before it counts
             states = model.step(static, codes)
         static.move(count)

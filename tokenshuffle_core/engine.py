@@ -34,13 +34,13 @@ class StaticCache(KVCache):
     def __init__(self, cache: KVCache):
         vars(self).update(vars(cache))
         self.position = torch.tensor(self.length, device=self.padding.device)
-        self.reach = self.keys.shape[3]
+        self.reach = self.capacity
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         index = self.position + torch.arange(keys.shape[2], device=keys.device)
         self.keys[layer].index_copy_(2, index, keys)
         self.values[layer].index_copy_(2, index, values)
-        return self.keys[layer, :, :, : self.reach], self.values[layer, :, :, : self.reach]
+        return self.keys[layer][:, :, : self.reach], self.values[layer][:, :, : self.reach]
 
     def places(self, length: int) -> tuple[Tensor, Tensor | None]:
         slots = torch.arange(self.reach, device=self.padding.device)
@@ -113,7 +113,7 @@ class CapturedStep:
 
     def __call__(self, codes: Tensor) -> Tensor:
         cache, count = self.cache, codes.shape[1]
-        reach = min(-(-(cache.length + count) // CHUNK) * CHUNK, cache.keys.shape[3])
+        reach = min(-(-(cache.length + count) // CHUNK) * CHUNK, cache.capacity)
         if self.captured is None or reach != cache.reach:
             cache.reach = reach
             self.captured = Captured(self.function, self.pool)

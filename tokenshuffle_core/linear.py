@@ -21,41 +21,41 @@ class Linear(nn.Linear):
 
     def __init__(self, columns: int, rows: int):
         super().__init__(columns, rows, bias=False)
+        self.block_count = _blocks_of(columns)
+        self.few = 4 if columns // self.block_count <= COLUMNS_FOR_4 else 2  # rows
         self._cut: tuple = (None, None)
 
     def forward(self, x: Tensor) -> Tensor:
-        narrow = x.numel() <= MANY * x.shape[-1]
-        if not narrow or torch.is_grad_enabled() or x.device.type != "cpu":
+        count = x.numel() // self.in_features
+        if count > MANY or torch.is_grad_enabled() or x.device.type != "cpu":
             return F.linear(x, self.weight)
-        blocks = self.blocks()
-        few = 4 if blocks.shape[-1] <= COLUMNS_FOR_4 else 2
-        parts = [_few_rows(part, blocks) for part in x.reshape(-1, x.shape[-1]).split(few)]
-        y = parts[0] if len(parts) == 1 else torch.cat(parts)
+        rows = x.reshape(count, -1)
+        blocks = self.weight if self.block_count == 1 else self._blocks()
+        if count > self.few:
+            y = torch.cat([_few_rows(part, blocks) for part in rows.split(self.few)])
+        else:
+            y = _few_rows(rows, blocks)
         return y.view(*x.shape[:-1], -1)
 
-    def blocks(self) -> Tensor:
-        """The weight as (blocks, out, columns / blocks), in its own memory where one will do."""
+    def _blocks(self) -> Tensor:
+        """The weight as (blocks, out, columns / blocks)."""
         weight = self.weight
-        count = _blocks_of(weight.shape[1])
-        if count == 1:
-            return weight[None]
         known = weight.data_ptr(), None if weight.is_inference() else weight._version
         if self._cut[0] != known:  # the first time, or others: of a LoRA, on another device
-            blocks = weight.detach().unflatten(1, (count, -1)).movedim(1, 0).contiguous()
-            self._cut = known, blocks
+            cut = weight.detach().unflatten(1, (self.block_count, -1)).movedim(1, 0)
+            self._cut = known, cut.contiguous()
         return self._cut[1]
 
 
-def _few_rows(x: Tensor, blocks: Tensor) -> Tensor:
-    """x (rows, columns) -> (rows, out)."""
-    rows = len(x)
-    if rows == 1:  # with one row BLAS takes the slower matrix-vector product again
-        x = x.expand(2, -1)
-    if len(blocks) == 1:
-        y = blocks[0] @ x.T
+def _few_rows(x: Tensor, weight: Tensor) -> Tensor:
+    """x (rows, columns) -> (rows, out); the weight is (out, columns), or cut into blocks."""
+    if x.shape[0] == 1:  # with one row BLAS takes the slower matrix-vector product again
+        return _few_rows(x.expand(2, -1), weight)[:1]
+    if weight.ndim == 2:
+        y = torch.mm(weight, x.t())
     else:
-        y = torch.bmm(blocks, x.unflatten(1, (len(blocks), -1)).permute(1, 2, 0)).sum(0)
-    return y.T[:rows].contiguous()
+        y = torch.bmm(weight, x.unflatten(1, (len(weight), -1)).permute(1, 2, 0)).sum(0)
+    return y.t().contiguous()
 
 
 def _blocks_of(columns: int) -> int:

@@ -13,7 +13,7 @@ from .linear import Linear
 
 
 class KVCache:
-    """Preallocated keys and values of all layers, each (layers, B, kv_heads, capacity, head_size).
+    """Preallocated keys and values of each layer, (B, kv_heads, capacity, head_size).
 
     `length` positions are filled. `padding` (B,) counts the padding tokens at the left of each
     row; those are never attended to and do not count as positions.
@@ -21,18 +21,20 @@ class KVCache:
 
     def __init__(self, config: ModelConfig, padding: Tensor, capacity: int, dtype: torch.dtype):
         shape = (config.layers, len(padding), config.kv_heads, capacity, config.head_size)
-        self.keys = torch.empty(shape, dtype=dtype, device=padding.device)
-        self.values = torch.empty(shape, dtype=dtype, device=padding.device)
+        self.capacity = capacity
+        self.keys = torch.empty(shape, dtype=dtype, device=padding.device).unbind()
+        self.values = torch.empty(shape, dtype=dtype, device=padding.device).unbind()
         self.padding = padding
         self.padded = bool(padding.any())  # asked once: on a GPU the answer costs a round trip
         self.length = 0
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append (B, kv_heads, T, head_size) behind `length`; all that is filled comes back."""
-        end = self.length + keys.shape[2]
-        self.keys[layer, :, :, self.length : end] = keys
-        self.values[layer, :, :, self.length : end] = values
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        count, filled = keys.shape[2], []
+        for held, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            held.narrow(2, self.length, count).copy_(new)
+            filled.append(held.narrow(2, 0, self.length + count))
+        return tuple(filled)
 
     def places(self, length: int) -> tuple[Tensor, Tensor | None]:
         """As `places`, of the next `length` tokens."""
@@ -65,17 +67,17 @@ def places(
 
 
 def rotary_angles(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Positions (B, T) -> cosine and sine, each (B, 1, T, head_size) float32."""
+    """Positions (B, T) -> cosine and sine, each (B, 1, T, head_size) float32; the sine of each
+    pair's first half is negative, as `rotate` wants it."""
     pairs = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32)
     angles = positions[:, None, :, None].float() * theta ** (-pairs / head_size)
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding (arXiv 2104.09864) of x (B, heads, T, head_size)."""
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
 class Attention(nn.Module):
