@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import checkpoint
 from .config import GenerationConfig
+from .engine import windows_ahead
 from .image_tokenizer import ImageTokenizer
 from .sampler import Progress, decode
 
@@ -119,6 +120,7 @@ class Pipeline(checkpoint.Checkpoint):
             generators,
             self.text_tokenizer.pad,
             given,
+            windows_ahead(self.model, device, count),
         )
 
     def _check_given(self, given: Tensor, grid: tuple[int, int], count: int, window: int) -> None:
