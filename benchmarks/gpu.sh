@@ -9,7 +9,7 @@
 # instead of 2048), COMPOSITIONS and STEPS (of each training, in fp32 and without compiling).
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
-mkdir -p "${RUN:=run-gpu}" && cd "$RUN"
+mkdir -p "${RUN:=run-gpu}" && cd "$RUN" && RUN=$PWD
 side=${SIDE:-2048}
 
 for_nine_minutes() { # Ctrl-C saves the state

@@ -4,7 +4,6 @@ ResNet blocks with GroupNorm and swish, attention at the lowest resolution, and 
 small l2-normalised vectors, so that the nearest vector is the one with the largest dot product.
 """
 
-import math
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -15,8 +14,8 @@ from torch import Tensor, nn
 from . import strips
 from .config import ImageTokenizerConfig
 
-LARGE = 2**27  # numbers of a feature map that is computed at once
-SMALL = 2**23  # ... where memory is to be saved
+LARGE = 2**27  # numbers of a feature map of which there is room for two
+SMALL = 2**24  # ... where memory is to be saved
 
 
 class ResnetBlock(nn.Module):
@@ -99,14 +98,21 @@ IN_STRIPS = {
 }  # fmt: skip
 
 
-def _run(levels: nn.ModuleList, x: Tensor, limit: float) -> Tensor:
-    """All layers in turn, in strips where the map is larger than `limit`. For gradients it must not
-    be: strips overwrite their input."""
+def _run(levels: nn.ModuleList, x: Tensor, plan: strips.Plan | None) -> Tensor:
+    """All layers in turn; with a plan, in strips where maps are not small."""
     for level in levels:
         for layer in level:
-            function = IN_STRIPS.get(type(layer)) if x.numel() > limit else None
-            x = function(layer, x) if function else layer(x)
+            function = IN_STRIPS.get(type(layer)) if _in_strips(x, plan) else None
+            if function:
+                x = x.contiguous(memory_format=torch.channels_last)
+                x = function(layer, x, plan)
+            else:
+                x = layer(x)
     return x
+
+
+def _in_strips(x: Tensor, plan: strips.Plan | None) -> bool:
+    return plan is not None and x.numel() > 2 * strips.STRIP
 
 
 class Encoder(nn.Module):
@@ -129,8 +135,9 @@ class Encoder(nn.Module):
         self.norm_out = nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
         self.conv_out = nn.Conv2d(channels, config.latent_channels, 3, padding=1)
 
-    def forward(self, x: Tensor, limit: float = math.inf) -> Tensor:
-        h = _run(self.levels, self.conv_in(x), limit)
+    def forward(self, x: Tensor, plan: strips.Plan | None = None) -> Tensor:
+        """Without a `plan`, for gradients as well, whole maps are computed."""
+        h = _run(self.levels, self.conv_in(x), plan)
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
@@ -153,9 +160,10 @@ class Decoder(nn.Module):
         self.norm_out = nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
         self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
 
-    def forward(self, z: Tensor, limit: float = math.inf) -> Tensor:
-        h = _run(self.levels, self.mid(self.conv_in(z)), limit)
-        if h.numel() > limit:
+    def forward(self, z: Tensor, plan: strips.Plan | None = None) -> Tensor:
+        """`plan` as in the encoder."""
+        h = _run(self.levels, self.mid(self.conv_in(z)), plan)
+        if _in_strips(h, plan):
             return strips.output(self.norm_out, self.conv_out, h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
@@ -210,13 +218,13 @@ class ImageTokenizer(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.latent_channels, 1)
         self.decoder = Decoder(config)
 
-    def latent(self, images: Tensor, limit: float = math.inf) -> Tensor:
+    def latent(self, images: Tensor, plan: strips.Plan | None = None) -> Tensor:
         """(B, 3, H, W) in 0..1 -> unquantised latent (B, codebook_dim, h, w)."""
-        return self.quant_conv(self.encoder(images * 2 - 1, limit))
+        return self.quant_conv(self.encoder(images * 2 - 1, plan))
 
-    def pixels(self, vectors: Tensor, limit: float = math.inf) -> Tensor:
+    def pixels(self, vectors: Tensor, plan: strips.Plan | None = None) -> Tensor:
         """Codebook vectors (B, codebook_dim, h, w) -> (B, 3, H, W), about 0..1, not clamped."""
-        return (self.decoder(self.post_quant_conv(vectors), limit) + 1) / 2
+        return (self.decoder(self.post_quant_conv(vectors), plan) + 1) / 2
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
         """For training: the reconstruction, not clamped, and what the quantiser did."""
@@ -235,7 +243,7 @@ class ImageTokenizer(nn.Module):
                 f"a picture of {width}x{height} cannot be encoded: both sides must be multiples "
                 f"of {stride}"
             )
-        return self.quantizer.nearest(self.latent(images, LARGE))
+        return self.quantizer.nearest(self.latent(images, strips.Plan(LARGE, False)))
 
     def decode(self, codes: Tensor, save_memory: bool = False) -> Tensor:
         """Codes (B, h, w) int64 -> images (B, 3, h * stride, w * stride) in 0..1.
@@ -249,4 +257,5 @@ class ImageTokenizer(nn.Module):
                 "codebook; these belong to another model or are no codes"
             )
         vectors = self.quantizer.vectors(codes)
-        return self.pixels(vectors, SMALL if save_memory else LARGE).clamp_(0, 1)
+        plan = strips.Plan(SMALL if save_memory else LARGE, bf16=True)
+        return self.pixels(vectors, plan).clamp_(0, 1)
