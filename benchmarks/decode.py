@@ -22,9 +22,10 @@ import torch
 from torch import nn
 
 from tokenshuffle_core import checkpoint, sampler
-from tokenshuffle_core.config import GenerationConfig
+from tokenshuffle_core.config import WEIGHT_KINDS, GenerationConfig
 from tokenshuffle_core.linear import Linear
 from tokenshuffle_core.pipeline import Pipeline
+from tokenshuffle_core.quantize import quantize
 
 from .models import SHAPES, cache_bytes, random_pipeline, read_weights
 
@@ -55,6 +56,8 @@ def main() -> None:
     parser.add_argument("--windows", default="1,2,4")
     parser.add_argument("--sizes", default="256", help="pixels a side")
     parser.add_argument("--batches", default="1", help="pictures at once")
+    parser.add_argument("--weights", choices=WEIGHT_KINDS, help="of one byte")
+    parser.add_argument("--ahead", type=int, default=1, help="windows that a step samples")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int)
@@ -72,6 +75,8 @@ def main() -> None:
             settings = GenerationConfig(cfg=4.0)
             dtype = checkpoint.default_dtype(options.device)
             pipeline = random_pipeline(name, window, settings, options.device, dtype)
+            if options.weights:
+                quantize(pipeline.model, options.weights)
             for size in numbers(options.sizes):
                 for batch in numbers(options.batches):
                     rows.append(measure(name, pipeline, size, batch, options))
@@ -101,10 +106,10 @@ def measure(name: str, pipeline: Pipeline, size: int, batch: int, options) -> Ro
     llama = None if options.no_transformers else Llama(model, options.device)
     times: dict[str, list[float]] = {}
     for _ in range(options.rounds + 1):
-        turn = {"picture": picture(pipeline, size, batch, True)}
+        turn = {"picture": picture(pipeline, size, batch, options.ahead, True)}
         turn["floor"] = (weights + cache) / bandwidth(weights + cache, options.device)
         if not options.no_plain:
-            turn["plain"] = picture(pipeline, size, batch, False)
+            turn["plain"] = picture(pipeline, size, batch, 1, False)
         if llama:
             turn["transformers"] = llama.picture(steps, 2 * batch)
         for key, value in turn.items():
@@ -117,11 +122,11 @@ def measure(name: str, pipeline: Pipeline, size: int, batch: int, options) -> Ro
     )  # fmt: skip
 
 
-def picture(pipeline: Pipeline, size: int, batch: int, fast: bool) -> float:
+def picture(pipeline: Pipeline, size: int, batch: int, ahead: int, fast: bool) -> float:
     """Seconds of sampling the codes of a batch of pictures."""
     settings = GenerationConfig(size, size, cfg=pipeline.config.generation.cfg)
     grid = pipeline.grid(settings)
-    device = pipeline.model.head.weight.device
+    device = pipeline.model.code_embedding.weight.device
     frames = [
         [pipeline.text_tokenizer.frame(pipeline.encode_prompt(text), *grid)] * batch
         for text in (PROMPT, "")
@@ -133,7 +138,7 @@ def picture(pipeline: Pipeline, size: int, batch: int, fast: bool) -> float:
         started = time.perf_counter()
         pad = pipeline.text_tokenizer.pad
         *_, _ = sampler.decode(
-            pipeline.model, *frames, grid, settings, generators, pad, graphs=fast
+            pipeline.model, *frames, grid, settings, generators, pad, None, ahead, fast
         )
         synchronize(device)
         return time.perf_counter() - started
@@ -155,7 +160,7 @@ class Llama:
             max_position_embeddings=shape.context, pad_token_id=0, eos_token_id=None,
         )  # fmt: skip
         with torch.device(device):
-            self.llama = LlamaForCausalLM(config).to(model.head.weight.dtype).eval()
+            self.llama = LlamaForCausalLM(config).to(model.code_embedding.weight.dtype).eval()
         self.device = device
 
     @torch.inference_mode()

@@ -3,7 +3,7 @@
 # picture from a model of the paper's size. The trainings stop after nine minutes; every step but
 # `score` and `highres` goes on where it stopped when it is run again.
 #
-#   benchmarks/gpu.sh data | tokenizer | codes | model | score | highres
+#   benchmarks/gpu.sh data | tokenizer | codes | model | score | decode | highres
 #
 # RUN names the folder that all of it goes to. For a trial on a CPU: SUBJECTS (a list), SIDE (pixels
 # instead of 2048), COMPOSITIONS and STEPS (of each training, in fp32 and without compiling).
@@ -49,6 +49,16 @@ score)
             --sheet "stages/$stage/retrieval.png" --json "stages/$stage/retrieval.json"
     done
     tokenshuffle eval compositional data --model "$model" --count 16 --batch 8
+    ;;
+decode)
+    cd "$here"
+    python -m benchmarks.decode --models "${MODELS:-111m}" --sizes "$((side / 4))" --json "$RUN/decode.json"
+    for weights in int8 fp8; do
+        python -m benchmarks.decode --models "${MODELS:-111m}" --windows 2 --sizes "$((side / 4))" \
+            --weights "$weights" --no-plain --no-transformers --json "$RUN/decode-$weights.json"
+    done
+    python -m benchmarks.decode --models "${MODELS:-2.7b}" --windows 2 --sizes "$side" --rounds 1 \
+        --no-plain --no-transformers --json "$RUN/decode-2048.json"
     ;;
 highres) python "$here/benchmarks/highres.py" --preset paper-2.7b --size 2048 ;;
 *) sed -n '2,11p' "$here/benchmarks/gpu.sh" && exit 2 ;;

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-STRIP = 2**21  # numbers of a feature map in a strip
+STRIP = 2**20  # numbers of a feature map in a strip
 
 
 class Plan(NamedTuple):
-    """How large maps are computed: `room` numbers of a map may be held twice; `bf16` lets a CPU that
-    multiplies bfloat16 natively convolve in it, twice as fast. The maps stay float32, and pixels
-    change by about a 255th at most.
+    """How large maps are computed: `room` numbers of a map may be held twice; `bf16` lets a CPU
+    that multiplies bfloat16 natively convolve in it, twice as fast. The maps stay float32, and
+    pixels change by about a 255th at most.
     """
 
     room: int
