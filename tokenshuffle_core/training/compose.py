@@ -6,7 +6,7 @@ how its picture was composed, so that a model's pictures can be scored against i
 
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -258,7 +258,7 @@ def _size(composition: Composition, sizes: list[Size], rng: random.Random) -> Si
     return rng.choice(sizes)
 
 
-def roomiest(composition: Composition, sizes: list[Size]) -> Size:
+def roomiest(composition: Composition, sizes: Sequence[Size]) -> Size:
     """The first of `sizes` in which the smallest subject is the largest."""
     return max(sizes, key=lambda size: min(square_in(box, size)[2] for box in composition.boxes))
 
