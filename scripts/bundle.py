@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from tokenshuffle_core import checkpoint
+from tokenshuffle_core.config import parse_sizes
 from tokenshuffle_core.evaluation.compositional import (
     SCORES,
     choose_compositions,
@@ -121,19 +122,20 @@ def score(data: Path, records: list[dict], composed: bool) -> list[str]:
 
 
 def compositional_scores(pipeline: Pipeline, data: Path, split: str, sheet: Path) -> list[str]:
-    """50 compositions of each kind; the sheet shows twelve of each kind but the single ones."""
+    """50 compositions of each kind; the sheet shows ten of each kind but the single ones."""
     lines, shown = [], []
     chosen = choose_compositions(data, split, 50, seed=0)
     for kind, names in SCORES.items():
         part = [composition for composition in chosen if composition.kind == kind]
-        found, images = compositional(pipeline, data, part, pipeline.config.generation)
+        sizes = parse_sizes(pipeline.card[checkpoint.SIZES])
+        found, images = compositional(pipeline, data, part, pipeline.config.generation, sizes=sizes)
         shares = [f"{name} {sum(s[name] for s in found) / len(found):.2f}" for name in names]
         name = "trained" if split == "train" else split
         lines.append(f"{name} {kind}: {' '.join(shares)} (n={len(part)})")
         if kind != "single":
-            shown.append(images[:12])
+            shown += images[:10]
     with atomic_path(sheet) as temporary:
-        sheet_of(torch.cat(shown), columns=12).save(temporary, "PNG")
+        sheet_of(shown, columns=10).save(temporary, "PNG")
     return lines
 
 

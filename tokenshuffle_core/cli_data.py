@@ -38,6 +38,10 @@ def _add_emoji(parts) -> None:
     parser.add_argument(
         "--sizes", metavar="WxH,WxH,...", help="of the compositions (default: the square one)"
     )
+    parser.add_argument(
+        "--white-repeats", type=int, default=8, metavar="N",
+        help="how often a single subject on white counts (default: 8)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -59,9 +63,11 @@ def _emoji(options) -> None:
     )
     print(manifest)
     if options.compositions is not None:
-        print(
-            compose.build(options.directory, options.compositions, sizes=sizes, seed=options.seed)
-        )
+        path = compose.build(
+            options.directory, options.compositions, sizes=sizes,
+            white_repeats=options.white_repeats, seed=options.seed,
+        )  # fmt: skip
+        print(path)
 
 
 def _add_codes(parts) -> None:

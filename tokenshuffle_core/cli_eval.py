@@ -149,6 +149,8 @@ def _add_compositional(scores) -> None:
 
 
 def _compositional(options) -> None:
+    from .checkpoint import SIZES
+    from .config import parse_sizes
     from .evaluation.compositional import choose_compositions, compositional
     from .evaluation.intervals import share
 
@@ -164,6 +166,7 @@ def _compositional(options) -> None:
     scores, images = compositional(
         pipeline, options.data, compositions, settings,
         seed=options.seed, batch=options.batch, language=options.language,
+        sizes=parse_sizes(pipeline.card.get(SIZES, "")),
     )  # fmt: skip
     right: dict[str, list[bool]] = {}
     for name, found in zip(names, scores, strict=True):

@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,14 @@ from tokenshuffle_core.evaluation.compositional import (
     to_tensor,
 )
 from tokenshuffle_core.evaluation.items import choose
-from tokenshuffle_core.training.compose import FOLDER, Composition, arrange, build, render
+from tokenshuffle_core.training.compose import (
+    FOLDER,
+    Composition,
+    arrange,
+    build,
+    render,
+    roomiest,
+)
 from tokenshuffle_core.training.pictures import BACKGROUNDS
 
 SUBJECTS = ("ball", "bar", "corner", "cross")
@@ -128,5 +136,14 @@ def test_pictures_are_those_of_the_canonical_prompts(data, tmp_path, pipeline):
         expected = pipeline.generate(item.captions[0], settings=settings, seed=5 + i)
         torch.testing.assert_close(images[i].movedim(0, -1)[None], expected, atol=1e-4, rtol=0)
     assert [tuple(found) for found in scores] == [SCORES[c.kind] for c in compositions]
+    sizes = [(32, 32), (64, 32), (32, 64)]
+    _, images = compositional(pipeline, copy, compositions, settings, seed=5, sizes=sizes)
+    for i, (item, composition) in enumerate(zip(items, compositions, strict=True)):
+        width, height = roomiest(composition, sizes)
+        assert images[i].shape == (3, height, width)
+        sized = replace(settings, width=width, height=height)
+        expected = pipeline.generate(item.captions[0], settings=sized, seed=5 + i)
+        torch.testing.assert_close(images[i].movedim(0, -1)[None], expected, atol=1e-4, rtol=0)
+    assert len({image.shape for image in images}) > 1
     with pytest.raises(ValueError, match="language 'xx' is not one of en, zh"):
         compositional(pipeline, copy, compositions, settings, language="xx")

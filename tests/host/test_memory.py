@@ -59,6 +59,7 @@ def test_comfyuis_options_choose_the_dtype(cards):
     }
 
 
+@pytest.mark.slow
 def test_a_hundred_prompts_leave_the_servers_memory_as_it_was(server, prompt):
     """The bundled model's KV cache has 2 MB for such a picture: a leak of it would be seen."""
     prompt["loader"]["inputs"]["checkpoint"] = BUNDLED.name

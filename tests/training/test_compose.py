@@ -273,6 +273,8 @@ def test_a_picture_without_names_in_a_language_is_captioned_in_the_others():
 def test_bad_settings_are_refused(data, tmp_path):
     with pytest.raises(ValueError, match="compositions must be at least 1, not 0"):
         build(data, 0)
+    with pytest.raises(ValueError, match="white_repeats must be at least 1, not 0"):
+        build(data, 1, white_repeats=0)
     with pytest.raises(ValueError, match="held_out must be"):
         build(data, 1, held_out=1)
     with pytest.raises(FileNotFoundError, match="tokenshuffle data emoji"):
@@ -329,7 +331,7 @@ def test_singles_on_white_come_in_all_sizes(data, tmp_path):
     records = read_manifest(copy)
     sizes = [(64, 64), (96, 64), (64, 96)]
     wanted = (len(sizes) + len(BACKGROUNDS) - 1) * len(records)  # all singles
-    build(copy, 5 * wanted // 2, sizes=sizes)
+    build(copy, 5 * wanted // 2, sizes=sizes, white_repeats=5)
     entries = entries_of(copy)
     assert len({entry["file_name"] for entry in entries}) == len(entries)
     found: dict[tuple[str, str], list[tuple[int, int]]] = {}
@@ -339,6 +341,6 @@ def test_singles_on_white_come_in_all_sizes(data, tmp_path):
         assert size in sizes
         if entry["kind"] == "single" and entry["background"] == "white":
             found.setdefault((entry["subjects"][0], entry["style"]), []).append(size)
-            assert entry["repeats"] == (8 if size == sizes[0] else 1)
+            assert entry["repeats"] == (5 if size == sizes[0] else 1)
     assert found.keys() == {(record["subject"], record["style"]) for record in records}
     assert all(sorted(of_one) == sorted(sizes) for of_one in found.values())

@@ -10,6 +10,8 @@ The prompts are those of the composed pictures, and the scores compare with how 
 Distances are those of `retrieval`, to references on the background that the picture has.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,17 @@ from torch import Tensor
 from ..config import GenerationConfig
 from ..pipeline import Pipeline
 from ..training import captions
-from ..training.compose import FOLDER, ROWS, Composition, arrange, fit, render, square_in
+from ..training.buckets import Size
+from ..training.compose import (
+    FOLDER,
+    ROWS,
+    Composition,
+    arrange,
+    fit,
+    render,
+    roomiest,
+    square_in,
+)
 from ..training.emoji import read_manifest
 from ..training.pictures import BACKGROUNDS
 from .generate import generate
@@ -83,12 +95,14 @@ def compositional(
     seed: int = 0,
     batch: int = 16,
     language: str = "en",
-) -> tuple[list[dict[str, bool]], Tensor]:
+    sizes: Sequence[Size] = (),
+) -> tuple[list[dict[str, bool]], list[Tensor]]:
     """Generate each composition's canonical prompt and score the picture.
 
-    Returns the scores of each (see `score`) and the images (N, 3, H, W). `compositions` are made
-    of the data set in `data`; picture i is drawn with seed + i. Raises ValueError for a language
-    that the data set has no names in.
+    Returns the scores of each (see `score`) and the images (3, H, W). `compositions` are made
+    of the data set in `data`; picture i is drawn with seed + i, in that of `sizes` which gives its
+    subjects the most room, in that of the settings where there are none. Raises ValueError for a
+    language that the data set has no names in.
     """
     records = read_manifest(data)
     check_language(records, language)
@@ -102,7 +116,18 @@ def compositional(
         with Image.open(data / record["image"]) as image:
             pictures[record["subject"], record["style"]] = image.convert("RGBA")
     references = References(pictures)
-    images = generate(pipeline, prompts, settings, seed=seed, batch=batch)
+    sizes = sizes or [(settings.width, settings.height)]
+    by_size: dict[Size, list[int]] = {}
+    for i, composition in enumerate(compositions):
+        by_size.setdefault(roomiest(composition, sizes), []).append(i)
+    images: list[Tensor] = [torch.empty(0)] * len(compositions)
+    for (width, height), places in by_size.items():
+        sized = replace(settings, width=width, height=height)
+        part, seeds = [prompts[i] for i in places], [seed + i for i in places]
+        for i, image in zip(
+            places, generate(pipeline, part, sized, seed=seeds, batch=batch), strict=True
+        ):
+            images[i] = image
     scores = [score(*pair, references) for pair in zip(images, compositions, strict=True)]
     return scores, images
 

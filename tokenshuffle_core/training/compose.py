@@ -6,7 +6,7 @@ how its picture was composed, so that a model's pictures can be scored against i
 
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -26,7 +26,6 @@ FOLDER = "composed"  # inside the data set's folder
 KINDS = ("single", "count", "single", "beside", "above")  # in turn: two singles in five pictures
 COUNTS = (2, 3, 4)
 WHITE_SHARE = 0.5  # the share of pictures of several subjects on white
-WHITE_REPEATS = 8  # how often a single subject on white counts: it is what most prompts ask for
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in units of the picture
 LEFT, RIGHT = (0, 0, 0.5, 1), (0.5, 0, 1, 1)
@@ -105,6 +104,7 @@ def build(
     kinds: tuple[str, ...] = KINDS,
     sizes: list[Size] | None = None,
     held_out: float = 0.05,
+    white_repeats: int = 8,
     seed: int = 0,
     workers: int = 2,
 ) -> Path:
@@ -114,7 +114,8 @@ def build(
     repeats (how often the picture counts in an epoch), split ("train" or "held-out") and the
     fields of `Composition`. Pictures have `sizes` (width, height), or the data set's size where
     None: every single subject on white comes in all of them, every other picture half of the time
-    in the one that gives its subjects the most room (the first of these). A
+    in the one that gives its subjects the most room (the first of these). A single subject on
+    white in the first size counts `white_repeats` times: it is what most prompts ask for. A
     subject-style pair that the data set holds out is held out here, and only as a single; so is a
     share `held_out` of the pairs of subjects and of the pairs of a subject and a count, in every
     style and order. More pictures of the same seed only add to fewer; what is rendered already is
@@ -123,6 +124,8 @@ def build(
     data = Path(data)
     if count < 1:
         raise ValueError(f"the number of compositions must be at least 1, not {count}")
+    if white_repeats < 1:
+        raise ValueError(f"white_repeats must be at least 1, not {white_repeats}")
     if not 0 <= held_out < 1:
         raise ValueError(f"held_out must be at least 0 and below 1, not {held_out}")
     records = read_manifest(data)
@@ -146,7 +149,7 @@ def build(
             random.Random(f"{seed} captions {i}"),
         )
         on_white = composition.kind == "single" and composition.background == "white"
-        repeats = WHITE_REPEATS if on_white and size == sizes[0] else 1
+        repeats = white_repeats if on_white and size == sizes[0] else 1
         entry = {"file_name": file_name, "captions": texts, "repeats": repeats, "split": split}
         entries.append(entry | asdict(composition))
         if not is_rendered(directory / file_name, size):
@@ -258,7 +261,7 @@ def _size(composition: Composition, sizes: list[Size], rng: random.Random) -> Si
     return rng.choice(sizes)
 
 
-def roomiest(composition: Composition, sizes: list[Size]) -> Size:
+def roomiest(composition: Composition, sizes: Sequence[Size]) -> Size:
     """The first of `sizes` in which the smallest subject is the largest."""
     return max(sizes, key=lambda size: min(square_in(box, size)[2] for box in composition.boxes))
 
