@@ -125,9 +125,9 @@ def compositional_scores(pipeline: Pipeline, data: Path, split: str, sheet: Path
     """50 compositions of each kind; the sheet shows ten of each kind but the single ones."""
     lines, shown = [], []
     chosen = choose_compositions(data, split, 50, seed=0)
+    sizes = parse_sizes(pipeline.card[checkpoint.SIZES])
     for kind, names in SCORES.items():
         part = [composition for composition in chosen if composition.kind == kind]
-        sizes = parse_sizes(pipeline.card[checkpoint.SIZES])
         found, images = compositional(pipeline, data, part, pipeline.config.generation, sizes=sizes)
         shares = [f"{name} {sum(s[name] for s in found) / len(found):.2f}" for name in names]
         name = "trained" if split == "train" else split
