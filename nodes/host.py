@@ -28,6 +28,7 @@ from ..tokenshuffle_core.config import GenerationConfig
 from ..tokenshuffle_core.image_tokenizer import LARGE, SMALL
 from ..tokenshuffle_core.lora import read_lora
 from ..tokenshuffle_core.pipeline import Pipeline, load
+from ..tokenshuffle_core.quantize import quantize
 from ..tokenshuffle_core.sampler import Progress
 from . import description, preview
 
@@ -170,12 +171,15 @@ def model_dtype(device: torch.device) -> torch.dtype:
     return dtype if dtype.itemsize > 1 else torch.bfloat16  # these layers have no 8 bit weights
 
 
-def load_checkpoint(name: str) -> Loaded:
-    """Both modules stay in main memory until a node needs them."""
+def load_checkpoint(name: str, weights: str | None = None) -> Loaded:
+    """Both modules stay in main memory until a node needs them; `weights` are made smaller as
+    `quantize` says."""
     management = comfy.model_management
     path = folder_paths.get_full_path_or_raise(FOLDER, name)
     device, offload = management.get_torch_device(), management.unet_offload_device()
     pipeline = load(path, offload, model_dtype(device))
+    if weights:
+        quantize(pipeline.model, weights)
     pipeline.image_tokenizer.to(management.vae_dtype(management.vae_device()))
     _stream(pipeline.model, device)
     _stream(pipeline.image_tokenizer, management.vae_device())

@@ -5,7 +5,10 @@ from torch import nn
 
 from tokenshuffle_core import checkpoint, pipeline
 from tokenshuffle_core.cli import main
+from tokenshuffle_core.grow import grow
+from tokenshuffle_core.lora import add_lora, read_lora, save_lora
 from tokenshuffle_core.quantize import KINDS, QuantizedLinear, kind_of, quantize, quantized
+from tokenshuffle_core.training.start import trained_parts
 
 
 @pytest.mark.parametrize(("kind", "bound"), [("int8", 1 / 254), ("fp8", 1 / 16)])
@@ -60,8 +63,24 @@ def test_file_keeps_what_was_made(kind, tiny, tmp_path, capsys):
     assert main(run + asked) == main(run + stored) == 0
     assert (tmp_path / "asked.png").read_bytes() == (tmp_path / "stored.png").read_bytes()
     capsys.readouterr()
-    assert main(["quantize", "--model", str(small), "--weights", "int8", "-o", str(again)]) == 2
+    other = next(name for name in KINDS if name != kind)
+    assert main(["quantize", "--model", str(small), "--weights", other, "-o", str(again)]) == 2
     assert f"weights are {kind} already" in capsys.readouterr().err
+
+
+def test_what_changes_weights_needs_whole_ones(tiny, tmp_path):
+    small, lora = tmp_path / "small.safetensors", tmp_path / "lora.safetensors"
+    save_lora(lora, add_lora(pipeline.load(tiny).model, 2))
+    parts = pipeline.load(tiny)
+    quantize(parts.model, "int8")
+    checkpoint.save(small, parts)
+    for change in (
+        lambda: read_lora(lora, parts.model),
+        lambda: grow(parts, (1,)),
+        lambda: trained_parts(small, tmp_path),
+    ):
+        with pytest.raises(ValueError, match="weights are int8: only whole ones can be changed"):
+            change()
 
 
 def test_a_file_with_another_dtype_is_refused(tiny, tmp_path):
@@ -69,7 +88,7 @@ def test_a_file_with_another_dtype_is_refused(tiny, tmp_path):
     loaded = pipeline.load(tiny)
     quantize(loaded.model, "int8")
     head = loaded.model.head
-    head.weight = head.weight.float()
+    head.weight = nn.Parameter(head.weight.float())
     checkpoint.save(small, loaded)
     with pytest.raises(ValueError, match=r"model.head.weight is torch.float32, not torch.int8"):
         pipeline.load(small)

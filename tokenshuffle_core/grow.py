@@ -14,6 +14,7 @@ from torch import nn
 from .checkpoint import Checkpoint
 from .config import Config
 from .model import TokenShuffleModel
+from .quantize import check_whole
 
 
 @torch.no_grad()
@@ -21,8 +22,10 @@ def grow(parent: Checkpoint, windows: tuple[int, ...], window_head: int = 0) -> 
     """A checkpoint that serves `windows`, the first of them by default, made from `parent`.
 
     Windows that the parent serves keep their layers. `window_head` is the hidden width of new
-    window heads, which start without effect. Raises ValueError where the shape does not allow it.
+    window heads, which start without effect. Raises ValueError where the shape does not allow it,
+    and for quantised weights.
     """
+    check_whole(parent.model)
     old = parent.config.model
     shape = replace(old, windows=windows, window_head=window_head or old.window_head)
     config = Config(parent.config.image_tokenizer, shape, parent.config.generation)

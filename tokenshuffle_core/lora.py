@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .checkpoint import open_safetensors
 from .files import write_safetensors
+from .quantize import check_whole
 
 METADATA = "tokenshuffle.lora"
 
@@ -66,8 +67,9 @@ def read_lora(path: str | Path, model: nn.Module) -> dict[str, tuple[Tensor, Ten
     """The changes in a file: layer of `model` -> up (out, rank), down (rank, in), alpha.
 
     Raises FileNotFoundError, or ValueError where the file is no LoRA of a Token-Shuffle model or
-    was trained on one of another shape.
+    was trained on one of another shape, or the model's weights are quantised.
     """
+    check_whole(model)
     with open_safetensors(path) as file:
         if METADATA not in (file.metadata() or {}):
             raise ValueError(f"{path} is not a LoRA of a Token-Shuffle model")

@@ -23,14 +23,15 @@ class QuantizedLinear(nn.Module):
 
     def __init__(self, columns: int, rows: int, dtype: torch.dtype):
         super().__init__()
-        self.register_buffer("weight", torch.empty(rows, columns, dtype=dtype))
-        self.register_buffer("scale", torch.empty(rows, 1, dtype=torch.float32))
+        self.weight = _fixed(torch.empty(rows, columns, dtype=dtype))
+        self.scale = _fixed(torch.empty(rows, 1, dtype=torch.float32))
         self._packed: tuple = (None, None)
 
     @classmethod
     def of(cls, layer: nn.Linear, dtype: torch.dtype) -> "QuantizedLinear":
         made = cls(*layer.weight.shape[::-1], dtype)
-        made.weight, made.scale = quantized(layer.weight.detach().float(), dtype)
+        weight, scale = quantized(layer.weight.detach().float(), dtype)
+        made.weight, made.scale = _fixed(weight), _fixed(scale)
         return made
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,6 +69,10 @@ class QuantizedLinear(nn.Module):
         )
 
 
+def _fixed(x: Tensor) -> nn.Parameter:
+    return nn.Parameter(x, requires_grad=False)
+
+
 # Without these instructions sums of products of two whole bytes may overflow.
 VNNI = torch.cpu._is_vnni_supported()
 
@@ -81,11 +86,11 @@ def quantized(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def quantize(model: nn.Module, kind: str) -> nn.Module:
     """Replace all linear layers of `model` by those with one byte a weight, in place; `kind` is one
-    of KINDS. Raises ValueError for another, and where it is done already."""
+    of KINDS. Raises ValueError for another, and where they are of another kind already."""
     if kind not in KINDS:
         raise ValueError(f"weights must be one of {', '.join(KINDS)}, not {kind!r}")
-    if kind_of(model):
-        raise ValueError(f"the model's weights are {kind_of(model)} already")
+    if (found := kind_of(model)) not in (None, kind):
+        raise ValueError(f"the model's weights are {found} already, not to be made {kind}")
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     for name in layers:
         model.set_submodule(name, QuantizedLinear.of(model.get_submodule(name), KINDS[kind]))
@@ -98,11 +103,17 @@ def kind_of(model: nn.Module) -> str | None:
     return next((kind for kind, dtype in KINDS.items() if dtype in dtypes), None)
 
 
+def check_whole(model: nn.Module) -> None:
+    """Raises ValueError for a quantised model: only whole weights can be changed."""
+    if kind := kind_of(model):
+        raise ValueError(f"the model's weights are {kind}: only whole ones can be changed")
+
+
 def quantized_names(model: nn.Module) -> dict[str, torch.dtype]:
     """The names of what must keep its dtype -> that dtype."""
     return {
         f"{name}.{part}": tensor.dtype
         for name, module in model.named_modules()
         if type(module) is QuantizedLinear
-        for part, tensor in module.named_buffers()
+        for part, tensor in module.named_parameters()
     }

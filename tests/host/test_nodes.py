@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from scripts import comfyui
+from tokenshuffle_core.config import WEIGHT_KINDS
 from tokenshuffle_core.images import read_codes
 
 from .test_prompts import fail, pixels, succeed
@@ -131,21 +132,38 @@ def test_cfg_plot(server, prompt):
     assert abs(middle - (first + last) / 2) < 3
 
 
+def on_the_command_line(server, tmp_path, *options) -> np.ndarray:
+    """The picture that the command line makes of the prompt."""
+    model = server.base / "models" / "tokenshuffle" / "tiny.safetensors"
+    command = [server.host.python, "-m", "tokenshuffle_core", "generate", "a red apple"]
+    command += ["--model", model, "--seed", "7", "--cfg", "2", "--width", "32", "--height", "48"]
+    command += ["--device", "cpu", "-o", tmp_path / "cli.png", *options]
+    subprocess.run(command, cwd=comfyui.PACK, check=True)
+    return pixels((tmp_path / "cli.png").read_bytes())
+
+
 def test_lora_changes_the_picture_as_on_the_command_line(server, prompt, tmp_path):
     (before,) = succeed(server, prompt)
     prompt["lora"] = node("LoraLoader", model=["loader", 0], lora="tiny.safetensors", strength=0.5)
     prompt["sampler"]["inputs"]["model"] = ["lora", 0]
     (changed,) = succeed(server, prompt)
     assert (changed != before).any()
-    models = server.base / "models"
-    lora = models / "loras" / "tiny.safetensors"
-    command = [server.host.python, "-m", "tokenshuffle_core", "generate", "a red apple"]
-    command += ["--model", models / "tokenshuffle" / "tiny.safetensors", "--lora", f"{lora}=0.5"]
-    command += ["--seed", "7", "--cfg", "2", "--width", "32", "--height", "48", "--device", "cpu"]
-    subprocess.run([*command, "-o", tmp_path / "cli.png"], cwd=comfyui.PACK, check=True)
-    np.testing.assert_array_equal(changed, pixels((tmp_path / "cli.png").read_bytes()))
+    lora = server.base / "models" / "loras" / "tiny.safetensors"
+    expected = on_the_command_line(server, tmp_path, "--lora", f"{lora}=0.5")
+    np.testing.assert_array_equal(changed, expected)
     prompt["lora"]["inputs"]["strength"] = 0.0
     np.testing.assert_array_equal(succeed(server, prompt)[0], before)
+
+
+@pytest.mark.parametrize("weights", WEIGHT_KINDS)
+def test_smaller_weights_as_on_the_command_line(server, prompt, tmp_path, weights):
+    prompt["loader"]["inputs"]["weights"] = weights
+    (made,) = succeed(server, prompt)
+    expected = on_the_command_line(server, tmp_path, "--weights", weights)
+    np.testing.assert_array_equal(made, expected)
+    prompt["lora"] = node("LoraLoader", model=["loader", 0], lora="tiny.safetensors", strength=0.5)
+    prompt["sampler"]["inputs"]["model"] = ["lora", 0]
+    assert "only whole ones can be changed" in fail(server, prompt)["exception_message"]
 
 
 def test_window_that_the_model_lacks_is_an_error_of_the_sampler(server, prompt):

@@ -9,6 +9,7 @@ from .. import checkpoint
 from ..config import Config, GenerationConfig, ModelConfig
 from ..grow import grow
 from ..model import TokenShuffleModel
+from ..quantize import check_whole
 from ..text_tokenizer import TextTokenizer
 from ..vocabulary import change_text_tokenizer
 from .shards import CodeShards
@@ -75,9 +76,12 @@ def trained_parts(
     tokenizer where these are asked for; `vocabulary` bounds a new one, as large as the old where
     None. Its default size becomes the most frequent one of the pictures.
 
-    Raises as the readers of these files, and ValueError where the shape does not allow it.
+    Raises as the readers of these files, and ValueError where the shape does not allow it and for
+    quantised weights.
     """
-    parts, shards = checkpoint.load(init), CodeShards(codes)
+    parts = checkpoint.load(init)
+    check_whole(parts.model)
+    shards = CodeShards(codes)
     config = replace(parts.config, generation=_of_size(parts.config.generation, shards))
     parts = replace(parts, config=config, card=card or {})
     shape = config.model
