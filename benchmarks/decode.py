@@ -2,19 +2,20 @@
 
     python -m benchmarks.decode --models 111m --windows 1,2,4 --sizes 256 --json decode.json
 
-A step reads each weight once and the KV cache: these bytes over the measured bandwidth are the
-floor. Everything is measured in turn in one process, medians of rounds; "x plain" is how many times
-faster than the core's loop with torch's own linear layers and without CUDA graphs, "x transformers"
-than that library's `generate` of a LLaMA of the same size with as many steps and rows. Random
-weights, guidance on (two rows a picture), windows of codes that stand for 16 pixels each.
+A step reads each weight once and the KV cache: these bytes over the measured bandwidth (of a sum
+over as many bytes on a CPU, of a copy on a GPU) are the floor. Everything is measured in turn in
+one process, medians of rounds. "x plain" is how many times faster than the core's loop with torch's
+own linear layers, without CUDA graphs; "x transformers" than that library's `generate` of a LLaMA
+of the same size with as many steps and rows. Random weights, guidance on (two rows a picture), and
+codes that stand for 16 pixels each.
 """
 
 import argparse
 import json
 import platform
-import resource
 import statistics
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,7 +31,6 @@ from tokenshuffle_core.quantize import quantize
 from .models import SHAPES, cache_bytes, random_pipeline, read_weights
 
 PROMPT = "a red apple"
-FAST = Linear.forward
 
 
 @dataclass
@@ -45,6 +45,7 @@ class Row:
     steps: int
     picture: float
     step: float
+    bytes: int  # that a step reads
     floor: float
     plain: float | None
     transformers: float | None
@@ -81,10 +82,9 @@ def main() -> None:
                 for batch in numbers(options.batches):
                     rows.append(measure(name, pipeline, size, batch, options))
                     print(line(rows[-1]), flush=True)
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
     if options.json:
-        about = {"device": describe(options.device), "threads": torch.get_num_threads()}
-        values = about | {"torch": torch.__version__, "rows": [asdict(row) for row in rows]}
+        values = about(options.device) | {"rows": [asdict(row) for row in rows]}
+        values |= {"weights": options.weights, "ahead": options.ahead}
         options.json.write_text(json.dumps(values, indent=1) + "\n")
 
 
@@ -92,10 +92,18 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def describe(device: str) -> str:
+def about(device: str) -> dict:
+    """What the figures of this run belong to."""
     if device.startswith("cuda"):
-        return torch.cuda.get_device_name()
-    return platform.processor() or platform.machine()
+        name = torch.cuda.get_device_name()
+    else:
+        name = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    return {
+        "device": name,
+        "cuda": device.startswith("cuda"),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
 
 
 def measure(name: str, pipeline: Pipeline, size: int, batch: int, options) -> Row:
@@ -117,8 +125,8 @@ def measure(name: str, pipeline: Pipeline, size: int, batch: int, options) -> Ro
     found = {key: statistics.median(values[1:]) for key, values in times.items()}
     return Row(
         name, window, size, batch, sum(p.numel() for p in model.parameters()), steps,
-        found["picture"], found["picture"] / steps, found["floor"], found.get("plain"),
-        found.get("transformers"),
+        found["picture"], found["picture"] / steps, weights + cache, found["floor"],
+        found.get("plain"), found.get("transformers"),
     )  # fmt: skip
 
 
@@ -132,8 +140,7 @@ def picture(pipeline: Pipeline, size: int, batch: int, ahead: int, fast: bool) -
         for text in (PROMPT, "")
     ]
     generators = [torch.Generator(device).manual_seed(i) for i in range(batch)]
-    Linear.forward = FAST if fast else nn.Linear.forward
-    try:
+    with linear_layers(Linear.forward if fast else nn.Linear.forward):
         synchronize(device)
         started = time.perf_counter()
         pad = pipeline.text_tokenizer.pad
@@ -142,8 +149,17 @@ def picture(pipeline: Pipeline, size: int, batch: int, ahead: int, fast: bool) -
         )
         synchronize(device)
         return time.perf_counter() - started
+
+
+@contextmanager
+def linear_layers(forward):
+    """The core's linear layers compute by `forward`."""
+    own = Linear.forward
+    Linear.forward = forward
+    try:
+        yield
     finally:
-        Linear.forward = FAST
+        Linear.forward = own
 
 
 class Llama:
@@ -196,16 +212,16 @@ def synchronize(device: torch.device) -> None:
 
 
 HEADER = """\
-| model | window | pixels | batch | steps | s / batch | ms / step | floor, ms | share of the floor \
-| x plain | x transformers |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+| model | window | pixels | batch | steps | pictures / min | ms / step | MB / step | floor, ms \
+| share of the floor | x plain | x transformers |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
 def line(row: Row) -> str:
     cells = [
         f"{row.model} ({row.parameters / 1e6:.0f} M)", row.window, row.size, row.batch, row.steps,
-        f"{row.picture:.2f}", f"{1e3 * row.step:.1f}", f"{1e3 * row.floor:.1f}",
-        f"{row.floor / row.step:.0%}", ratio(row.plain, row.picture),
+        f"{60 * row.batch / row.picture:.3g}", f"{1e3 * row.step:.1f}", f"{row.bytes / 1e6:.0f}",
+        f"{1e3 * row.floor:.1f}", f"{row.floor / row.step:.0%}", ratio(row.plain, row.picture),
         ratio(row.transformers, row.picture),
     ]  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"

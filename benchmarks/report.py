@@ -1,0 +1,124 @@
+"""docs/performance.md and its plot, made from what lies in benchmarks/results.
+
+    python -m benchmarks.report
+
+A file there is what `benchmarks.decode --json` or `benchmarks.parts --json` wrote; its name starts
+with `decode` or `parts`. The plot is that of the file `resolutions-*.json`.
+"""
+
+import json
+from pathlib import Path
+
+from tokenshuffle_core.files import atomic_path
+
+from . import decode, parts
+
+ROOT = Path(__file__).resolve().parent
+RESULTS = ROOT / "results"
+DOCUMENT = ROOT.parent / "docs" / "performance.md"
+PLOT = DOCUMENT.with_name("resolutions.svg")
+
+
+def read(name: str) -> dict:
+    """What one run found; its rows as those of the module that measured them."""
+    found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    kind = parts.Row if name.startswith("parts") else decode.Row
+    found["rows"] = [kind(**row) for row in found["rows"]]
+    return found
+
+
+def names(start: str) -> list[str]:
+    return sorted(path.stem for path in RESULTS.glob(f"{start}*.json"))
+
+
+def document() -> str:
+    sections = [HEAD.strip()]
+    for name in names("decode"):
+        found = read(name)
+        weights = f", {found['weights']} weights" if found["weights"] else ""
+        sections.append(f"### {_device(found)}{weights}")
+        sections.append("\n".join([decode.HEADER, *map(decode.line, found["rows"])]))
+    sections.append(RESOLUTIONS.strip())
+    sections.append(PARTS.strip())
+    for name in names("parts"):
+        found = read(name)
+        sections.append(f"### {_device(found)}")
+        sections.append("\n".join([parts.HEADER, *map(parts.line, found["rows"])]))
+    return "\n\n".join(sections) + "\n"
+
+
+def _device(found: dict) -> str:
+    threads = "" if found["cuda"] else f", {found['threads']} threads"
+    return f"{found['device']}{threads}, torch {found['torch']}"
+
+
+def plot(path: Path) -> None:
+    """Seconds a picture against its side, for each window, with the floor under each curve."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "resolutions"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for name in names("resolutions"):
+        rows = read(name)["rows"]
+        for window in sorted({row.window for row in rows}):
+            of = sorted((row for row in rows if row.window == window), key=lambda row: row.size)
+            sizes = [row.size for row in of]
+            label = f"window {window}, {of[0].parameters / 1e6:.0f} M parameters"
+            (curve,) = axes.plot(sizes, [row.picture for row in of], marker="o", label=label)
+            floor = [row.floor * row.steps for row in of]
+            axes.plot(sizes, floor, linestyle=":", color=curve.get_color())
+    axes.plot([], [], linestyle=":", color="grey", label="floor: reading weights and cache")
+    axes.set(xscale="log", yscale="log", xlabel="pixels a side", ylabel="seconds a picture")
+    axes.set_xticks(sizes, map(str, sizes))
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+HEAD = """
+# Performance
+
+An autoregressive step must read each weight once, and the KV cache: that time is the floor, and
+Token-Shuffle divides the number of steps by s^2. `python -m benchmarks.decode` and `python -m
+benchmarks.parts` measured what stands here, `python -m benchmarks.report` wrote it. Machines that
+others use as well are noisy: compare the columns of a row, which were measured in turn, not rows.
+
+## Decoding
+
+Random weights, guidance on (two rows a picture), a code stands for 16 pixels. "MB / step" are the
+weights and the half-filled cache; the floor is these bytes over the bandwidth measured in the same
+round; "x plain" is how many times faster than the same loop with torch's own linear layers and
+without CUDA graphs, "x transformers" than that library generating as many tokens with a LLaMA of
+the same size.
+"""
+
+RESOLUTIONS = """
+## Resolution
+
+Time against resolution, in one run; dotted the floor of each.
+
+![Seconds a picture against pixels a side](resolutions.svg)
+"""
+
+PARTS = """
+## Around the loop
+
+The baseline: torch's own linear layers for prefill and sampling, the image tokenizer on whole maps
+(LlamaGen's VQ-16), reading the file. Memory is what a new process takes at most, on top of the
+weights.
+"""
+
+
+def main() -> None:
+    with atomic_path(DOCUMENT) as temporary:
+        temporary.write_text(document(), encoding="utf-8")
+    with atomic_path(PLOT) as temporary:
+        plot(temporary)
+
+
+if __name__ == "__main__":
+    main()
