@@ -82,8 +82,8 @@ def card_of(
         "modelspec.usage_hint": (
             '"a SUBJECT, STYLE style" with a style of '
             f'{", ".join(summary["styles"])}; optionally "on a COLOUR background"'
-            + '; also "three SUBJECTS", "a SUBJECT left of a SUBJECT"'
-            * composed
+            + '; also "three SUBJECTS", "a SUBJECT left of a SUBJECT"' * composed
+            + "; in other languages names without an article"
         ),
         "tokenshuffle.data": (
             f"{summary['pictures']} pictures, {summary['held_out']} subject-style pairs held out; "
@@ -93,7 +93,8 @@ def card_of(
         checkpoint.SIZES: sizes,
         "tokenshuffle.limits": (
             "It has memorised its small data set and knows no other subject; pairs it never saw "
-            "come out as another subject more often; on coloured backgrounds it is less sure; it "
+            "come out as another subject more often; on coloured "
+            "backgrounds and in counts subjects come out rough, two together as blobs; it "
             "draws at the sizes listed; fine detail is blurred by the image tokenizer."
         ),
         "tokenshuffle.subjects": ", ".join(subjects),
@@ -117,12 +118,12 @@ def score(data: Path, records: list[dict], composed: bool) -> list[str]:
                     sheet_of(images[:60], columns=12).save(temporary, "PNG")
         lines.append(f"{name} PSNR {reconstruction_psnr(pipeline, data, part):.1f} dB")
         if composed:
-            lines += compositional_scores(pipeline, data, split, docs / f"composed-{name}.png")
+            lines += compositional_scores(pipeline, data, split)
     return lines
 
 
-def compositional_scores(pipeline: Pipeline, data: Path, split: str, sheet: Path) -> list[str]:
-    """50 compositions of each kind; the sheet shows ten of each kind but the single ones."""
+def compositional_scores(pipeline: Pipeline, data: Path, split: str) -> list[str]:
+    """50 compositions of each kind; a sheet shows ten trained ones of each but the single ones."""
     lines, shown = [], []
     chosen = choose_compositions(data, split, 50, seed=0)
     sizes = parse_sizes(pipeline.card[checkpoint.SIZES])
@@ -134,8 +135,9 @@ def compositional_scores(pipeline: Pipeline, data: Path, split: str, sheet: Path
         lines.append(f"{name} {kind}: {' '.join(shares)} (n={len(part)})")
         if kind != "single":
             shown += images[:10]
-    with atomic_path(sheet) as temporary:
-        sheet_of(shown, columns=10).save(temporary, "PNG")
+    if split == "train":
+        with atomic_path(ROOT / "docs" / "composed.png") as temporary:
+            sheet_of(shown, columns=10).save(temporary, "PNG")
     return lines
 
 
