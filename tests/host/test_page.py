@@ -16,9 +16,14 @@ playwright = pytest.importorskip("playwright.sync_api")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SCREENSHOTS = comfyui.PACK / "screenshots"
 EXTENSIONS = f"/extensions/{comfyui.PACK_NAME}"
+EXAMPLES = [
+    p.with_suffix(".png") for p in workflows.PATHS if p.stem not in workflows.NEEDS_DOWNLOAD
+]
+FIRST_VERSION = sorted(Path(__file__).with_name("first_version").glob("*.json"))
+# Through the API all of them run by default.
 DROPPED = [
-    *(p.with_suffix(".png") for p in workflows.PATHS if p.stem not in workflows.NEEDS_DOWNLOAD),
-    *sorted(Path(__file__).with_name("first_version").glob("*.json")),
+    pytest.param(path, marks=[pytest.mark.slow] * (path.stem != "text_to_image"))
+    for path in EXAMPLES + FIRST_VERSION
 ]
 NODE = "type => window.app.graph._nodes.find((node) => node.type === type)"
 SECOND = 1000  # of Playwright's milliseconds
