@@ -49,8 +49,8 @@ class Linear(nn.Linear):
 
 def _few_rows(x: Tensor, weight: Tensor) -> Tensor:
     """x (rows, columns) -> (rows, out); the weight is (out, columns), or cut into blocks."""
-    if x.shape[0] == 1:  # with one row BLAS takes the slower matrix-vector product again
-        return _few_rows(x.expand(2, -1), weight)[:1]
+    if x.shape[0] == 1:  # one row, or one seen twice, BLAS multiplies in a slower way
+        return _few_rows(x.repeat(2, 1), weight)[:1]
     if weight.ndim == 2:
         y = torch.mm(weight, x.t())
     else:
