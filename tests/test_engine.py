@@ -1,14 +1,36 @@
 """The graphs themselves need a GPU; what they repeat does not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 
 from tests.test_model import CONFIG, model_of
+from tokenshuffle_core import pipeline
 from tokenshuffle_core.config import GenerationConfig
-from tokenshuffle_core.engine import StaticCache
+from tokenshuffle_core.engine import StaticCache, windows_ahead
+from tokenshuffle_core.linear import Linear
 from tokenshuffle_core.sampler import decode, pad_left
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_pictures_are_those_of_the_plain_loop(temperature, monkeypatch):
+    """That is with torch's own linear layers, and a window a step."""
+    loaded = pipeline.load()
+    settings = replace(loaded.config.generation, temperature=temperature)
+    assert windows_ahead(loaded.model, torch.device("cpu"), 1) > 1
+
+    def pictures() -> list[torch.Tensor]:
+        ids = loaded.encode_prompt("a red apple, 3d style"), []
+        return [list(loaded.sample(*ids, settings, seed=seed))[-1].codes for seed in range(3)]
+
+    fast = pictures()
+    monkeypatch.setattr(Linear, "forward", nn.Linear.forward)
+    monkeypatch.setattr(pipeline, "windows_ahead", lambda *_: 1)
+    assert all(map(torch.equal, fast, pictures()))
 
 
 @torch.inference_mode()

@@ -17,6 +17,17 @@ def test_few_rows_are_those_of_torch(columns, shape):
         torch.testing.assert_close(layer(turned), expected, rtol=1e-5, atol=1e-5)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("columns", [768, 2048])
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_short_floats_are_within_their_precision(dtype, columns, rows):
+    layer, x = Linear(columns, 96).to(dtype), torch.randn(rows, columns, dtype=dtype)
+    exact = x.double() @ layer.weight.double().T
+    error = (layer(x) - exact).norm() / exact.norm()
+    assert error < 2 * torch.finfo(dtype).eps
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("columns", [512, 2048])
 def test_weights_may_change(columns):
