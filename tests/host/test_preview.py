@@ -44,7 +44,7 @@ def watch(server, prompt, **extra) -> tuple[list[np.ndarray], list[str], list[in
 
 @pytest.fixture
 def large(prompt) -> dict:
-    prompt["sampler"]["inputs"] |= {"width": 256, "height": 256}
+    prompt["sampler"]["inputs"] |= {"width": 256, "height": 256, "batch_size": 3}
     return prompt
 
 
