@@ -1,5 +1,7 @@
 """Linear layers for decoding on a CPU, where a step costs what reading the weights costs."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,6 +47,32 @@ class Linear(nn.Linear):
             cut = weight.detach().unflatten(1, (self.block_count, -1)).movedim(1, 0)
             self._cut = known, cut.contiguous()
         return self._cut[1]
+
+
+def together(layers: Sequence[nn.Module], x: Tensor) -> Sequence[Tensor]:
+    """What each of these layers makes of x, of few rows on a CPU in one multiplication.
+
+    Their weights then stand one behind the other in memory, where they are moved the first time.
+    """
+    count = x.numel() // x.shape[-1]
+    plain = all(type(layer) is Linear for layer in layers) and not torch.is_grad_enabled()
+    few = count <= layers[0].few if plain else False
+    if not few or x.device.type != "cpu" or layers[0].block_count > 1:
+        return [layer(x) for layer in layers]
+    sizes = [layer.out_features for layer in layers]
+    weight = _joined([layer.weight for layer in layers], sum(sizes))
+    return _few_rows(x.reshape(count, -1), weight).view(*x.shape[:-1], -1).split(sizes, dim=-1)
+
+
+def _joined(weights: list[nn.Parameter], rows: int) -> Tensor:
+    ends = [weight.data_ptr() + weight.nbytes for weight in weights[:-1]]
+    storages = {weight.untyped_storage().data_ptr() for weight in weights}
+    if len(storages) > 1 or ends != [weight.data_ptr() for weight in weights[1:]]:
+        whole = torch.cat([weight.detach() for weight in weights])
+        for weight, part in zip(weights, whole.split([len(w) for w in weights]), strict=True):
+            weight.data = part
+    first = weights[0]
+    return first.detach().as_strided((rows, first.shape[1]), first.stride())
 
 
 def _few_rows(x: Tensor, weight: Tensor) -> Tensor:

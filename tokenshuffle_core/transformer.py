@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .linear import Linear
+from .linear import Linear, together
 
 
 class KVCache:
@@ -93,8 +93,8 @@ class Attention(nn.Module):
 
     def forward(self, x, angles, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
         q, k, v = (
-            projection(x).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            part.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+            for part in together((self.q_proj, self.k_proj, self.v_proj), x)
         )
         q, k = rotate(q, *angles), rotate(k, *angles)
         if cache is not None:
@@ -116,7 +116,8 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = together((self.gate_proj, self.up_proj), x)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Block(nn.Module):
