@@ -32,6 +32,12 @@ from tokenshuffle_core.training.pictures import sheet_of
 ROOT = Path(__file__).resolve().parent.parent
 HELP = ROOT / "web" / "docs" / "TokenShufflePrompt.md"
 MARKER = "## Subjects of the bundled model"
+LARGEST = 256, 128  # of the sizes it is trained at
+PAIRS = (
+    "two robots, flat style", "two hearts, 3d style", "two suns, 3d style", "two owls, flat style",
+    "two tulips, noto style", "two police cars, 3d style", "two sunflowers, 3d style",
+    "two tigers, 3d style",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -58,6 +64,7 @@ def main() -> None:
     parts.card["tokenshuffle.scores"] = ", ".join(score(options.data, records, composed))
     checkpoint.save(checkpoint.BUNDLED, parts, torch.float16)
     write_subjects(records)
+    draw_largest()
     print(parts.card["tokenshuffle.scores"])
 
 
@@ -93,9 +100,9 @@ def card_of(
         checkpoint.SIZES: sizes,
         "tokenshuffle.limits": (
             "It has memorised its small data set and knows no other subject; pairs it never saw "
-            "come out as another subject more often; on coloured "
-            "backgrounds and in counts subjects come out rough, two together as blobs; it "
-            "draws at the sizes listed; fine detail is blurred by the image tokenizer."
+            "come out as another subject more often; on coloured backgrounds and in counts "
+            "subjects come out rough, two together as blobs; it draws at the sizes listed; fine "
+            "detail is blurred by the image tokenizer."
         ),
         "tokenshuffle.subjects": ", ".join(subjects),
     }
@@ -139,6 +146,15 @@ def compositional_scores(pipeline: Pipeline, data: Path, split: str) -> list[str
         with atomic_path(ROOT / "docs" / "composed.png") as temporary:
             sheet_of(shown, columns=10).save(temporary, "PNG")
     return lines
+
+
+def draw_largest() -> None:
+    pipeline = load()
+    width, height = LARGEST
+    settings = replace(pipeline.config.generation, width=width, height=height)
+    images = [pipeline.generate(text, settings=settings)[0].movedim(-1, 0) for text in PAIRS]
+    with atomic_path(ROOT / "docs" / "largest.png") as temporary:
+        sheet_of(torch.stack(images), columns=4).save(temporary, "PNG")
 
 
 def write_subjects(records: list[dict]) -> None:

@@ -11,15 +11,14 @@ import pytest
 from scripts import comfyui, workflows
 from tokenshuffle_core.guidance import scale_at
 
+from .test_workflows import FIRST_VERSION, RUNNABLE
+
 playwright = pytest.importorskip("playwright.sync_api")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SCREENSHOTS = comfyui.PACK / "screenshots"
 EXTENSIONS = f"/extensions/{comfyui.PACK_NAME}"
-EXAMPLES = [
-    p.with_suffix(".png") for p in workflows.PATHS if p.stem not in workflows.NEEDS_DOWNLOAD
-]
-FIRST_VERSION = sorted(Path(__file__).with_name("first_version").glob("*.json"))
+EXAMPLES = [path.with_suffix(".png") for path in RUNNABLE]
 # Through the API all of them run by default.
 DROPPED = [
     pytest.param(path, marks=[pytest.mark.slow] * (path.stem != "text_to_image"))
