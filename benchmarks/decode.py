@@ -5,18 +5,19 @@
 A step reads each weight once and the KV cache: these bytes over the measured bandwidth (of a sum
 over as many bytes on a CPU, of a copy on a GPU) are the floor. Everything is measured in turn in
 one process, medians of rounds. "x plain" is how many times faster than the core's loop with torch's
-own linear layers, without CUDA graphs; "x transformers" than that library's `generate` of a LLaMA
-of the same size with as many steps and rows. Random weights, guidance on (two rows a picture), and
-codes that stand for 16 pixels each.
+own layers, without CUDA graphs; "x transformers" than that library's `generate` of a LLaMA of the same size with as many
+steps and rows; "x whole", of weights of one byte, than the same model before. Random weights,
+guidance on (two rows a picture), and codes that stand for 16 pixels each.
 """
 
 import argparse
+import copy
 import json
 import platform
 import statistics
 import time
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from torch import nn
 
 from tokenshuffle_core import checkpoint, sampler
 from tokenshuffle_core.config import WEIGHT_KINDS, GenerationConfig
-from tokenshuffle_core.linear import Linear
+from tokenshuffle_core.layers import Linear, RMSNorm
 from tokenshuffle_core.pipeline import Pipeline
 from tokenshuffle_core.quantize import quantize
 
@@ -49,6 +50,7 @@ class Row:
     floor: float
     plain: float | None
     transformers: float | None
+    whole: float | None = None  # of the same model before its weights were made smaller
 
 
 def main() -> None:
@@ -76,11 +78,13 @@ def main() -> None:
             settings = GenerationConfig(cfg=4.0)
             dtype = checkpoint.default_dtype(options.device)
             pipeline = random_pipeline(name, window, settings, options.device, dtype)
+            whole = None
             if options.weights:
+                whole = replace(pipeline, model=copy.deepcopy(pipeline.model))
                 quantize(pipeline.model, options.weights)
             for size in numbers(options.sizes):
                 for batch in numbers(options.batches):
-                    rows.append(measure(name, pipeline, size, batch, options))
+                    rows.append(measure(name, pipeline, whole, size, batch, options))
                     print(line(rows[-1]), flush=True)
     if options.json:
         values = about(options.device) | {"rows": [asdict(row) for row in rows]}
@@ -106,7 +110,9 @@ def about(device: str) -> dict:
     }
 
 
-def measure(name: str, pipeline: Pipeline, size: int, batch: int, options) -> Row:
+def measure(
+    name: str, pipeline: Pipeline, whole: Pipeline | None, size: int, batch: int, options
+) -> Row:
     model = pipeline.model
     window = model.config.window
     steps = (size // 16 // window) ** 2
@@ -118,6 +124,8 @@ def measure(name: str, pipeline: Pipeline, size: int, batch: int, options) -> Ro
         turn["floor"] = (weights + cache) / bandwidth(weights + cache, options.device)
         if not options.no_plain:
             turn["plain"] = picture(pipeline, size, batch, 1, False)
+        if whole:
+            turn["whole"] = picture(whole, size, batch, options.ahead, True)
         if llama:
             turn["transformers"] = llama.picture(steps, 2 * batch)
         for key, value in turn.items():
@@ -126,7 +134,7 @@ def measure(name: str, pipeline: Pipeline, size: int, batch: int, options) -> Ro
     return Row(
         name, window, size, batch, sum(p.numel() for p in model.parameters()), steps,
         found["picture"], found["picture"] / steps, weights + cache, found["floor"],
-        found.get("plain"), found.get("transformers"),
+        found.get("plain"), found.get("transformers"), found.get("whole"),
     )  # fmt: skip
 
 
@@ -140,7 +148,7 @@ def picture(pipeline: Pipeline, size: int, batch: int, ahead: int, fast: bool) -
         for text in (PROMPT, "")
     ]
     generators = [torch.Generator(device).manual_seed(i) for i in range(batch)]
-    with linear_layers(Linear.forward if fast else nn.Linear.forward):
+    with nullcontext() if fast else torch_layers():
         synchronize(device)
         started = time.perf_counter()
         pad = pipeline.text_tokenizer.pad
@@ -152,14 +160,15 @@ def picture(pipeline: Pipeline, size: int, batch: int, ahead: int, fast: bool) -
 
 
 @contextmanager
-def linear_layers(forward):
-    """The core's linear layers compute by `forward`."""
-    own = Linear.forward
-    Linear.forward = forward
+def torch_layers():
+    """The core's layers compute as torch's own, each for itself."""
+    own = Linear.forward, Linear.joins, RMSNorm.forward
+    Linear.forward, RMSNorm.forward = nn.Linear.forward, nn.RMSNorm.forward
+    Linear.joins = lambda *_: False
     try:
         yield
     finally:
-        Linear.forward = own
+        Linear.forward, Linear.joins, RMSNorm.forward = own
 
 
 class Llama:
@@ -193,17 +202,18 @@ class Llama:
 
 
 def bandwidth(size: int, device: str) -> float:
-    """Bytes a second: of a sum over so many bytes on a CPU, of a copy on a GPU."""
+    """Bytes a second, the median of ten times: of a sum over so many bytes on a CPU, of a copy on a
+    GPU."""
     memory = torch.ones(min(size, 2**31) // 4, device=device)
-    copy = torch.empty_like(memory) if memory.is_cuda else None
+    target = torch.empty_like(memory) if memory.is_cuda else None
     seconds = []
-    for _ in range(4):
+    for _ in range(11):
         synchronize(memory.device)
         started = time.perf_counter()
-        copy.copy_(memory) if memory.is_cuda else memory.sum()
+        target.copy_(memory) if memory.is_cuda else memory.sum()
         synchronize(memory.device)
         seconds.append(time.perf_counter() - started)
-    return memory.nbytes * (2 if memory.is_cuda else 1) / min(seconds[1:])
+    return memory.nbytes * (2 if memory.is_cuda else 1) / statistics.median(seconds[1:])
 
 
 def synchronize(device: torch.device) -> None:
@@ -213,8 +223,8 @@ def synchronize(device: torch.device) -> None:
 
 HEADER = """\
 | model | window | pixels | batch | steps | pictures / min | ms / step | MB / step | floor, ms \
-| share of the floor | x plain | x transformers |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+| share of the floor | x plain | x transformers | x whole |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
 def line(row: Row) -> str:
@@ -222,7 +232,7 @@ def line(row: Row) -> str:
         f"{row.model} ({row.parameters / 1e6:.0f} M)", row.window, row.size, row.batch, row.steps,
         f"{60 * row.batch / row.picture:.3g}", f"{1e3 * row.step:.1f}", f"{row.bytes / 1e6:.0f}",
         f"{1e3 * row.floor:.1f}", f"{row.floor / row.step:.0%}", ratio(row.plain, row.picture),
-        ratio(row.transformers, row.picture),
+        ratio(row.transformers, row.picture), ratio(row.whole, row.picture),
     ]  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.parts --json parts.json
 
-Times are medians of rounds. The baseline, measured in turn in the same process: torch's own linear
+Times are medians of rounds. The baseline, measured in turn in the same process: torch's own
 layers, the image tokenizer on whole feature maps, reading the file. "x" is how many times faster
 than it. Memory is the most that a process of its own takes on top of the weights.
 """
@@ -21,14 +21,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from tokenshuffle_core import checkpoint
 from tokenshuffle_core.config import LLAMAGEN_VQ16, GenerationConfig
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.sampler import draw_noise, sample_windows
 
-from .decode import about, linear_layers, numbers, synchronize
+from .decode import about, numbers, synchronize, torch_layers
 from .models import random_pipeline
 
 BUFFER = 2**24  # bytes of a file that are read at once
@@ -85,10 +84,10 @@ def turns(options, *functions: Callable[[], object], rounds: int | None = None) 
 
 
 def against_plain(options, function: Callable[[], object], rounds: int | None = None):
-    """Median seconds with the core's linear layers and with torch's."""
+    """Median seconds with the core's layers and with torch's."""
 
     def plain() -> None:
-        with linear_layers(nn.Linear.forward):
+        with torch_layers():
             function()
 
     return turns(options, function, plain, rounds=rounds)

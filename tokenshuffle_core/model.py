@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .linear import Linear
+from .layers import Linear
 from .shuffle import TokenShuffle, TokenUnshuffle, WindowHead, shuffle
 from .transformer import KVCache, Transformer
 

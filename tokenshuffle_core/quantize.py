@@ -26,6 +26,7 @@ class QuantizedLinear(nn.Module):
         self.weight = _fixed(torch.empty(rows, columns, dtype=dtype))
         self.scale = _fixed(torch.empty(rows, 1, dtype=torch.float32))
         self._packed: tuple = (None, None)
+        self.joined: tuple = (None, None)  # with others, see `layers.together`
 
     @classmethod
     def of(cls, layer: nn.Linear, dtype: torch.dtype) -> "QuantizedLinear":
@@ -34,8 +35,11 @@ class QuantizedLinear(nn.Module):
         made.weight, made.scale = _fixed(weight), _fixed(scale)
         return made
 
+    def joins(self, x: Tensor) -> bool:
+        return x.device.type == "cpu" and self.weight.dtype == torch.int8
+
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and self.weight.dtype == torch.int8:
+        if self.joins(x):
             return self._dynamic(x)
         if self._multiplies_fp8(x.device):
             return self._scaled(x)
@@ -51,7 +55,7 @@ class QuantizedLinear(nn.Module):
                     self.weight, self.scale.flatten().double(), zeros, 0
                 )
             self._packed = known, torch.ops.quantized.linear_prepack(weight, None)
-        largest = x.abs().amax(-1, keepdim=True).clamp_min(1e-12).float()
+        largest = torch.linalg.vector_norm(x, torch.inf, -1, True).clamp_min_(1e-12).float()
         # The kernel finds one scale for all that comes in: rows of one size make it that of each.
         y = torch.ops.quantized.linear_dynamic(x / largest, self._packed[1], not VNNI)
         return (y * largest).to(x.dtype)

@@ -43,13 +43,16 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def draw_noise(shape: tuple[int, ...], generators: list[torch.Generator]) -> Tensor:
-    """Exponential noise (len(generators), *shape); row i draws from generators[i] alone."""
-    return torch.stack(
-        [
-            torch.empty(shape, device=generator.device).exponential_(generator=generator)
-            for generator in generators
-        ]
-    )
+    """Exponential noise (len(generators), *shape); row i draws from generators[i] alone.
+
+    What `exponential_` draws on some CPUs, but the same on all of them, and sooner.
+    """
+    dtype = torch.float32 if generators[0].device.type == "mps" else torch.float64
+    uniform = [
+        torch.empty(shape, dtype=dtype, device=generator.device).uniform_(generator=generator)
+        for generator in generators
+    ]
+    return torch.stack(uniform).neg_().log1p_().neg_().float()
 
 
 def sample_codes(logits: Tensor, settings: GenerationConfig, noise: Tensor) -> Tensor:

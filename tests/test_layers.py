@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tokenshuffle_core.linear import Linear, together
+from tokenshuffle_core.layers import Linear, together
 
 
 @pytest.mark.parametrize("columns", [64, 768, 1024, 1031, 1250, 2048])
@@ -60,9 +60,11 @@ def test_weights_may_change(columns):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(("columns", "copies"), [(512, 0), (1024, 0), (2048, 1)])
-def test_a_second_copy_of_a_matrix_with_many_columns_alone(columns, copies):
-    layer = Linear(columns, 16)
+@pytest.mark.parametrize(
+    ("columns", "rows", "copies"), [(512, 16, 0), (1024, 16, 0), (2048, 16, 1), (2048, 2048, 0)]
+)
+def test_a_second_copy_of_a_wide_matrix_alone(columns, rows, copies):
+    layer = Linear(columns, rows)
     layer(torch.randn(2, columns))
     assert (layer._cut[1] is not None) == copies
 
