@@ -5,9 +5,9 @@
 A step reads each weight once and the KV cache: these bytes over the measured bandwidth (of a sum
 over as many bytes on a CPU, of a copy on a GPU) are the floor. Everything is measured in turn in
 one process, medians of rounds. "x plain" is how many times faster than the core's loop with torch's
-own layers, without CUDA graphs; "x transformers" than that library's `generate` of a LLaMA of the same size with as many
-steps and rows; "x whole", of weights of one byte, than the same model before. Random weights,
-guidance on (two rows a picture), and codes that stand for 16 pixels each.
+own layers, without CUDA graphs; "x transformers" than that library's `generate` of a LLaMA of the
+same size with as many steps and rows; "x whole", of weights of one byte, than the same model
+before. Random weights, guidance on (two rows a picture), and codes that stand for 16 pixels each.
 """
 
 import argparse

@@ -10,7 +10,7 @@ than it. Memory is the most that a process of its own takes on top of the weight
 import argparse
 import json
 import os
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -215,7 +215,8 @@ def alone(options) -> tuple[float, float]:
 def peak(device: str) -> float:
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    status = Path("/proc/self/status").read_text()  # ru_maxrss would begin at the parent's
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 2**10
 
 
 HEADER = "| part | ms | x baseline | memory, MiB |\n| --- | --- | --- | --- |"
