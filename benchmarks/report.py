@@ -2,8 +2,9 @@
 
     python -m benchmarks.report
 
-A file there is what `benchmarks.decode --json` or `benchmarks.parts --json` wrote; its name starts
-with `decode` or `parts`. The plot is that of the file `resolutions-*.json`.
+A file there is what `benchmarks.decode`, `benchmarks.parts` or `benchmarks.quality` wrote with
+`--json`; its name starts with the script's. `resolutions-*.json`, by `benchmarks.decode` as well,
+is the plot.
 """
 
 import json
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from tokenshuffle_core.files import atomic_path
 
-from . import decode, parts
+from . import decode, parts, quality
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
@@ -22,8 +23,8 @@ PLOT = DOCUMENT.with_name("resolutions.svg")
 def read(name: str) -> dict:
     """What one run found; its rows as those of the module that measured them."""
     found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    kind = parts.Row if name.startswith("parts") else decode.Row
-    found["rows"] = [kind(**row) for row in found["rows"]]
+    script = {"parts": parts, "quality": quality}.get(name.split("-")[0], decode)
+    found["rows"] = [script.Row(**row) for row in found["rows"]]
     return found
 
 
@@ -38,7 +39,9 @@ def document() -> str:
         weights = f", {found['weights']} weights" if found["weights"] else ""
         sections.append(f"### {_device(found)}{weights}")
         sections.append("\n".join([decode.HEADER, *map(decode.line, found["rows"])]))
-    sections.append(RESOLUTIONS.strip())
+    sections += [RESOLUTIONS.strip(), QUALITY.strip()]
+    for name in names("quality"):
+        sections.append("\n".join([quality.HEADER, *map(quality.line, read(name)["rows"])]))
     sections.append(PARTS.strip())
     for name in names("parts"):
         found = read(name)
@@ -61,18 +64,20 @@ def plot(path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    ticks: set[int] = set()
     for name in names("resolutions"):
         rows = read(name)["rows"]
         for window in sorted({row.window for row in rows}):
             of = sorted((row for row in rows if row.window == window), key=lambda row: row.size)
             sizes = [row.size for row in of]
+            ticks.update(sizes)
             label = f"window {window}, {of[0].parameters / 1e6:.0f} M parameters"
             (curve,) = axes.plot(sizes, [row.picture for row in of], marker="o", label=label)
             floor = [row.floor * row.steps for row in of]
             axes.plot(sizes, floor, linestyle=":", color=curve.get_color())
     axes.plot([], [], linestyle=":", color="grey", label="floor: reading weights and cache")
     axes.set(xscale="log", yscale="log", xlabel="pixels a side", ylabel="seconds a picture")
-    axes.set_xticks(sizes, map(str, sizes))
+    axes.set_xticks(sorted(ticks), map(str, sorted(ticks)))
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()
@@ -93,15 +98,21 @@ Random weights, guidance on (two rows a picture), a code stands for 16 pixels. "
 weights and the half-filled cache; the floor is these bytes over the bandwidth measured in the same
 round; "x plain" is how many times faster than the same loop with torch's own layers and
 without CUDA graphs, "x transformers" than that library generating as many tokens with a LLaMA of
-the same size.
+the same size. "x whole": than the same model before its weights were made smaller.
 """
 
 RESOLUTIONS = """
 ## Resolution
 
-Time against resolution, in one run; dotted the floor of each.
+Time against resolution, one round each; dotted the floor.
 
 ![Seconds a picture against pixels a side](resolutions.svg)
+"""
+
+QUALITY = """
+## Weights of one byte
+
+What they cost the bundled model; `python -m benchmarks.quality DATA`.
 """
 
 PARTS = """

@@ -11,6 +11,7 @@ from ..tokenshuffle_core.sampler import Progress
 
 INTERVAL = 0.4  # seconds between two previews: ComfyUI needs about 10 ms to send one
 SHARE = 0.02  # of the sampling time that decoding for previews may take
+LAST_SHARE = 0.1  # with the last one, which is what stays on the node
 NEUTRAL = 128  # grey level of the rows that are not sampled yet
 
 
@@ -48,7 +49,7 @@ class Preview:
         )
         self.painted = rows
         first = max(0, self.decoded - step.window)  # a row above, because neighbours blend
-        affordable = SHARE * (now - self.started) - self.spent
+        affordable = (LAST_SHARE if last else SHARE) * (now - self.started) - self.spent
         # The first decoding finds out what a row costs.
         count = int(affordable / self.per_row) if self.per_row else step.window
         end = min(rows, first + count)
