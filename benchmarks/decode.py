@@ -4,10 +4,11 @@
 
 A step reads each weight once and the KV cache: these bytes over the measured bandwidth (of a sum
 over as many bytes on a CPU, of a copy on a GPU) are the floor. Everything is measured in turn in
-one process, medians of rounds. "x plain" is how many times faster than the core's loop with torch's
-own layers, without CUDA graphs; "x transformers" than that library's `generate` of a LLaMA of the
-same size with as many steps and rows; "x whole", of weights of one byte, than the same model
-before. Random weights, guidance on (two rows a picture), and codes that stand for 16 pixels each.
+one process, medians of rounds. "x plain" is how many times faster than the core's loop without its
+engine and with torch's own linear layers; "x transformers" than that library's `generate` of a
+LLaMA of the same size with as many steps and rows; "x whole", of weights of one byte, than the same
+model before. Random weights, guidance on (two rows a picture), and codes that stand for 16 pixels
+each.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from torch import nn
 
 from tokenshuffle_core import checkpoint, sampler
 from tokenshuffle_core.config import WEIGHT_KINDS, GenerationConfig
-from tokenshuffle_core.layers import Linear, RMSNorm
+from tokenshuffle_core.linear import Linear
 from tokenshuffle_core.pipeline import Pipeline
 from tokenshuffle_core.quantize import quantize
 
@@ -118,19 +119,21 @@ def measure(
     steps = (size // 16 // window) ** 2
     weights, cache = read_weights(model), cache_bytes(model, 2 * batch, steps // 2)
     llama = None if options.no_transformers else Llama(model, options.device)
-    times: dict[str, list[float]] = {}
-    for _ in range(options.rounds + 1):
-        turn = {"picture": picture(pipeline, size, batch, options.ahead, True)}
-        turn["floor"] = (weights + cache) / bandwidth(weights + cache, options.device)
+
+    def turn(size: int, steps: int) -> dict[str, float]:
+        found = {"picture": picture(pipeline, size, batch, options.ahead, True)}
+        found["floor"] = (weights + cache) / bandwidth(weights + cache, options.device)
         if not options.no_plain:
-            turn["plain"] = picture(pipeline, size, batch, 1, False)
+            found["plain"] = picture(pipeline, size, batch, 1, False)
         if whole:
-            turn["whole"] = picture(whole, size, batch, options.ahead, True)
+            found["whole"] = picture(whole, size, batch, options.ahead, True)
         if llama:
-            turn["transformers"] = llama.picture(steps, 2 * batch)
-        for key, value in turn.items():
-            times.setdefault(key, []).append(value)
-    found = {key: statistics.median(values[1:]) for key, values in times.items()}
+            found["transformers"] = llama.picture(steps, 2 * batch)
+        return found
+
+    turn(32 * window, 4)  # a picture of four windows: libraries and weights take their places
+    turns = [turn(size, steps) for _ in range(options.rounds)]
+    found = {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
     return Row(
         name, window, size, batch, sum(p.numel() for p in model.parameters()), steps,
         found["picture"], found["picture"] / steps, weights + cache, found["floor"],
@@ -161,14 +164,13 @@ def picture(pipeline: Pipeline, size: int, batch: int, ahead: int, fast: bool) -
 
 @contextmanager
 def torch_layers():
-    """The core's layers compute as torch's own, each for itself."""
-    own = Linear.forward, Linear.joins, RMSNorm.forward
-    Linear.forward, RMSNorm.forward = nn.Linear.forward, nn.RMSNorm.forward
-    Linear.joins = lambda *_: False
+    """The core's linear layers compute as torch's own."""
+    own = Linear.forward
+    Linear.forward = nn.Linear.forward
     try:
         yield
     finally:
-        Linear.forward, Linear.joins, RMSNorm.forward = own
+        Linear.forward = own
 
 
 class Llama:

@@ -96,9 +96,9 @@ others use as well are noisy: compare the columns of a row, which were measured 
 
 Random weights, guidance on (two rows a picture), a code stands for 16 pixels. "MB / step" are the
 weights and the half-filled cache; the floor is these bytes over the bandwidth measured in the same
-round; "x plain" is how many times faster than the same loop with torch's own layers and
-without CUDA graphs, "x transformers" than that library generating as many tokens with a LLaMA of
-the same size. "x whole": than the same model before its weights were made smaller.
+round; "x plain" is how many times faster than the same loop without its engine and with torch's own
+linear layers, "x transformers" than that library generating as many tokens with a LLaMA of the same
+size, "x whole" than the same model before its weights were made smaller.
 """
 
 RESOLUTIONS = """
@@ -118,7 +118,7 @@ What they cost the bundled model; `python -m benchmarks.quality DATA`.
 PARTS = """
 ## Around the loop
 
-The baseline: torch's own layers for prefill and sampling, the image tokenizer on whole maps
+The baseline: torch's own linear layers for prefill and sampling, the image tokenizer on whole maps
 (LlamaGen's VQ-16), reading the file. Memory is what a new process takes at most, on top of the
 weights.
 """

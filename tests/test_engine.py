@@ -9,8 +9,10 @@ from torch import nn
 from tests.test_model import CONFIG, model_of
 from tokenshuffle_core import pipeline
 from tokenshuffle_core.config import GenerationConfig
-from tokenshuffle_core.engine import StaticCache, windows_ahead
-from tokenshuffle_core.layers import Linear, RMSNorm
+from tokenshuffle_core.cuda_graphs import StaticCache
+from tokenshuffle_core.engine import windows_ahead
+from tokenshuffle_core.few_rows import FewRows
+from tokenshuffle_core.linear import Linear
 from tokenshuffle_core.sampler import decode, pad_left
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
@@ -29,8 +31,7 @@ def test_pictures_are_those_of_the_plain_loop(temperature, monkeypatch):
 
     fast = pictures()
     monkeypatch.setattr(Linear, "forward", nn.Linear.forward)
-    monkeypatch.setattr(Linear, "joins", lambda *_: False)
-    monkeypatch.setattr(RMSNorm, "forward", nn.RMSNorm.forward)
+    monkeypatch.setattr(FewRows, "suits", lambda *_: False)
     monkeypatch.setattr(pipeline, "windows_ahead", lambda *_: 1)
     assert all(map(torch.equal, fast, pictures()))
 
@@ -67,10 +68,10 @@ def test_graphs_change_no_picture(cfg, head, temperature, ahead):
     model = model_of(2, window_head=head).cuda()
     settings = GenerationConfig(cfg=cfg, temperature=temperature)
 
-    def run(graphs: bool) -> torch.Tensor:
+    def run(engine: bool) -> torch.Tensor:
         random = [torch.Generator("cuda").manual_seed(i) for i in range(2)]
         prompts = [[1, 5, 6], [1, 5, 6, 7]], [[1], [1, 2]]
-        *_, last = decode(model, *prompts, (30, 30), settings, random, 0, None, ahead, graphs)
+        *_, last = decode(model, *prompts, (30, 30), settings, random, 0, None, ahead, engine)
         return last.codes.cpu()
 
     assert torch.equal(run(True), run(False))

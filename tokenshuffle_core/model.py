@@ -11,13 +11,14 @@ An elastic model serves several windows: each has its own TokenShuffle and Token
 same transformer, and an embedding that tells the transformer which of them follows.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .layers import Linear
+from .linear import Linear
 from .shuffle import TokenShuffle, TokenUnshuffle, WindowHead, shuffle
 from .transformer import KVCache, Transformer
 
@@ -147,16 +148,22 @@ class TokenShuffleModel(nn.Module):
         hidden = self.transformer(self.embed_text(text, window), cache=cache)
         return cache, self.code_states(hidden[:, -1:], window)
 
-    def step(self, cache: KVCache, codes: Tensor, window: int | None = None) -> Tensor:
+    def step(
+        self,
+        cache: KVCache,
+        codes: Tensor,
+        window: int | None = None,
+        transformer: Callable[..., Tensor] | None = None,
+    ) -> Tensor:
         """Append windows of codes (B, n, s, s).
 
         The cache's rows may be several times B: prompts that go on with the same codes, as
         guidance has them. Returns the code states (rows, n, s * s, d) of the window that follows
-        each.
+        each. `transformer` computes as the model's own.
         """
         x = self.embed_codes(codes.flatten(0, 1), window).view(*codes.shape[:2], -1)
         x = x.repeat(len(cache.padding) // len(x), 1, 1)
-        return self.code_states(self.transformer(x, cache=cache), window)
+        return self.code_states((transformer or self.transformer)(x, cache=cache), window)
 
 
 def _by_window(config: ModelConfig, make) -> nn.ModuleDict:

@@ -7,6 +7,7 @@ saves memory but no time.
 """
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +26,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.weight = _fixed(torch.empty(rows, columns, dtype=dtype))
         self.scale = _fixed(torch.empty(rows, 1, dtype=torch.float32))
-        self._packed: tuple = (None, None)
-        self.joined: tuple = (None, None)  # with others, see `layers.together`
+        self._packed: dict[int, tuple] = {}  # by how many layers: their memory, their kernel's form
 
     @classmethod
     def of(cls, layer: nn.Linear, dtype: torch.dtype) -> "QuantizedLinear":
@@ -35,30 +35,25 @@ class QuantizedLinear(nn.Module):
         made.weight, made.scale = _fixed(weight), _fixed(scale)
         return made
 
-    def joins(self, x: Tensor) -> bool:
-        return x.device.type == "cpu" and self.weight.dtype == torch.int8
-
     def forward(self, x: Tensor) -> Tensor:
-        if self.joins(x):
-            return self._dynamic(x)
         if self._multiplies_fp8(x.device):
             return self._scaled(x)
-        return F.linear(x, self.weight.to(x.dtype)) * self.scale.T.to(x.dtype)
+        return multiply([self], x)
 
-    def _dynamic(self, x: Tensor) -> Tensor:
-        known = self.weight.data_ptr()
-        if self._packed[0] != known:
-            zeros = torch.zeros(len(self.scale), dtype=torch.int64)
+    def packed(self, layers: Sequence["QuantizedLinear"]):
+        """The int8 weights of `layers`, of which this is the first, for the CPU's kernel."""
+        known = [layer.weight.data_ptr() for layer in layers]
+        if self._packed.get(len(layers), ((),))[0] != known:
+            weight = torch.cat([layer.weight for layer in layers])
+            scale = torch.cat([layer.scale for layer in layers])
+            zeros = torch.zeros(len(scale), dtype=torch.int64)
             with warnings.catch_warnings():  # newer PyTorch means to move these kernels elsewhere
                 warnings.filterwarnings("ignore", message=".*quantized tensor creation")
                 weight = torch._make_per_channel_quantized_tensor(
-                    self.weight, self.scale.flatten().double(), zeros, 0
+                    weight, scale.flatten().double(), zeros, 0
                 )
-            self._packed = known, torch.ops.quantized.linear_prepack(weight, None)
-        largest = torch.linalg.vector_norm(x, torch.inf, -1, True).clamp_min_(1e-12).float()
-        # The kernel finds one scale for all that comes in: rows of one size make it that of each.
-        y = torch.ops.quantized.linear_dynamic(x / largest, self._packed[1], not VNNI)
-        return (y * largest).to(x.dtype)
+            self._packed[len(layers)] = known, torch.ops.quantized.linear_prepack(weight, None)
+        return self._packed[len(layers)][1]
 
     def _scaled(self, x: Tensor) -> Tensor:
         rows, scale = quantized(x.flatten(0, -2).float(), self.weight.dtype)
@@ -71,6 +66,18 @@ class QuantizedLinear(nn.Module):
             and device.type == "cuda"
             and torch.cuda.get_device_capability(device) >= (8, 9)
         )
+
+
+def multiply(layers: Sequence[QuantizedLinear], x: Tensor) -> Tensor:
+    """x (..., in) -> what each of these layers makes of it, side by side (..., sum of out)."""
+    if x.device.type != "cpu" or layers[0].weight.dtype != torch.int8:
+        y = [F.linear(x, layer.weight.to(x.dtype)) * layer.scale.T.to(x.dtype) for layer in layers]
+        return torch.cat(y, dim=-1)
+    packed = layers[0].packed(layers)
+    largest = torch.linalg.vector_norm(x, torch.inf, -1, True).clamp_min_(1e-12).float()
+    # The kernel finds one scale for all that comes in: rows of one size make it that of each.
+    y = torch.ops.quantized.linear_dynamic(x / largest, packed, not VNNI)
+    return (y * largest).to(x.dtype)
 
 
 def _fixed(x: Tensor) -> nn.Parameter:

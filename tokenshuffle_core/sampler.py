@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .config import GenerationConfig
-from .engine import capture
+from .engine import accelerated
 from .guidance import guide, scale_at
 from .model import TokenShuffleModel
 from .shuffle import shuffle
@@ -107,7 +107,7 @@ def decode(
     pad: int,
     given: Tensor | None = None,
     ahead: int = 1,
-    graphs: bool = True,
+    engine: bool = True,
 ) -> Iterator[Progress]:
     """Sample pictures window by window, all of a batch in step; yields after each window, and once
     after the whole rows that are given at the top.
@@ -120,7 +120,7 @@ def decode(
     A step samples `ahead` windows (Jacobi decoding, arXiv 2305.10427): the next one from what is
     known, those behind it from guesses. The noise of a window is fixed, so a guess that is what is
     sampled in its place is right, and the windows up to the first wrong one are done: they are
-    those that a step each would give. `graphs` are CUDA's, where it has them (see engine.py).
+    those that a step each would give. Without `engine` (see engine.py) nothing else is different.
     """
     rows, columns = grid
     window, windows = settings.window or model.config.window, rows * columns
@@ -149,8 +149,8 @@ def decode(
             states = model.step(cache, codes[:, :done], window)[:, -1:]
     sample = partial(sample_windows, model, window, settings)
     step = partial(model.step, cache, window=window)
-    if graphs and (captured := capture(model, cache, window, ahead, sample)):
-        sample, step, cache = captured
+    if engine:
+        sample, step, cache = accelerated(model, cache, window, ahead, sample)
     noise = torch.empty(batch, 0, *noise_shape, device=device)
     while done < windows:  # `states` are those of the windows from `done` on
         end = done + states.shape[1]

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .layers import Linear, RMSNorm
+from .linear import Linear
 
 
 def shuffle(x: Tensor, window: int) -> Tensor:
@@ -36,7 +36,7 @@ class FuseBlock(nn.Module):
 
     def __init__(self, width: int, norm_eps: float):
         super().__init__()
-        self.norm = RMSNorm(width, eps=norm_eps)
+        self.norm = nn.RMSNorm(width, eps=norm_eps)
         self.up = Linear(width, 2 * width)
         self.act = nn.GELU()
         self.down = Linear(2 * width, width)
@@ -90,7 +90,7 @@ class WindowHead(nn.Module):
         super().__init__()
         self.code_embedding = nn.Embedding(config.codebook_size, config.window_head)
         self.relations = nn.Parameter(torch.empty(window**2, window**2, config.window_head))
-        self.norm = RMSNorm(config.width, eps=config.norm_eps)
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.input = Linear(config.width, config.window_head)
         self.output = Linear(config.window_head, config.width)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .layers import Linear, RMSNorm, together
+from .linear import Linear
 
 
 class KVCache:
@@ -93,8 +93,8 @@ class Attention(nn.Module):
 
     def forward(self, x, angles, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
         q, k, v = (
-            part.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
-            for part in together((self.q_proj, self.k_proj, self.v_proj), x)
+            project(x).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rotate(q, *angles), rotate(k, *angles)
         if cache is not None:
@@ -116,16 +116,15 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = together((self.gate_proj, self.up_proj), x)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Block(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.attention_norm = RMSNorm(config.width, eps=config.norm_eps)
+        self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.attention = Attention(config)
-        self.mlp_norm = RMSNorm(config.width, eps=config.norm_eps)
+        self.mlp_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = SwiGLU(config.width, config.hidden)
 
     def forward(self, x, angles, mask, cache, layer) -> Tensor:
@@ -140,7 +139,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = RMSNorm(config.width, eps=config.norm_eps)
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
 
     def forward(
         self, x: Tensor, padding: Tensor | None = None, cache: KVCache | None = None

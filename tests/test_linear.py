@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tokenshuffle_core.layers import Linear, together
+from tokenshuffle_core.linear import Linear
 
 
 @pytest.mark.parametrize("columns", [64, 768, 1024, 1031, 1250, 2048])
@@ -15,26 +15,6 @@ def test_few_rows_are_those_of_torch(columns, shape):
         torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
         turned = x.transpose(0, -2).contiguous().transpose(0, -2)
         torch.testing.assert_close(layer(turned), expected, rtol=1e-5, atol=1e-5)
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("columns", [64, 1250])
-@pytest.mark.parametrize("rows", [1, 2, 4, 9])
-def test_layers_together_are_those_one_by_one(columns, rows):
-    layers, x = [Linear(columns, out) for out in (32, 16, 48)], torch.randn(rows, 1, columns)
-    for _ in range(2):
-        expected = [F.linear(x, layer.weight) for layer in layers]
-        torch.testing.assert_close(list(together(layers, x)), expected, rtol=1e-4, atol=1e-5)
-        layers[1].weight = nn.Parameter(torch.randn(16, columns))  # as a LoRA of a host does
-
-
-@torch.inference_mode()
-def test_layers_together_need_no_second_copy():
-    layers, x = [Linear(64, 32), Linear(64, 16)], torch.randn(2, 64)
-    together(layers, x)
-    storages = {layer.weight.untyped_storage().data_ptr() for layer in layers}
-    assert len(storages) == 1
-    assert layers[0].weight.untyped_storage().nbytes() == 4 * 64 * 48
 
 
 @torch.inference_mode()
