@@ -29,6 +29,7 @@ from ..tokenshuffle_core.image_tokenizer import LARGE, SMALL
 from ..tokenshuffle_core.lora import read_lora
 from ..tokenshuffle_core.pipeline import Pipeline, load
 from ..tokenshuffle_core.quantize import quantize
+from ..tokenshuffle_core.strips import strip_of
 from ..tokenshuffle_core.sampler import Progress
 from . import description, preview
 
@@ -156,11 +157,12 @@ class Loaded:
 
     def _decoding(self, pictures: int, pixels: int, save_memory: bool) -> int:
         largest = pictures * pixels * self.pipeline.config.image_tokenizer.channels
-        limit = SMALL if save_memory else LARGE
+        room = largest <= (SMALL if save_memory else LARGE)
+        whole = min(largest, 2 * strip_of(self.vq.load_device))
         itemsize = self.pipeline.image_tokenizer.quantizer.codebook.weight.itemsize
-        # Measured: at most ten feature maps of the base width live at the same time; where they
-        # are computed in strips, one and the next.
-        return int(12 * min(largest, limit) + 1.5 * (largest > limit) * largest) * itemsize
+        # Measured: at most ten feature maps of the base width live at the same time, or strips of
+        # them; then also the map that they are of, the next, and what lies between if there is room.
+        return (12 * whole + (3 if room else 2) * (largest > whole) * largest) * itemsize
 
 
 def model_dtype(device: torch.device) -> torch.dtype:
@@ -168,7 +170,9 @@ def model_dtype(device: torch.device) -> torch.dtype:
     # In the order of preference, of which --force-fp16 by itself would change nothing.
     supported = [torch.float16] if args.force_fp16 else [torch.bfloat16, torch.float16]
     dtype = comfy.model_management.unet_dtype(device, supported_dtypes=supported)
-    return dtype if dtype.itemsize > 1 else torch.bfloat16  # these layers have no 8 bit weights
+    return (
+        dtype if dtype.itemsize > 1 else torch.bfloat16
+    )  # 8 bit weights are an option of their own
 
 
 def load_checkpoint(name: str, weights: str | None = None) -> Loaded:

@@ -26,10 +26,15 @@ def test_pictures_are_those_of_the_plain_loop(temperature, monkeypatch):
     assert windows_ahead(loaded.model, torch.device("cpu"), 1) > 1
 
     def pictures() -> list[torch.Tensor]:
+        """Three with several windows a step, then three with a few rows."""
         ids = loaded.encode_prompt("a red apple, 3d style"), []
-        return [list(loaded.sample(*ids, settings, seed=seed))[-1].codes for seed in range(3)]
+        found = [list(loaded.sample(*ids, settings, seed=seed))[-1].codes for seed in range(3)]
+        return [*found, list(loaded.sample(*ids, settings, seed=7, count=3))[-1].codes]
 
+    made = []
+    monkeypatch.setattr(FewRows, "__init__", lambda *a, of=FewRows.__init__: made.append(of(*a)))
     fast = pictures()
+    assert made == [None]
     monkeypatch.setattr(Linear, "forward", nn.Linear.forward)
     monkeypatch.setattr(FewRows, "suits", lambda *_: False)
     monkeypatch.setattr(pipeline, "windows_ahead", lambda *_: 1)
@@ -45,7 +50,7 @@ def test_static_cache_computes_what_the_growing_one_does(prompts, chunk):
     growing, _ = model.prefill(text, padding, 12)
     other, _ = model.prefill(text, padding, 12)
     for held in (*other.keys, *other.values):
-        held[:, :, other.length :] = 7  # what is behind the end must not count
+        held[:, :, other.length :] = torch.nan  # what is behind the end must not count
     static = StaticCache(other)
     for count, wrong in [(1, 0), (3, 0), (3, 2), (2, 1), (4, 4), (1, 0), (2, 0)]:
         codes = torch.randint(0, CONFIG.codebook_size, (1, count, 2, 2))

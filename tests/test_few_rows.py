@@ -6,6 +6,7 @@ from torch import nn
 
 from tests.test_model import CONFIG
 from tokenshuffle_core.few_rows import FewRows
+from tokenshuffle_core.lora import add_lora
 from tokenshuffle_core.quantize import quantize
 from tokenshuffle_core.transformer import KVCache, Transformer
 
@@ -46,6 +47,13 @@ def test_other_layers_or_many_rows_are_left_to_the_transformer():
     assert FewRows.suits(transformer, cache, 4)
     assert not FewRows.suits(transformer, cache, 5)
     transformer.blocks[0].mlp.up_proj = nn.Linear(CONFIG.width, CONFIG.hidden, bias=False)
+    assert not FewRows.suits(transformer, cache, 1)
+
+
+def test_a_lora_in_training_is_left_to_the_transformer():
+    transformer = transformer_of()
+    cache = KVCache(transformer.config, torch.zeros(2, dtype=torch.int64), 8, torch.float32)
+    add_lora(transformer, 2)
     assert not FewRows.suits(transformer, cache, 1)
 
 

@@ -1,10 +1,13 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
 from tokenshuffle_core import checkpoint, pipeline
 from tokenshuffle_core.cli import main
+from tokenshuffle_core.config import WEIGHT_KINDS
+from tokenshuffle_core.engine import windows_ahead
 from tokenshuffle_core.grow import grow
 from tokenshuffle_core.lora import add_lora, read_lora, save_lora
 from tokenshuffle_core.quantize import KINDS, QuantizedLinear, kind_of, quantize, quantized
@@ -92,3 +95,34 @@ def test_a_file_with_another_dtype_is_refused(tiny, tmp_path):
     checkpoint.save(small, loaded)
     with pytest.raises(ValueError, match=r"model.head.weight is torch.float32, not torch.int8"):
         pipeline.load(small)
+
+
+@torch.inference_mode()
+def test_a_row_does_not_depend_on_the_others():
+    layer = QuantizedLinear.of(nn.Linear(48, 32, bias=False), torch.int8)
+    x = torch.randn(5, 48)
+    x[0] = x[0].abs()
+    alone = torch.cat([layer(row[None]) for row in x])
+    torch.testing.assert_close(layer(x), alone, rtol=1e-6, atol=1e-6)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", WEIGHT_KINDS)
+def test_float16_does_not_overflow(kind):
+    whole = nn.Linear(64, 32, bias=False).half()
+    layer = QuantizedLinear.of(whole, KINDS[kind])
+    x = 60 * torch.randn(3, 64).half()
+    found = F.linear(x, layer.weight.half() * layer.scale.half())
+    assert layer(x).isfinite().all()
+    torch.testing.assert_close(layer(x), found, rtol=5e-2, atol=1)
+
+
+@torch.inference_mode()
+def test_several_windows_a_step_change_no_picture_of_small_weights():
+    loaded = pipeline.load()
+    quantize(loaded.model, "int8")
+    assert windows_ahead(loaded.model, torch.device("cpu"), 1) > 1
+    ids = loaded.encode_prompt("a red apple"), []
+    *_, ahead = loaded.sample(*ids, loaded.config.generation, seed=3)
+    *_, batch = loaded.sample(*ids, loaded.config.generation, count=2, seed=3)
+    assert torch.equal(ahead.codes, batch.codes[:1])

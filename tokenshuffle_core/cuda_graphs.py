@@ -35,6 +35,8 @@ class StaticCache(KVCache):
         vars(self).update(vars(cache))
         self.position = torch.tensor(self.length, device=self.padding.device)
         self.reach = self.capacity
+        for held in (*self.keys, *self.values):  # what is masked counts all the same if it is nan
+            held[:, :, self.length :].zero_()
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         index = self.position + torch.arange(keys.shape[2], device=keys.device)
@@ -74,9 +76,11 @@ class Captured:
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         if self.graph is None:
+            stream = torch.cuda.current_stream()
             try:
                 self._capture([x.clone() for x in inputs])
             except RuntimeError as error:
+                torch.cuda.set_stream(stream)  # a capture that fails leaves its own behind
                 log.warning("decoding goes on without a CUDA graph: %s", str(error).split("\n")[0])
                 self.graph = False
         if self.graph is False:
@@ -95,7 +99,8 @@ class Captured:
                 self.function(*inputs)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        # Other threads of a host may go on with CUDA meanwhile.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             self.output = self.function(*inputs)
         self.graph = graph
 
@@ -114,9 +119,10 @@ class CapturedStep:
     def __call__(self, codes: Tensor) -> Tensor:
         cache, count = self.cache, codes.shape[1]
         reach = min(-(-(cache.length + count) // CHUNK) * CHUNK, cache.capacity)
-        if self.captured is None or reach != cache.reach:
+        if reach != cache.reach or self.captured is None:
             cache.reach = reach
-            self.captured = Captured(self.function, self.pool)
+            if self.captured is None or self.captured.graph is not False:
+                self.captured = Captured(self.function, self.pool)
         states = (self.captured if count == self.ahead else self.function)(codes)
         cache.move(count)
         self._keep_pace()
@@ -138,11 +144,13 @@ def capture(
     sample: Callable[..., Tensor],
 ) -> tuple[Callable[..., Tensor], Callable[[Tensor], Tensor], KVCache] | None:
     """`sample(states, noise, scale)` and the step that follows it as graphs, and the cache they
-    share; None where there is no CUDA, or where weights are elsewhere, as a host with a small card
-    has them.
+    share; None where there is no CUDA, on another device than the current one, or where weights are
+    elsewhere, as a host with a small card has them.
     """
     device = cache.padding.device
-    if device.type != "cuda" or any(weight.device != device for weight in model.parameters()):
+    if device.type != "cuda" or device.index != torch.cuda.current_device():
+        return None
+    if any(weight.device != device for weight in model.parameters()):
         return None
     pool = torch.cuda.graph_pool_handle()
     captured = Captured(sample, pool)

@@ -38,7 +38,12 @@ class FewRows:
     @classmethod
     def suits(cls, transformer: Transformer, cache: KVCache, length: int) -> bool:
         """Whether steps of `length` positions are few rows, of layers that are known here."""
-        layers = [m for m in transformer.modules() if isinstance(m, (nn.Linear, QuantizedLinear))]
+        layers = [
+            layer
+            for block in transformer.blocks
+            for part in (block.attention, block.mlp)
+            for layer in part.children()
+        ]
         return (
             cache.padding.device.type == "cpu"
             and cache.keys[0].dtype == torch.float32

@@ -112,7 +112,7 @@ def _run(levels: nn.ModuleList, x: Tensor, plan: strips.Plan | None) -> Tensor:
 
 
 def _in_strips(x: Tensor, plan: strips.Plan | None) -> bool:
-    return plan is not None and x.numel() > 2 * strips.STRIP
+    return plan is not None and x.numel() > 2 * strips.strip_of(x.device)
 
 
 class Encoder(nn.Module):

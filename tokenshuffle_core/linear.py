@@ -23,7 +23,7 @@ class Linear(nn.Linear):
     def __init__(self, columns: int, rows: int):
         super().__init__(columns, rows, bias=False)
         self.block_count = _blocks_of(columns) if columns > rows else 1
-        self._cut: tuple = (None, None)
+        self._cut: tuple = (None, None, None)  # a weight, its version and memory, its blocks
 
     def forward(self, x: Tensor) -> Tensor:
         count = x.numel() // self.in_features
@@ -37,11 +37,11 @@ class Linear(nn.Linear):
         weight = self.weight
         if self.block_count == 1:
             return weight
-        known = weight.data_ptr(), None if weight.is_inference() else weight._version
-        if self._cut[0] != known:  # the first time, or others: of a LoRA, on another device
+        version = weight.data_ptr(), None if weight.is_inference() else weight._version
+        if self._cut[0] is not weight or self._cut[1] != version:  # the first time, or a LoRA's
             cut = weight.detach().unflatten(1, (self.block_count, -1)).movedim(1, 0)
-            self._cut = known, cut.contiguous()
-        return self._cut[1]
+            self._cut = weight, version, cut.contiguous()
+        return self._cut[2]
 
 
 def few_rows(x: Tensor, weight: Tensor) -> Tensor:

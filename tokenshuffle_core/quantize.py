@@ -8,6 +8,7 @@ saves memory but no time.
 
 import warnings
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from .config import WEIGHT_KINDS
 
 KINDS = dict(zip(WEIGHT_KINDS, (torch.int8, torch.float8_e4m3fn), strict=True))
+KEPT = 64  # rows of a step of decoding at most, for which the kernel's form is kept
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
@@ -26,7 +28,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.weight = _fixed(torch.empty(rows, columns, dtype=dtype))
         self.scale = _fixed(torch.empty(rows, 1, dtype=torch.float32))
-        self._packed: dict[int, tuple] = {}  # by how many layers: their memory, their kernel's form
+        self._packed: tuple = ((), None)  # weights, and the kernel's form of them
 
     @classmethod
     def of(cls, layer: nn.Linear, dtype: torch.dtype) -> "QuantizedLinear":
@@ -41,19 +43,13 @@ class QuantizedLinear(nn.Module):
         return multiply([self], x)
 
     def packed(self, layers: Sequence["QuantizedLinear"]):
-        """The int8 weights of `layers`, of which this is the first, for the CPU's kernel."""
-        known = [layer.weight.data_ptr() for layer in layers]
-        if self._packed.get(len(layers), ((),))[0] != known:
-            weight = torch.cat([layer.weight for layer in layers])
-            scale = torch.cat([layer.scale for layer in layers])
-            zeros = torch.zeros(len(scale), dtype=torch.int64)
-            with warnings.catch_warnings():  # newer PyTorch means to move these kernels elsewhere
-                warnings.filterwarnings("ignore", message=".*quantized tensor creation")
-                weight = torch._make_per_channel_quantized_tensor(
-                    weight, scale.flatten().double(), zeros, 0
-                )
-            self._packed[len(layers)] = known, torch.ops.quantized.linear_prepack(weight, None)
-        return self._packed[len(layers)][1]
+        """`_pack` of layers of which this is the first, kept for the next few rows."""
+        known = self._packed[0]
+        if len(known) != len(layers) or any(
+            layer.weight is not weight for layer, weight in zip(layers, known, strict=True)
+        ):
+            self._packed = [layer.weight for layer in layers], _pack(layers)
+        return self._packed[1]
 
     def _scaled(self, x: Tensor) -> Tensor:
         rows, scale = quantized(x.flatten(0, -2).float(), self.weight.dtype)
@@ -61,23 +57,61 @@ class QuantizedLinear(nn.Module):
         return y.to(x.dtype).view(*x.shape[:-1], -1)
 
     def _multiplies_fp8(self, device: torch.device) -> bool:
-        return (
-            self.weight.dtype == torch.float8_e4m3fn
-            and device.type == "cuda"
-            and torch.cuda.get_device_capability(device) >= (8, 9)
+        fits = self.weight.dtype == torch.float8_e4m3fn and not any(
+            side % 16 for side in self.weight.shape
         )
+        return fits and device.type == "cuda" and _device_multiplies_fp8(device)
+
+
+@cache
+def _device_multiplies_fp8(device: torch.device) -> bool:
+    """Asked by doing it: which cards can depends on PyTorch's version and on the system."""
+    if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 9):
+        return False
+    layer = QuantizedLinear.of(nn.Linear(32, 32, False, device), torch.float8_e4m3fn)
+    try:
+        layer._scaled(torch.ones(2, 32, device=device, dtype=torch.bfloat16))
+    except RuntimeError:
+        return False
+    return True
 
 
 def multiply(layers: Sequence[QuantizedLinear], x: Tensor) -> Tensor:
     """x (..., in) -> what each of these layers makes of it, side by side (..., sum of out)."""
-    if x.device.type != "cpu" or layers[0].weight.dtype != torch.int8:
-        y = [F.linear(x, layer.weight.to(x.dtype)) * layer.scale.T.to(x.dtype) for layer in layers]
+    first = layers[0]
+    if x.device.type != "cpu" or first.weight.dtype != torch.int8:
+        # Scaled before the multiplication: without, float16 would overflow.
+        y = [F.linear(x, layer.weight.to(x.dtype) * layer.scale.to(x.dtype)) for layer in layers]
         return torch.cat(y, dim=-1)
-    packed = layers[0].packed(layers)
-    largest = torch.linalg.vector_norm(x, torch.inf, -1, True).clamp_min_(1e-12).float()
-    # The kernel finds one scale for all that comes in: rows of one size make it that of each.
-    y = torch.ops.quantized.linear_dynamic(x / largest, packed, not VNNI)
-    return (y * largest).to(x.dtype)
+    rows = x.reshape(-1, x.shape[-1])
+    largest = torch.linalg.vector_norm(rows, torch.inf, -1, True).clamp_min_(1e-12).float()
+    # The kernel finds one scale for all rows, from the least and the greatest number: with those
+    # two in a row behind them, it is that of each row whatever the others are.
+    rows = torch.cat([rows / largest, _ends(rows.shape[1])])
+    packed = first.packed(layers) if len(rows) <= KEPT else _pack(layers)
+    y = torch.ops.quantized.linear_dynamic(rows, packed, not VNNI)[:-1]
+    return (y * largest).to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def _pack(layers: Sequence[QuantizedLinear]):
+    """The int8 weights of the layers in the form that the CPU's kernel reads."""
+    weight = torch.cat([layer.weight for layer in layers])
+    scale = torch.cat([layer.scale for layer in layers]).flatten().double()
+    with warnings.catch_warnings():  # newer PyTorch means to move these kernels elsewhere
+        warnings.filterwarnings("ignore", message=".*quantized tensor creation")
+        weight = torch._make_per_channel_quantized_tensor(
+            weight, scale, torch.zeros(len(scale), dtype=torch.int64), 0
+        )
+    return torch.ops.quantized.linear_prepack(weight, None)
+
+
+@cache
+def _ends(columns: int) -> Tensor:
+    """(1, columns) float32 with -1 and 1."""
+    with torch.inference_mode(False):
+        ends = torch.zeros(1, columns)
+    ends[0, 0], ends[0, -1] = -1, 1
+    return ends
 
 
 def _fixed(x: Tensor) -> nn.Parameter:
@@ -85,7 +119,7 @@ def _fixed(x: Tensor) -> nn.Parameter:
 
 
 # Without these instructions sums of products of two whole bytes may overflow.
-VNNI = torch.cpu._is_vnni_supported()
+VNNI = getattr(torch.cpu, "_is_vnni_supported", bool)()
 
 
 def quantized(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -45,9 +45,10 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 def draw_noise(shape: tuple[int, ...], generators: list[torch.Generator]) -> Tensor:
     """Exponential noise (len(generators), *shape); row i draws from generators[i] alone.
 
-    What `exponential_` draws on some CPUs, but the same on all of them, and sooner.
+    On a CPU it is what `exponential_` draws on some, but the same on all of them, and sooner.
     """
-    dtype = torch.float32 if generators[0].device.type == "mps" else torch.float64
+    exact = generators[0].device.type in ("cpu", "cuda")
+    dtype = torch.float64 if exact else torch.float32
     uniform = [
         torch.empty(shape, dtype=dtype, device=generator.device).uniform_(generator=generator)
         for generator in generators
@@ -127,7 +128,7 @@ def decode(
     batch, device = len(prompts), generators[0].device
     noise_shape = (window**2, model.config.codebook_size)
     picture = torch.zeros(batch, rows * window, columns * window, dtype=torch.int64, device=device)
-    # All windows (B, windows, s, s): known codes, then guesses, and 0 where there is none yet.
+    # All windows (B, windows, s, s): known codes, then guesses; 0 or -1 where there is none yet.
     codes = torch.zeros(batch, windows, window, window, dtype=torch.int64, device=device)
     kept, done = None, 0
     if given is not None:

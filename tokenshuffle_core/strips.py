@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-STRIP = 2**20  # numbers of a feature map in a strip
+STRIP = 2**20  # numbers of a feature map in a strip, which a CPU's cache holds
+GPU_STRIP = 2**24  # on other devices, for the memory alone
 
 
 class Plan(NamedTuple):
@@ -34,13 +35,22 @@ def convolution(conv: nn.Conv2d, x: Tensor, plan: Plan) -> Callable[[Tensor], Te
     return lambda rows: F.conv2d(rows.bfloat16(), weight, bias, 1, conv.padding).float()
 
 
-NATIVE_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+def _cpu_has(*names: str) -> bool:
+    """Whether PyTorch, in versions that can tell, knows such instructions of this CPU."""
+    return any(getattr(torch.cpu, name, bool)() for name in names)
+
+
+NATIVE_BF16 = _cpu_has("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+
+
+def strip_of(device: torch.device) -> int:
+    return STRIP if device.type == "cpu" else GPU_STRIP
 
 
 def strips(x: Tensor) -> Iterator[tuple[int, int]]:
     """First and last row, exclusive, of each strip of a map (B, C, H, W); an even number of rows,
     but for the last."""
-    rows = max(2, STRIP // (x.shape[0] * x.shape[1] * x.shape[3]) // 2 * 2)
+    rows = max(2, strip_of(x.device) // (x.shape[0] * x.shape[1] * x.shape[3]) // 2 * 2)
     for start in range(0, x.shape[2], rows):
         yield start, min(start + rows, x.shape[2])
 
@@ -58,7 +68,7 @@ class Normalised:
     def __init__(self, norm: nn.GroupNorm):
         self.norm = norm
         self.count = 0
-        self.mean = self.squares = 0.0  # float64 (B, groups): the mean, the squared deviations
+        self.mean = self.squares = 0.0  # (B, groups): the mean, the squared deviations
 
     def add(self, x: Tensor) -> "Normalised":
         """Join the statistics of a strip to those of the strips before it (Chan, 1979)."""
@@ -68,7 +78,8 @@ class Normalised:
         _, mean, inverse = torch.native_group_norm(
             x, None, None, len(x), x.shape[1], area, groups, eps
         )
-        mean, variance = mean.double(), inverse.double() ** -2 - eps
+        exact = torch.float64 if x.device.type in ("cpu", "cuda") else torch.float32
+        mean, variance = mean.to(exact), inverse.to(exact) ** -2 - eps
         count, before = area * (x.shape[1] // groups), self.count
         self.count += count
         change = mean - self.mean
@@ -156,7 +167,7 @@ def upsample(layer, x: Tensor, plan: Plan) -> Tensor:
         for j, across in enumerate((even, odd)):
             part = nn.Conv2d(*conv.weight.shape[:2], 2, device="meta")
             weight = torch.einsum("ocyx,ry,sx->ocrs", conv.weight.to(x), down.to(x), across.to(x))
-            part.weight, part.bias = nn.Parameter(weight), conv.bias
+            part.weight, part.bias = nn.Parameter(weight), nn.Parameter(conv.bias.to(x))
             convolutions[i, j] = convolution(part, x, plan)
     for start, stop in strips(x):
         top, bottom = max(0, start - 1), min(height, stop + 1)
