@@ -29,8 +29,8 @@ from ..tokenshuffle_core.image_tokenizer import LARGE, SMALL
 from ..tokenshuffle_core.lora import read_lora
 from ..tokenshuffle_core.pipeline import Pipeline, load
 from ..tokenshuffle_core.quantize import quantize
-from ..tokenshuffle_core.strips import strip_of
 from ..tokenshuffle_core.sampler import Progress
+from ..tokenshuffle_core.strips import strip_of
 from . import description, preview
 
 FOLDER, LORAS = "tokenshuffle", "loras"
@@ -161,7 +161,7 @@ class Loaded:
         whole = min(largest, 2 * strip_of(self.vq.load_device))
         itemsize = self.pipeline.image_tokenizer.quantizer.codebook.weight.itemsize
         # Measured: at most ten feature maps of the base width live at the same time, or strips of
-        # them; then also the map that they are of, the next, and what lies between if there is room.
+        # them; then also the map that they are of, the next, and one between if there is room.
         return (12 * whole + (3 if room else 2) * (largest > whole) * largest) * itemsize
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from .cuda_graphs import capture
 from .few_rows import FewRows
 from .model import TokenShuffleModel
+from .quantize import kind_of
 from .transformer import KVCache
 
 Sample = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (states, noise, scale) -> codes
@@ -21,9 +22,10 @@ def windows_ahead(model: TokenShuffleModel, device: torch.device, batch: int) ->
 
     Where reading the weights takes all the time, more rows cost next to nothing: on a GPU, and on a
     CPU with a model so small that its operations take longer than their memory. A batch goes on
-    with the fewest right guesses of its pictures, so it gains little.
+    with the fewest right guesses of its pictures, so it gains little. Where activations are rounded
+    to a byte, the last bits of floats, which depend on how many rows there are, change pictures.
     """
-    if batch > 1:
+    if batch > 1 or kind_of(model):
         return 1
     if device.type == "cuda":
         return 8
