@@ -39,8 +39,9 @@ def document() -> str:
         weights = f", {found['weights']} weights" if found["weights"] else ""
         sections.append(f"### {_device(found)}{weights}")
         sections.append("\n".join([decode.HEADER, *map(decode.line, found["rows"])]))
-    sections += [RESOLUTIONS.strip(), QUALITY.strip()]
+    sections.append(RESOLUTIONS.strip())
     for name in names("quality"):
+        sections.append(QUALITY.strip())
         sections.append("\n".join([quality.HEADER, *map(quality.line, read(name)["rows"])]))
     sections.append(PARTS.strip())
     for name in names("parts"):

@@ -28,7 +28,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.weight = _fixed(torch.empty(rows, columns, dtype=dtype))
         self.scale = _fixed(torch.empty(rows, 1, dtype=torch.float32))
-        self._packed: tuple = ((), None)  # weights, and the kernel's form of them
+        self._packed: dict[int, tuple] = {}  # of how many layers -> weights, the kernel's form
 
     @classmethod
     def of(cls, layer: nn.Linear, dtype: torch.dtype) -> "QuantizedLinear":
@@ -44,12 +44,12 @@ class QuantizedLinear(nn.Module):
 
     def packed(self, layers: Sequence["QuantizedLinear"]):
         """`_pack` of layers of which this is the first, kept for the next few rows."""
-        known = self._packed[0]
-        if len(known) != len(layers) or any(
-            layer.weight is not weight for layer, weight in zip(layers, known, strict=True)
-        ):
-            self._packed = [layer.weight for layer in layers], _pack(layers)
-        return self._packed[1]
+        weights = [layer.weight for layer in layers]
+        known, packed = self._packed.get(len(layers), ((), None))
+        if not known or any(a is not b for a, b in zip(weights, known, strict=True)):
+            packed = _pack(layers)
+            self._packed[len(layers)] = weights, packed
+        return packed
 
     def _scaled(self, x: Tensor) -> Tensor:
         rows, scale = quantized(x.flatten(0, -2).float(), self.weight.dtype)

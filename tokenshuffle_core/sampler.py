@@ -121,7 +121,8 @@ def decode(
     A step samples `ahead` windows (Jacobi decoding, arXiv 2305.10427): the next one from what is
     known, those behind it from guesses. The noise of a window is fixed, so a guess that is what is
     sampled in its place is right, and the windows up to the first wrong one are done: they are
-    those that a step each would give, but for rounding. Without `engine` (see engine.py) nothing else is different.
+    those that a step each would give, but for rounding. `engine` is what makes steps faster where
+    they run (see engine.py).
     """
     rows, columns = grid
     window, windows = settings.window or model.config.window, rows * columns
