@@ -2,8 +2,9 @@
 
     python -m benchmarks.quality DATA --json quality.json
 
-DATA is a folder of `tokenshuffle data emoji`. The scores are those of `tokenshuffle eval`: the loss
-on held-out pictures, and how often the nearest picture is the prompted one.
+DATA is a folder of `tokenshuffle data emoji --compositions N`. The scores are those of
+`tokenshuffle eval`: the loss on held-out compositions, and how often the nearest picture is the
+prompted one.
 """
 
 import argparse
@@ -57,7 +58,8 @@ def main() -> None:
 def evaluate(options, score: str, weights: str | None) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scores.json"
-        command = [sys.executable, "-m", "tokenshuffle_core", "eval", score, options.data]
+        data = options.data / "composed" if score == "loss" else options.data
+        command = [sys.executable, "-m", "tokenshuffle_core", "eval", score, data]
         command += ["--device", options.device, "--count", str(options.count), "--json", path]
         command += ["--weights", weights] if weights else []
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
