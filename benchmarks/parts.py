@@ -2,7 +2,7 @@
 
     python -m benchmarks.parts --json parts.json
 
-Times are medians of rounds. The baseline, measured in turn in the same process: torch's own
+Times are medians of rounds. The baseline, measured in turn in the same process: torch's own linear
 layers, the image tokenizer on whole feature maps, reading the file. "x" is how many times faster
 than it. Memory is the most that a process of its own takes on top of the weights.
 """
@@ -84,7 +84,7 @@ def turns(options, *functions: Callable[[], object], rounds: int | None = None) 
 
 
 def against_plain(options, function: Callable[[], object], rounds: int | None = None):
-    """Median seconds with the core's layers and with torch's."""
+    """Median seconds with the core's linear layers and with torch's."""
 
     def plain() -> None:
         with torch_layers():

@@ -170,9 +170,7 @@ def model_dtype(device: torch.device) -> torch.dtype:
     # In the order of preference, of which --force-fp16 by itself would change nothing.
     supported = [torch.float16] if args.force_fp16 else [torch.bfloat16, torch.float16]
     dtype = comfy.model_management.unet_dtype(device, supported_dtypes=supported)
-    return (
-        dtype if dtype.itemsize > 1 else torch.bfloat16
-    )  # 8 bit weights are an option of their own
+    return dtype if dtype.itemsize > 1 else torch.bfloat16  # one byte is the loader's option
 
 
 def load_checkpoint(name: str, weights: str | None = None) -> Loaded:

@@ -33,17 +33,12 @@ def test_short_floats_are_within_their_precision(dtype, columns, rows):
 def test_weights_may_change(columns, mode):
     layer, x = Linear(columns, 16), torch.randn(2, columns)
     with mode():
-        check_changes(layer, x)
-
-
-def check_changes(layer: Linear, x: torch.Tensor) -> None:
-    columns = x.shape[1]
-    layer(x)
-    layer.weight += 1
-    torch.testing.assert_close(layer(x), F.linear(x, layer.weight), rtol=1e-4, atol=1e-4)
-    for _ in range(4):  # the memory of the one before may be used again
-        layer.weight = nn.Parameter(torch.randn(16, columns))
+        layer(x)
+        layer.weight += 1
         torch.testing.assert_close(layer(x), F.linear(x, layer.weight), rtol=1e-4, atol=1e-4)
+        for _ in range(4):  # the memory of the one before may be used again
+            layer.weight = nn.Parameter(torch.randn(16, columns))
+            torch.testing.assert_close(layer(x), F.linear(x, layer.weight), rtol=1e-4, atol=1e-4)
 
 
 @torch.inference_mode()

@@ -35,8 +35,8 @@ class FewRows:
         ]
         self.norm = transformer.norm.weight.detach()
 
-    @classmethod
-    def suits(cls, transformer: Transformer, cache: KVCache, length: int) -> bool:
+    @staticmethod
+    def suits(transformer: Transformer, cache: KVCache, length: int) -> bool:
         """Whether steps of `length` positions are few rows, of layers that are known here."""
         layers = [
             layer

@@ -82,7 +82,7 @@ def multiply(layers: Sequence[QuantizedLinear], x: Tensor) -> Tensor:
     if x.device.type != "cpu" or first.weight.dtype != torch.int8:
         # Scaled before the multiplication: without, float16 would overflow.
         y = [F.linear(x, layer.weight.to(x.dtype) * layer.scale.to(x.dtype)) for layer in layers]
-        return torch.cat(y, dim=-1)
+        return y[0] if len(y) == 1 else torch.cat(y, dim=-1)
     rows = x.reshape(-1, x.shape[-1])
     largest = torch.linalg.vector_norm(rows, torch.inf, -1, True).clamp_min_(1e-12).float()
     # The kernel finds one scale for all rows, from the least and the greatest number: with those
