@@ -60,6 +60,10 @@ def main() -> None:
     parser.add_argument("--windows", default="1,2,4")
     parser.add_argument("--sizes", default="256", help="pixels a side")
     parser.add_argument("--batches", default="1", help="pictures at once")
+    parser.add_argument(
+        "--stored", choices=("float32", "float16", "bfloat16"), default="float32",
+        help="the weights are rounded to what a file of this dtype holds",
+    )  # fmt: skip
     parser.add_argument("--weights", choices=WEIGHT_KINDS, help="of one byte")
     parser.add_argument("--ahead", type=int, default=1, help="windows that a step samples")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -79,6 +83,7 @@ def main() -> None:
             settings = GenerationConfig(cfg=4.0)
             dtype = checkpoint.default_dtype(options.device)
             pipeline = random_pipeline(name, window, settings, options.device, dtype)
+            pipeline.model.to(getattr(torch, options.stored)).to(dtype)
             whole = None
             if options.weights:
                 whole = replace(pipeline, model=copy.deepcopy(pipeline.model))
@@ -89,7 +94,7 @@ def main() -> None:
                     print(line(rows[-1]), flush=True)
     if options.json:
         values = about(options.device) | {"rows": [asdict(row) for row in rows]}
-        values |= {"weights": options.weights, "ahead": options.ahead}
+        values |= {name: getattr(options, name) for name in ("stored", "weights", "ahead")}
         options.json.write_text(json.dumps(values, indent=1) + "\n")
 
 

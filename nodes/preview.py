@@ -11,7 +11,7 @@ from ..tokenshuffle_core.sampler import Progress
 
 INTERVAL = 0.4  # seconds between two previews: ComfyUI needs about 10 ms to send one
 SHARE = 0.02  # of the sampling time that decoding for previews may take
-LAST_SHARE = 0.1  # with the last one, which is what stays on the node
+LAST_SHARE = 0.25  # with the last one, which is what stays on the node
 NEUTRAL = 128  # grey level of the rows that are not sampled yet
 
 

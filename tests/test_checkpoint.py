@@ -1,6 +1,8 @@
 import json
 import resource
 import struct
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -33,6 +35,18 @@ def test_round_trip(tiny):
         found = getattr(loaded, part).state_dict()
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_loading_does_not_import_the_compiler(tiny):
+    """It takes seconds, and PyTorch imports it to draw numbers on the meta device."""
+    code = f"""if True:
+        import sys
+        from tokenshuffle_core import pipeline
+        pipeline.load({str(tiny)!r})
+        print([name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules])
+    """
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
 
 
 def test_weights_can_be_stored_and_loaded_in_other_types(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.test_model import CONFIG, model_of
-from tokenshuffle_core import pipeline
+from tokenshuffle_core import linear, pipeline
 from tokenshuffle_core.config import GenerationConfig
 from tokenshuffle_core.cuda_graphs import StaticCache
 from tokenshuffle_core.engine import windows_ahead
@@ -18,9 +18,12 @@ from tokenshuffle_core.sampler import decode, pad_left
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
 
 
+@pytest.mark.parametrize("float16", [True, False])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_pictures_are_those_of_the_plain_loop(temperature, monkeypatch):
+def test_pictures_are_those_of_the_plain_loop(temperature, float16, monkeypatch):
     """That is with torch's own layers, and a window a step."""
+    float16 = float16 and linear._multiplies_float16()
+    monkeypatch.setattr(linear, "_multiplies_float16", lambda: float16)
     loaded = pipeline.load()
     settings = replace(loaded.config.generation, temperature=temperature)
     assert windows_ahead(loaded.model, torch.device("cpu"), 1) > 1
@@ -32,11 +35,12 @@ def test_pictures_are_those_of_the_plain_loop(temperature, monkeypatch):
         return [*found, list(loaded.sample(*ids, settings, seed=7, count=3))[-1].codes]
 
     made = []
-    monkeypatch.setattr(FewRows, "__init__", lambda *a, of=FewRows.__init__: made.append(of(*a)))
+    of = FewRows.of
+    monkeypatch.setattr(FewRows, "of", lambda *args: made.append(of(*args)) or made[-1])
     fast = pictures()
-    assert made == [None]
+    assert [few_rows is not None for few_rows in made] == [float16] * 3 + [True]
     monkeypatch.setattr(Linear, "forward", nn.Linear.forward)
-    monkeypatch.setattr(FewRows, "suits", lambda *_: False)
+    monkeypatch.setattr(FewRows, "of", lambda *_: None)
     monkeypatch.setattr(pipeline, "windows_ahead", lambda *_: 1)
     assert all(map(torch.equal, fast, pictures()))
 

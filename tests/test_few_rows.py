@@ -32,8 +32,7 @@ def test_hidden_states_are_the_transformers(kv_heads, padding, lengths, weights)
     for _ in range(2):
         caches.append(KVCache(transformer.config, torch.tensor(padding), 10, torch.float32))
         transformer(prompt, cache=caches[-1])
-    assert FewRows.suits(transformer, caches[0], max(lengths))
-    few_rows = FewRows(transformer)
+    few_rows = FewRows.of(transformer, caches[0], max(lengths))
     for length in lengths:
         x = torch.randn(len(padding), length, CONFIG.width)
         found, expected = few_rows(x, caches[0]), transformer(x, cache=caches[1])
@@ -44,17 +43,17 @@ def test_hidden_states_are_the_transformers(kv_heads, padding, lengths, weights)
 def test_other_layers_or_many_rows_are_left_to_the_transformer():
     transformer = transformer_of()
     cache = KVCache(transformer.config, torch.zeros(2, dtype=torch.int64), 8, torch.float32)
-    assert FewRows.suits(transformer, cache, 4)
-    assert not FewRows.suits(transformer, cache, 5)
+    assert FewRows.of(transformer, cache, 4)
+    assert not FewRows.of(transformer, cache, 5)
     transformer.blocks[0].mlp.up_proj = nn.Linear(CONFIG.width, CONFIG.hidden, bias=False)
-    assert not FewRows.suits(transformer, cache, 1)
+    assert not FewRows.of(transformer, cache, 1)
 
 
 def test_a_lora_in_training_is_left_to_the_transformer():
     transformer = transformer_of()
     cache = KVCache(transformer.config, torch.zeros(2, dtype=torch.int64), 8, torch.float32)
     add_lora(transformer, 2)
-    assert not FewRows.suits(transformer, cache, 1)
+    assert not FewRows.of(transformer, cache, 1)
 
 
 def test_weights_share_one_memory_and_can_be_trained_on():

@@ -3,7 +3,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tokenshuffle_core.linear import Linear
+from tokenshuffle_core.linear import MANY, MANY_IN_FLOAT16, Linear
+
+ENGINES = torch.backends.quantized.supported_engines
 
 
 @pytest.mark.parametrize("columns", [64, 768, 1024, 1031, 1250, 2048])
@@ -41,14 +43,50 @@ def test_weights_may_change(columns, mode):
             torch.testing.assert_close(layer(x), F.linear(x, layer.weight), rtol=1e-4, atol=1e-4)
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize(
-    ("columns", "rows", "copies"), [(512, 16, 0), (1024, 16, 0), (2048, 16, 1), (2048, 2048, 0)]
-)
-def test_a_second_copy_of_a_wide_matrix_alone(columns, rows, copies):
+def stored(columns: int, rows: int, dtype: torch.dtype, std: float = 0.02) -> Linear:
+    """With the weights of a file of this dtype, in float32."""
     layer = Linear(columns, rows)
-    layer(torch.randn(2, columns))
-    assert (layer._cut[2] is not None) == copies
+    layer.weight = nn.Parameter((torch.randn(rows, columns) * std).to(dtype).float())
+    return layer
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("std", [1e-4, 0.02, 1.0, 300.0])
+@pytest.mark.parametrize("rows", [1, 2, 24, 64])
+def test_weights_of_short_floats_lose_nothing(dtype, std, rows):
+    layer, x = stored(512, 96, dtype, std), torch.randn(3, rows, 512)
+    assert layer.product([layer]).rows == (MANY_IN_FLOAT16 if "fbgemm" in ENGINES else MANY)
+    exact = x[:1].double() @ layer.weight.double().T
+    assert (layer(x[:1]) - exact).norm() < 1e-6 * exact.norm()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("value", [0.1, 1e-9, torch.inf, torch.nan])
+def test_one_weight_that_would_lose_keeps_float32(value):
+    layer = stored(512, 96, torch.float16)
+    layer.weight[50, 7] = value
+    assert layer.product([layer]).rows == MANY or value == 1e-9  # less than 2^-24 of the largest
+
+
+@torch.inference_mode()
+def test_of_all_zeros():
+    layer = Linear(64, 16)
+    layer.weight.zero_()
+    assert not layer(torch.randn(2, 64)).any()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_layers_with_one_input_are_one_product(dtype):
+    layers, x = [stored(256, rows, dtype) for rows in (64, 32, 16)], torch.randn(4, 256)
+    product = layers[0].product(layers)
+    assert layers[0].product(layers) is product
+    expected = torch.cat([F.linear(x, layer.weight) for layer in layers], 1)
+    torch.testing.assert_close(product.of(x), expected, rtol=1e-5, atol=1e-5)
+    layers[1].weight = nn.Parameter(torch.randn(32, 256))
+    expected[:, 64:96] = F.linear(x, layers[1].weight)
+    torch.testing.assert_close(layers[0].product(layers).of(x), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_are_those_of_torch():

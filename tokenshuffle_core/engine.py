@@ -42,6 +42,6 @@ def accelerated(
     if captured := capture(model, cache, window, ahead, sample):
         return captured
     step = partial(model.step, cache, window=window)
-    if FewRows.suits(model.transformer, cache, ahead):
-        step = partial(step, transformer=FewRows(model.transformer))
+    if few_rows := FewRows.of(model.transformer, cache, ahead):
+        step = partial(step, transformer=few_rows)
     return sample, step, cache

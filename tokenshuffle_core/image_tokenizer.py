@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from . import strips
 from .config import ImageTokenizerConfig
+from .embedding import Embedding
 
 LARGE = 2**27  # numbers of a feature map of which there is room for two
 SMALL = 2**24  # ... where memory is to be saved
@@ -182,7 +183,7 @@ class VectorQuantizer(nn.Module):
 
     def __init__(self, size: int, dim: int):
         super().__init__()
-        self.codebook = nn.Embedding(size, dim)
+        self.codebook = Embedding(size, dim)
 
     def vectors(self, codes: Tensor) -> Tensor:
         """codes (B, h, w) int64 -> unit vectors (B, dim, h, w)."""

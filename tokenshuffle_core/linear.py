@@ -1,52 +1,121 @@
 """Linear layers for decoding on a CPU, where a step costs what reading the weights costs."""
 
+import math
+import weakref
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MANY = 8  # from here on BLAS computes more than it reads
+# Rows from which on a product is computed longer than its weight is read.
+MANY, MANY_IN_FLOAT16 = 8, 64
 # What MKL reads at the memory's speed: a matrix of so many columns for two rows, and for four.
 COLUMNS_FOR_2, COLUMNS_FOR_4 = 1536, 768
 
 
-class Linear(nn.Linear):
-    """`nn.Linear` without a bias that reads its weight once for a few rows on a CPU.
+class Product(NamedTuple):
+    """Layers with the same input as one function, which reads their weights once."""
 
-    `F.linear` asks BLAS for (out, rows) = W x^T, which MKL computes for few rows as one
-    matrix-vector product after another: with guidance each weight is read twice. Asked for the
-    transpose, (rows, out), MKL takes a kernel for narrow matrices that reads it once, and at the
-    memory's speed if it has not too many columns. A matrix with too many is kept a second time, cut
-    into blocks of columns, if it has more columns than rows: of a LLaMA's, only those of the MLPs'
-    outputs, a fifth of the model.
-    """
+    rows: int  # at most
+    of: Callable[[Tensor], Tensor]  # x (rows, columns), row by row in memory -> (rows, out)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` without a bias that reads its weight once for a few rows on a CPU."""
 
     def __init__(self, columns: int, rows: int):
         super().__init__(columns, rows, bias=False)
-        self.block_count = _blocks_of(columns) if columns > rows else 1
-        self._cut: tuple = (None, None, None)  # a weight, its version and memory, its blocks
+        self._products: dict[int, tuple] = {}  # of how many layers -> their weights, the product
 
     def forward(self, x: Tensor) -> Tensor:
         count = x.numel() // self.in_features
-        if count > MANY or torch.is_grad_enabled() or x.device.type != "cpu":
+        if count > MANY_IN_FLOAT16 or torch.is_grad_enabled() or x.device.type != "cpu":
             return F.linear(x, self.weight)
-        y = few_rows(x.reshape(count, -1), self.blocks())
-        return row_major(y).view(*x.shape[:-1], -1)
+        product = self.product([self])
+        if count > product.rows:
+            return F.linear(x, self.weight)
+        return row_major(product.of(x.reshape(count, -1))).view(*x.shape[:-1], -1)
 
-    def blocks(self) -> Tensor:
-        """The weight for `few_rows`: as it is, or as (blocks, out, columns / blocks)."""
-        weight = self.weight
-        if self.block_count == 1:
-            return weight
-        version = weight.data_ptr(), None if weight.is_inference() else weight._version
-        if self._cut[0] is not weight or self._cut[1] != version:  # the first time, or a LoRA's
-            cut = weight.detach().unflatten(1, (self.block_count, -1)).movedim(1, 0)
-            self._cut = weight, version, cut.contiguous()
-        return self._cut[2]
+    def product(self, layers: Sequence["Linear"]) -> Product:
+        """Of layers of which this is the first; it is kept until one of the weights changes."""
+        weights = [layer.weight for layer in layers]
+        known, versions, product = self._products.get(len(layers), ((), (), None))
+        same = len(known) > 0 and all(a() is b for a, b in zip(known, weights, strict=True))
+        if not same or versions != _versions(weights):
+            product = _product(weights)
+            known = [weakref.ref(weight) for weight in weights]
+            self._products[len(layers)] = known, _versions(weights), product
+        return product
+
+
+def _versions(weights: Sequence[Tensor]) -> list[tuple]:
+    return [(w.data_ptr(), None if w.is_inference() else w._version) for w in weights]
+
+
+def _product(weights: Sequence[nn.Parameter]) -> Product:
+    if product := _float16_product([weight.detach() for weight in weights]):
+        return product
+    weight = (weights[0] if len(weights) == 1 else _joined(weights)).detach()
+    if (count := _blocks_of(*weight.shape)) > 1:
+        weight = weight.unflatten(1, (count, -1)).movedim(1, 0).contiguous()
+    return Product(MANY, lambda x: few_rows(x, weight))
+
+
+def _float16_product(weights: Sequence[Tensor]) -> Product | None:
+    """By FBGEMM's kernel, which reads half the bytes and computes in float32; for weights that lose
+    nothing as float16, which are those of a file in float16 or bfloat16."""
+    if weights[0].dtype != torch.float32 or not _multiplies_float16():
+        return None
+    scale = _float16_scale(weights)
+    if scale is None:
+        return None
+    packed = torch.ops.quantized.linear_prepack_fp16(torch.cat(list(weights)) * scale, None)
+    multiply = torch.ops.quantized.linear_dynamic_fp16
+    if scale == 1:
+        return Product(MANY_IN_FLOAT16, lambda x: multiply(x, packed))
+    return Product(MANY_IN_FLOAT16, lambda x: multiply(x, packed).mul_(1 / scale))
+
+
+def _float16_scale(weights: Sequence[Tensor]) -> float | None:
+    """The power of two with which the weights, as float16, differ from what they are by no more
+    than float32 rounds the largest of them; None where there is none."""
+    largest = max(float(weight.abs().amax()) for weight in weights)
+    if not 0 < largest < math.inf:
+        return None
+
+    def fits(weight: Tensor, scale: float) -> bool:
+        scaled = weight * scale
+        return bool((scaled.half() - scaled).abs().amax() <= largest * scale * 2**-24)
+
+    for scale in (1.0, 2.0 ** (15 - math.frexp(largest)[1])):
+        # The first rows tell of nearly every weight that it does not fit.
+        if all(fits(w[:1], scale) for w in weights) and all(fits(w, scale) for w in weights):
+            return scale
+    return None
+
+
+@cache
+def _multiplies_float16() -> bool:
+    """Asked by doing it: the kernel is there on x86 processors alone."""
+    try:
+        torch.ops.quantized.linear_prepack_fp16(torch.ones(1, 1), None)
+    except RuntimeError:
+        return False
+    return True
 
 
 def few_rows(x: Tensor, weight: Tensor) -> Tensor:
     """x (rows, columns), row by row in memory -> x weight^T (rows, out), column by column; the
-    weight is (out, columns), or cut into blocks (blocks, out, columns / blocks)."""
+    weight is (out, columns), or cut into blocks (blocks, out, columns / blocks).
+
+    `F.linear` asks BLAS for (out, rows) = W x^T, which MKL computes for few rows as one
+    matrix-vector product after another: with guidance each weight is read twice. Asked for the
+    transpose, (rows, out), MKL takes a kernel for narrow matrices that reads it once, and at the
+    memory's speed if it has not too many columns.
+    """
     few = 4 if weight.shape[-1] <= COLUMNS_FOR_4 else 2
     if x.shape[0] > few:
         return torch.cat([few_rows(part, weight) for part in x.split(few)])
@@ -62,9 +131,25 @@ def row_major(x: Tensor) -> Tensor:
     return x if x.is_contiguous() else torch.stack(x.unbind())
 
 
-def _blocks_of(columns: int) -> int:
-    """1, or the fewest blocks of at most COLUMNS_FOR_4 columns that are equally wide."""
-    if columns <= COLUMNS_FOR_2:
+def _joined(weights: Sequence[nn.Parameter]) -> Tensor:
+    """The weights one under the other; they are moved to where they stand so, the first time."""
+    ends = [weight.data_ptr() + weight.nbytes for weight in weights[:-1]]
+    storages = {weight.untyped_storage().data_ptr() for weight in weights}
+    if len(storages) > 1 or ends != [weight.data_ptr() for weight in weights[1:]]:
+        with torch.inference_mode(weights[0].is_inference()):  # others may be trained again
+            whole = torch.cat([weight.detach() for weight in weights])
+        parts = whole.split([len(weight) for weight in weights])
+        for weight, part in zip(weights, parts, strict=True):
+            weight.data = part
+    rows, first = sum(map(len, weights)), weights[0]
+    return first.detach().as_strided((rows, first.shape[1]), first.stride())
+
+
+def _blocks_of(rows: int, columns: int) -> int:
+    """1, or the fewest blocks of at most COLUMNS_FOR_4 columns that are equally wide. Cut is what
+    has too many columns and more than rows, since it is kept a second time: of a LLaMA's matrices
+    those of the MLPs' outputs, a fifth of the model."""
+    if columns <= max(COLUMNS_FOR_2, rows):
         return 1
     counts = range(-(-columns // COLUMNS_FOR_4), columns // 64 + 1)
     return next((count for count in counts if columns % count == 0), 1)

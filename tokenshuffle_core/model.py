@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig
+from .embedding import Embedding
 from .linear import Linear
 from .shuffle import TokenShuffle, TokenUnshuffle, WindowHead, shuffle
 from .transformer import KVCache, Transformer
@@ -32,10 +33,10 @@ class TokenShuffleModel(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.text_embedding = nn.Embedding(config.text_vocabulary, config.width)
-        self.code_embedding = nn.Embedding(config.codebook_size, config.width)
+        self.text_embedding = Embedding(config.text_vocabulary, config.width)
+        self.code_embedding = Embedding(config.codebook_size, config.width)
         self.window_embedding = (
-            nn.Embedding(len(config.windows), config.width) if len(config.windows) > 1 else None
+            Embedding(len(config.windows), config.width) if len(config.windows) > 1 else None
         )
         shape = (config.fuse_blocks, config.norm_eps)
         self.shuffle = _by_window(config, lambda s: TokenShuffle(config.width, s, *shape))

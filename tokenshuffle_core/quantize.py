@@ -8,13 +8,14 @@ saves memory but no time.
 
 import warnings
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import WEIGHT_KINDS
+from .linear import Product
 
 KINDS = dict(zip(WEIGHT_KINDS, (torch.int8, torch.float8_e4m3fn), strict=True))
 KEPT = 64  # rows of a step of decoding at most, for which the kernel's form is kept
@@ -41,6 +42,10 @@ class QuantizedLinear(nn.Module):
         if self._multiplies_fp8(x.device):
             return self._scaled(x)
         return multiply([self], x)
+
+    def product(self, layers: Sequence["QuantizedLinear"]) -> Product:
+        """Of layers of which this is the first."""
+        return Product(KEPT, partial(multiply, layers))
 
     def packed(self, layers: Sequence["QuantizedLinear"]):
         """`_pack` of layers of which this is the first, kept for the next few rows."""
@@ -88,7 +93,7 @@ def multiply(layers: Sequence[QuantizedLinear], x: Tensor) -> Tensor:
     # The kernel finds one scale for all rows, from the least and the greatest number: with those
     # two in a row behind them, it is that of each row whatever the others are.
     rows = torch.cat([rows / largest, _ends(rows.shape[1])])
-    packed = first.packed(layers) if len(rows) <= KEPT else _pack(layers)
+    packed = first.packed(layers) if len(rows) <= KEPT + 1 else _pack(layers)
     y = torch.ops.quantized.linear_dynamic(rows, packed, not VNNI)[:-1]
     return (y * largest).to(x.dtype).view(*x.shape[:-1], -1)
 

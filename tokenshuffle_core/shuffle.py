@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .config import ModelConfig
+from .embedding import Embedding
 from .linear import Linear
 
 
@@ -88,7 +89,7 @@ class WindowHead(nn.Module):
 
     def __init__(self, config: ModelConfig, window: int):
         super().__init__()
-        self.code_embedding = nn.Embedding(config.codebook_size, config.window_head)
+        self.code_embedding = Embedding(config.codebook_size, config.window_head)
         self.relations = nn.Parameter(torch.empty(window**2, window**2, config.window_head))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.input = Linear(config.width, config.window_head)
