@@ -83,14 +83,15 @@ def main() -> None:
             settings = GenerationConfig(cfg=4.0)
             dtype = checkpoint.default_dtype(options.device)
             pipeline = random_pipeline(name, window, settings, options.device, dtype)
-            pipeline.model.to(getattr(torch, options.stored)).to(dtype)
+            stored = getattr(torch, options.stored)
+            pipeline.model.to(stored).to(dtype)
             whole = None
             if options.weights:
                 whole = replace(pipeline, model=copy.deepcopy(pipeline.model))
                 quantize(pipeline.model, options.weights)
             for size in numbers(options.sizes):
                 for batch in numbers(options.batches):
-                    rows.append(measure(name, pipeline, whole, size, batch, options))
+                    rows.append(measure(name, pipeline, whole, stored, size, batch, options))
                     print(line(rows[-1]), flush=True)
     if options.json:
         values = about(options.device) | {"rows": [asdict(row) for row in rows]}
@@ -117,12 +118,18 @@ def about(device: str) -> dict:
 
 
 def measure(
-    name: str, pipeline: Pipeline, whole: Pipeline | None, size: int, batch: int, options
+    name: str,
+    pipeline: Pipeline,
+    whole: Pipeline | None,
+    stored: torch.dtype,
+    size: int,
+    batch: int,
+    options,
 ) -> Row:
     model = pipeline.model
     window = model.config.window
     steps = (size // 16 // window) ** 2
-    weights, cache = read_weights(model), cache_bytes(model, 2 * batch, steps // 2)
+    weights, cache = read_weights(model, stored), cache_bytes(model, 2 * batch, steps // 2)
     llama = None if options.no_transformers else Llama(model, options.device)
 
     def turn(size: int, steps: int) -> dict[str, float]:

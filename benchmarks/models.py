@@ -36,9 +36,11 @@ def random_pipeline(
     return Pipeline(Config(LLAMAGEN_VQ16, shape, settings), model, images, text, {})
 
 
-def read_weights(model: TokenShuffleModel) -> int:
-    """Bytes of the weights that a decoding step reads: all but the tables of embeddings."""
-    return sum(w.nbytes for name, w in model.state_dict().items() if "embedding" not in name)
+def read_weights(model: TokenShuffleModel, stored: torch.dtype | None = None) -> int:
+    """Bytes of the weights that a decoding step has to read, all but the tables of embeddings: as
+    they are, or as their file stores them."""
+    weights = [w for name, w in model.state_dict().items() if "embedding" not in name]
+    return sum(min(w.itemsize, (stored or w.dtype).itemsize) * w.numel() for w in weights)
 
 
 def cache_bytes(model: TokenShuffleModel, rows: int, positions: int) -> int:

@@ -37,6 +37,8 @@ def document() -> str:
     for name in names("decode"):
         found = read(name)
         weights = f", {found['weights']} weights" if found["weights"] else ""
+        if (stored := found.get("stored", "float32")) != "float32":
+            weights += f", from a file in {stored}"
         sections.append(f"### {_device(found)}{weights}")
         sections.append("\n".join([decode.HEADER, *map(decode.line, found["rows"])]))
     sections.append(RESOLUTIONS.strip())
