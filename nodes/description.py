@@ -5,6 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..tokenshuffle_core import checkpoint
+from ..tokenshuffle_core.class_names import ClassNames
 from ..tokenshuffle_core.config import Config, parse_sizes
 from ..tokenshuffle_core.text_tokenizer import TextTokenizer
 
@@ -20,8 +21,9 @@ def _metadata(path: Path, modified: float) -> tuple[Config, dict[str, str]]:
 
 
 @lru_cache(maxsize=2)
-def _text_tokenizer(path: Path, modified: float) -> TextTokenizer:
-    return TextTokenizer.from_json(_metadata(path, modified)[1][checkpoint.TEXT_TOKENIZER])
+def _text_tokenizer(path: Path, modified: float) -> TextTokenizer | ClassNames:
+    config, metadata = _metadata(path, modified)
+    return checkpoint.read_text_tokenizer(metadata, config)
 
 
 def describe(path: Path, modified: float) -> dict:

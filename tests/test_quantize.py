@@ -10,7 +10,14 @@ from tokenshuffle_core.config import WEIGHT_KINDS
 from tokenshuffle_core.engine import windows_ahead
 from tokenshuffle_core.grow import grow
 from tokenshuffle_core.lora import add_lora, read_lora, save_lora
-from tokenshuffle_core.quantize import KINDS, QuantizedLinear, kind_of, quantize, quantized
+from tokenshuffle_core.quantize import (
+    KINDS,
+    VNNI,
+    QuantizedLinear,
+    kind_of,
+    quantize,
+    quantized,
+)
 from tokenshuffle_core.training.start import trained_parts
 
 
@@ -34,7 +41,8 @@ def test_layer_computes_what_the_whole_weights_do(kind, bound, shape):
     expected = layer(x)
     error = (small(x) - expected).norm(dim=-1) / expected.norm(dim=-1)
     assert small(x).shape == expected.shape
-    assert error.max() < bound
+    # A CPU without VNNI has one bit less for the activations.
+    assert error.max() < (bound if VNNI or kind != "int8" else 1.5 * bound)
 
 
 @torch.inference_mode()

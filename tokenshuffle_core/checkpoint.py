@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from .class_names import ClassNames
 from .config import Config, ImageTokenizerConfig
 from .files import write_safetensors
 from .image_tokenizer import ImageTokenizer
@@ -35,24 +36,31 @@ class Checkpoint:
     config: Config
     model: TokenShuffleModel
     image_tokenizer: ImageTokenizer
-    text_tokenizer: TextTokenizer
+    text_tokenizer: TextTokenizer | ClassNames
     card: dict[str, str]
 
 
 def save(path: str | Path, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:
     """Write `checkpoint` to one file; `dtype` converts the weights on the way."""
-    metadata = {
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": ARCHITECTURE,
-        **checkpoint.card,
-        CONFIG: checkpoint.config.to_json(),
-        IMAGE_TOKENIZER: _to_json(checkpoint.config.image_tokenizer),
-        TEXT_TOKENIZER: checkpoint.text_tokenizer.to_json(),
-    }
+    metadata = metadata_of(checkpoint.config, checkpoint.text_tokenizer, checkpoint.card)
     if kind := kind_of(checkpoint.model):
         metadata[WEIGHTS] = kind
     modules = {"model": checkpoint.model, "image_tokenizer": checkpoint.image_tokenizer}
     _write(path, modules, metadata, dtype)
+
+
+def metadata_of(
+    config: Config, text_tokenizer: TextTokenizer | ClassNames, card: dict[str, str]
+) -> dict[str, str]:
+    """What a file holds beside its weights."""
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": ARCHITECTURE,
+        **card,
+        CONFIG: config.to_json(),
+        IMAGE_TOKENIZER: _to_json(config.image_tokenizer),
+        TEXT_TOKENIZER: text_tokenizer.to_json(),
+    }
 
 
 def save_image_tokenizer(path: str | Path, module: ImageTokenizer) -> None:
@@ -74,7 +82,7 @@ def load(
         metadata = file.metadata() or {}
         config = _config(metadata, path)
         try:
-            text_tokenizer = TextTokenizer.from_json(metadata[TEXT_TOKENIZER])
+            text_tokenizer = read_text_tokenizer(metadata, config)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         if len(text_tokenizer) > config.model.text_vocabulary:
@@ -120,6 +128,14 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 def read_config(path: str | Path) -> Config:
     """The configuration alone. Raises as `load`."""
     return _config(read_metadata(path), path)
+
+
+def read_text_tokenizer(metadata: dict[str, str], config: Config) -> TextTokenizer | ClassNames:
+    """What reads prompts. Raises ValueError."""
+    text = metadata[TEXT_TOKENIZER]
+    if text.startswith('{"classes"'):
+        return ClassNames.from_json(text)
+    return TextTokenizer.from_json(text, config.prompt)
 
 
 def card(metadata: dict[str, str]) -> dict[str, str]:

@@ -79,6 +79,11 @@ def _add_generate(commands) -> None:
         "prompt", nargs="?", help='such as "a red apple, 3d style"; "" asks for any picture'
     )
     what.add_argument(
+        "--class", dest="prompt", metavar="CLASS",
+        help='the number or the name of a class, such as 207 or "golden retriever", for a model '
+        "of classes",
+    )  # fmt: skip
+    what.add_argument(
         "--prompts", type=Path, metavar="FILE.jsonl",
         help='lines such as {"prompt": "a red apple", "seed": 3, "width": 192, "file": "a.png"}',
     )  # fmt: skip
@@ -92,6 +97,11 @@ def _add_generate(commands) -> None:
     parser.add_argument("--count", type=int, default=1, help="pictures, of seed, seed + 1, ...")
     parser.add_argument("--batch", type=int, default=16, help="pictures at once, with --prompts")
     parser.add_argument("--tiled", action="store_true", help="decode in strips, with less memory")
+    parser.add_argument(
+        "--greedy", action="store_const", dest="temperature", const=0.0,
+        help="always take the likeliest code: --temperature 0",
+    )  # fmt: skip
+    parser.add_argument("--save-codes", metavar="FILE.npy", help="the pictures' codes as well")
     add_sampling(parser)
     add_model(parser)
 
@@ -107,9 +117,10 @@ def _generate_one(options) -> None:
     from tqdm import tqdm
 
     from .checkpoint import SIZES
-    from .images import write_png
+    from .images import write_codes, write_png
 
     output = check_output(options.output, ".png")
+    codes = options.save_codes and check_output(options.save_codes, ".npy")
     pipeline = load(options)
     settings = settings_of(options, pipeline.config.generation)
     rows, columns = pipeline.grid(settings)
@@ -117,6 +128,13 @@ def _generate_one(options) -> None:
     trained = pipeline.card.get(SIZES) or pipeline.card.get("modelspec.resolution", size)
     if size not in trained.split(", "):
         print(f"note: this model was trained at {trained}, not at {size}", file=sys.stderr)
+    last = None
+
+    def advance(step) -> None:
+        nonlocal last
+        last = step
+        bar.update()
+
     with tqdm(total=rows * columns, desc="sampling", unit="position", disable=None) as bar:
         images = pipeline.generate(
             options.prompt,
@@ -125,7 +143,7 @@ def _generate_one(options) -> None:
             seed=options.seed,
             count=options.count,
             tiled=options.tiled,
-            progress=lambda step: bar.update(),
+            progress=advance,
         )
     for i, image in enumerate(images):
         name = output if options.count == 1 else output.with_stem(f"{output.stem}-{i + 1}")
@@ -133,13 +151,18 @@ def _generate_one(options) -> None:
         title = pipeline.card.get("modelspec.title", "")
         write_png(name, image, **about, **vars(settings), model=title)
         print(name)
+    if codes:
+        write_codes(codes, last.codes.cpu())
+        print(codes)
 
 
 def _generate_all(options) -> None:
     from .bulk import claim, draw, read_prompts, share
 
-    if options.count != 1 or options.negative or options.tiled:
-        raise ValueError("--count, --negative and --tiled go with one prompt, not with --prompts")
+    if options.count != 1 or options.negative or options.tiled or options.save_codes:
+        raise ValueError(
+            "--count, --negative, --tiled and --save-codes go with one prompt, not with --prompts"
+        )
     output = Path(options.output)
     pipeline, run = run_of(options)
     jobs = read_prompts(pipeline, options.prompts, output, run.settings, run.seed)
@@ -167,9 +190,10 @@ def _add_codes(commands) -> None:
 
 def _image_tokenizer(options):
     from . import checkpoint
+    from .convert import families
 
     path = options.model or checkpoint.BUNDLED
-    return checkpoint.load_image_tokenizer(path, device_of(options.device))
+    return families.load_image_tokenizer(path, device_of(options.device))
 
 
 def _encode(options) -> None:
@@ -217,12 +241,16 @@ def _info(options) -> None:
     import torch
 
     from . import checkpoint
+    from .convert import families
     from .image_tokenizer import ImageTokenizer
     from .model import TokenShuffleModel
 
     card = {}
     if options.model in PRESETS:
         config = PRESETS[options.model]
+    elif options.model and families.is_published(options.model):
+        published = families.read(options.model)
+        config, card = published.config, published.card
     else:
         metadata = checkpoint.read_metadata(options.model or checkpoint.BUNDLED)
         if checkpoint.CONFIG not in metadata:

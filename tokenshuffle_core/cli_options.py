@@ -16,7 +16,10 @@ def command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
 
 
 def add_model(parser, lora: bool = True) -> None:
-    parser.add_argument("--model", metavar="FILE", help="checkpoint (default: the bundled model)")
+    parser.add_argument(
+        "--model", metavar="FILE", help="checkpoint, or a published model as it "
+        "came: a file of LlamaGen, a folder of Janus (default: the bundled model)",
+    )  # fmt: skip
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
     if lora:
         parser.add_argument(
@@ -82,11 +85,12 @@ def process() -> tuple[int, int]:
 
 
 def load(options):
-    from . import checkpoint, pipeline
+    from . import checkpoint
+    from .convert import families
     from .lora import merge_lora
     from .quantize import quantize
 
-    loaded = pipeline.load(options.model or checkpoint.BUNDLED, device_of(options.device))
+    loaded = families.load(options.model or checkpoint.BUNDLED, device_of(options.device))
     for text in options.lora:
         merge_lora(loaded.model, *file_and_strength(text))
     if options.weights:
@@ -118,9 +122,10 @@ def identity(options) -> dict:
 
 def _sha256(path: str | Path) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
+    for part in sorted(Path(path).iterdir()) if Path(path).is_dir() else [path]:
+        with open(part, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
     return digest.hexdigest()
 
 

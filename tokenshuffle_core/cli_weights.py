@@ -1,10 +1,38 @@
-"""The commands that make one checkpoint of another: `tokenshuffle merge`, `quantize`, `grow`."""
+"""The commands that make one checkpoint of another: `tokenshuffle convert`, `merge`, `quantize`,
+`grow`."""
+
+from pathlib import Path
 
 from .cli_options import add_model, check_output, command, load
 
 
 def add(commands) -> None:
-    """Add the commands `merge`, `quantize` and `grow`."""
+    """Add the commands `convert`, `merge`, `quantize` and `grow`."""
+    parser = command(
+        commands, "convert", _convert, "Write a checkpoint of a model that others published."
+    )
+    parser.add_argument(
+        "source", type=Path, metavar="SOURCE",
+        help="a .pt file of LlamaGen, or a folder of Janus, Janus-Pro or a LLaMA with its "
+        "config.json and tokenizer.json",
+    )  # fmt: skip
+    parser.add_argument("-o", "--output", required=True, metavar="FILE.safetensors")
+    parser.add_argument(
+        "--family",
+        choices=("llamagen", "janus", "llama", "vq"),
+        help="where it is not found out by itself",
+    )
+    parser.add_argument(
+        "--image-tokenizer", type=Path, metavar="FILE",
+        help="where it is not in the source: LlamaGen's vq_ds16_c2i.pt is looked for beside it",
+    )  # fmt: skip
+    parser.add_argument("--side", type=int, help="pixels of the pictures that it was trained on")
+    parser.add_argument(
+        "--windows", metavar="N,N,...", help="of a model that starts from a LLaMA (default: 2)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="default: as it is stored"
+    )
     parser = command(
         commands, "merge", _merge, "Write a checkpoint with LoRA files merged into it."
     )
@@ -23,6 +51,33 @@ def add(commands) -> None:
     )  # fmt: skip
     parser.add_argument("-o", "--output", required=True, metavar="FILE.safetensors")
     add_model(parser)
+
+
+def _convert(options) -> None:
+    import torch
+
+    from . import checkpoint
+    from .convert import families, source
+
+    output = check_output(options.output, ".safetensors")
+    family = options.family or families.family_of(source.Source(options.source))
+    if family == "vq":
+        checkpoint.save_image_tokenizer(output, families.load_image_tokenizer(options.source))
+    else:
+        windows = options.windows and _windows(options.windows)
+        published = families.read(
+            options.source, family, options.image_tokenizer, options.side, windows
+        )
+        dtype = options.dtype and getattr(torch, options.dtype)
+        families.convert(published, output, dtype)
+    print(output)
+
+
+def _windows(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--windows {text} must be like 2 or 1,2,4") from None
 
 
 def _merge(options) -> None:
@@ -50,10 +105,7 @@ def _grow(options) -> None:
     from .grow import grow, kept_share
 
     output = check_output(options.output, ".safetensors")
-    try:
-        windows = tuple(int(part) for part in options.windows.split(","))
-    except ValueError:
-        raise ValueError(f"--windows {options.windows} must be like 2 or 1,2,4") from None
+    windows = _windows(options.windows)
     parent = load(options)
     checkpoint.save(output, grow(parent, windows, options.window_head))
     for window in windows:

@@ -66,6 +66,12 @@ class ModelConfig:
     first; `fuse_blocks` is its n residual MLP blocks on each side. `window_head` is the hidden
     width of the head that predicts the codes of a window one after another; 0 predicts them
     independently. `context` counts transformer positions (text and fused image tokens together).
+
+    What public models have: `head_hidden` is the width of a hidden layer before the head, with
+    biases in both; 0 is a linear head. `rope_axes` 2 gives each window its row and its column for a
+    position, and text none; 1 counts tokens. `rope_scaling` is Llama 3's: factor, low and high
+    frequency factor, original context. `text_head` is an output layer for text that is not the
+    text embedding.
     """
 
     text_vocabulary: int
@@ -83,14 +89,24 @@ class ModelConfig:
     max_grid: int = 128
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
+    head_hidden: int = 0
+    rope_axes: int = 1
+    rope_scaling: tuple[float, float, float, float] | None = None
+    text_head: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "windows", tuple(self.windows))
+        if self.rope_scaling is not None:
+            object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))
+            _require(
+                len(self.rope_scaling) == 4 and min(self.rope_scaling) > 0,
+                f"rope_scaling must be four numbers above 0, not {self.rope_scaling}",
+            )
         _require_positive(
             self, "text_vocabulary", "codebook_size", "width", "layers", "heads", "kv_heads",
             "hidden", "context", "max_prompt", "max_grid",
         )  # fmt: skip
-        for name in ("fuse_blocks", "window_head"):
+        for name in ("fuse_blocks", "window_head", "head_hidden"):
             value = getattr(self, name)
             _require(
                 isinstance(value, int) and value >= 0,
@@ -105,6 +121,10 @@ class ModelConfig:
         _require(
             self.width % (2 * self.heads) == 0,
             f"width {self.width} must be an even multiple of heads {self.heads}",
+        )
+        _require(
+            self.rope_axes == 1 or (self.rope_axes == 2 and self.head_size % 4 == 0),
+            f"rope_axes must be 1, or 2 with heads whose size 4 divides, not {self.rope_axes!r}",
         )
         _require(
             self.heads % self.kv_heads == 0,
@@ -130,6 +150,30 @@ class ModelConfig:
     def max_positions(self) -> int:
         """Windows of the largest picture that fits beside the longest prompt."""
         return self.context - self.max_prompt - 4  # begin, rows, columns, image start
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How a prompt is framed.
+
+    Each piece of `template` is a special token, with the picture's size in windows for {rows} and
+    {columns}, but for the one piece of text that holds the {prompt}. `pad` is the token in front of
+    shorter prompts. With `padded_negative` the unconditional prompt is the conditional one with
+    `pad` for all but its first and last token; otherwise it is the template without a text.
+    """
+
+    template: tuple[str, ...] = (
+        "<|begin|>", "{prompt}", "<|rows:{rows}|>", "<|columns:{columns}|>", "<|image_start|>"
+    )  # fmt: skip
+    pad: str = "<|pad|>"
+    padded_negative: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "template", tuple(self.template))
+        _require(
+            [piece.count("{prompt}") for piece in self.template if "{prompt}" in piece] == [1],
+            f"the prompt's template must hold {{prompt}} once, not {self.template}",
+        )
 
 
 @dataclass(frozen=True)
@@ -182,6 +226,7 @@ class Config:
     image_tokenizer: ImageTokenizerConfig
     model: ModelConfig
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
 
     def __post_init__(self):
         _require(
@@ -207,8 +252,9 @@ class Config:
                 ImageTokenizerConfig(**parts["image_tokenizer"]),
                 ModelConfig(**parts["model"]),
                 GenerationConfig(**parts["generation"]),
+                PromptConfig(**parts.get("prompt", {})),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the configuration is not one of this version: {error}") from None
 
 

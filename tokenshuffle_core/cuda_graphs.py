@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .model import TokenShuffleModel
-from .transformer import KVCache
+from .transformer import KVCache, positions_of
 
 CHUNK = 512  # positions
 QUEUE = 8  # steps that the host may ask for before the device has done them
@@ -48,7 +48,8 @@ class StaticCache(KVCache):
         slots = torch.arange(self.reach, device=self.padding.device)
         index = self.position + slots[:length, None]
         visible = (slots <= index) & (slots >= self.padding[:, None, None])
-        return index.T - self.padding[:, None], visible[:, None]
+        index = index.T.expand(len(self.padding), length)
+        return positions_of(index, self.padding, self.layout), visible[:, None]
 
     def advance(self, length: int) -> None:
         """Left to `move`: a graph is run before it counts."""

@@ -57,10 +57,10 @@ class FewRows:
     def __call__(self, x: Tensor, cache: KVCache) -> Tensor:
         """As `Transformer.forward` with a cache that holds the prompt."""
         shape, config = x.shape, self.config
-        index, mask = cache.places(shape[1])
+        positions, mask = cache.places(shape[1])
         if mask is not None:  # torch would do this in each layer
             mask = torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)
-        angles = rotary_angles(index, config.head_size, config.rope_theta)
+        angles = rotary_angles(positions, config)
         rotated = config.heads + config.kv_heads
         grouped = config.heads != config.kv_heads
         x = x.reshape(-1, shape[2])

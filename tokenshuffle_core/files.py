@@ -1,11 +1,15 @@
 """Writing files so that a crash, a full disk or Ctrl-C leaves no half file behind."""
 
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -34,6 +38,40 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+# The names that safetensors has for the types of weights.
+TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+class Planned(NamedTuple):
+    """A tensor that is made when it is written."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+
+
+def write_safetensors_in_turn(
+    path: str | Path, tensors: dict[str, Planned], metadata: dict[str, str]
+) -> None:
+    """As `write_safetensors`, with one tensor in memory at a time."""
+    header: dict = {"__metadata__": metadata}
+    end = 0
+    # Those of many bytes first, as the library writes them: each then starts at a multiple of its.
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    for name, planned in ordered:
+        start, end = end, end + prod(planned.shape) * planned.dtype.itemsize
+        header[name] = {
+            "dtype": TYPES[planned.dtype], "shape": planned.shape, "data_offsets": (start, end)
+        }  # fmt: skip
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, planned in ordered:
+            made = planned.make().detach().to(planned.dtype).contiguous()
+            file.write(made.flatten().view(torch.uint8).numpy())
 
 
 def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]):

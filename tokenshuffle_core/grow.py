@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from .checkpoint import Checkpoint
-from .config import Config
 from .model import TokenShuffleModel
 from .quantize import check_whole
 
@@ -28,7 +27,7 @@ def grow(parent: Checkpoint, windows: tuple[int, ...], window_head: int = 0) -> 
     check_whole(parent.model)
     old = parent.config.model
     shape = replace(old, windows=windows, window_head=window_head or old.window_head)
-    config = Config(parent.config.image_tokenizer, shape, parent.config.generation)
+    config = replace(parent.config, model=shape)
     model = TokenShuffleModel(shape)
     model.initialise()
     kept = {

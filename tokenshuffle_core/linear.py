@@ -24,23 +24,25 @@ class Product(NamedTuple):
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` without a bias that reads its weight once for a few rows on a CPU."""
+    """`nn.Linear` that reads its weight once for a few rows on a CPU."""
 
-    def __init__(self, columns: int, rows: int):
-        super().__init__(columns, rows, bias=False)
+    def __init__(self, columns: int, rows: int, bias: bool = False):
+        super().__init__(columns, rows, bias)
         self._products: dict[int, tuple] = {}  # of how many layers -> their weights, the product
 
     def forward(self, x: Tensor) -> Tensor:
         count = x.numel() // self.in_features
         if count > MANY_IN_FLOAT16 or torch.is_grad_enabled() or x.device.type != "cpu":
-            return F.linear(x, self.weight)
+            return F.linear(x, self.weight, self.bias)
         product = self.product([self])
         if count > product.rows:
-            return F.linear(x, self.weight)
-        return row_major(product.of(x.reshape(count, -1))).view(*x.shape[:-1], -1)
+            return F.linear(x, self.weight, self.bias)
+        y = row_major(product.of(x.reshape(count, -1))).view(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
 
     def product(self, layers: Sequence["Linear"]) -> Product:
-        """Of layers of which this is the first; it is kept until one of the weights changes."""
+        """Of layers of which this is the first, but for biases; it is kept until one of the weights
+        changes."""
         weights = [layer.weight for layer in layers]
         known, versions, product = self._products.get(len(layers), ((), (), None))
         same = len(known) > 0 and all(a() is b for a, b in zip(known, weights, strict=True))

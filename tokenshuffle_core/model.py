@@ -15,13 +15,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
 from .embedding import Embedding
 from .linear import Linear
 from .shuffle import TokenShuffle, TokenUnshuffle, WindowHead, shuffle
-from .transformer import KVCache, Transformer
+from .transformer import KVCache, Layout, Transformer
 
 
 class Logits(NamedTuple):
@@ -45,7 +46,10 @@ class TokenShuffleModel(nn.Module):
         self.window_head = _by_window(
             config, lambda s: WindowHead(config, s) if config.window_head and s > 1 else None
         )
-        self.head = Linear(config.width, config.codebook_size)
+        hidden = config.head_hidden
+        self.head_input = Linear(config.width, hidden, bias=True) if hidden else None
+        self.head = Linear(hidden or config.width, config.codebook_size, bias=hidden > 0)
+        self.text_head = Linear(config.width, config.text_vocabulary) if config.text_head else None
 
     def initialise(self) -> None:
         """Fresh weights: sqrt(2 / 5d) for linear layers (SmallInit, arXiv 1910.05895), residual
@@ -62,6 +66,8 @@ class TokenShuffleModel(nn.Module):
                 residual = name.endswith(("o_proj", "down_proj", "down", "output"))
                 scale = (2 * self.config.layers) ** -0.5 if residual else 1.0
                 nn.init.normal_(module.weight, std=small * scale)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
 
     def forward(
         self,
@@ -81,12 +87,24 @@ class TokenShuffleModel(nn.Module):
         """
         windows = self.embed_codes(codes, window)[:, :-1]
         x = torch.cat([self.embed_text(text, window), windows], dim=1)
-        hidden = self.transformer(x, padding)
+        layout = self.layout(text.shape[1], codes.shape[2], window)
+        hidden = self.transformer(x, padding, layout=layout)
         last = text.shape[1] - 1
-        text_logits = hidden[:, : last + 1] @ self.text_embedding.weight.T if with_text else None
+        text_logits = self.text_logits(hidden[:, : last + 1]) if with_text else None
         states = self.code_states(hidden[:, last:], window)
         chosen = self.targets(codes if targets is None else targets, window)
         return Logits(self.code_logits(states, window, chosen), text_logits)
+
+    def layout(self, text: int, columns: int, window: int | None = None) -> Layout | None:
+        """Of a sequence with `text` tokens and pictures of `columns` codes."""
+        window = window or self.config.window
+        return Layout(text, columns // window, window) if self.config.rope_axes == 2 else None
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (B, T, d) -> logits of the text token that follows each."""
+        if self.text_head is not None:
+            return self.text_head(hidden)
+        return hidden @ self.text_embedding.weight.T
 
     def targets(self, codes: Tensor, window: int | None = None) -> Tensor:
         """Codes (B, H, W) -> (B, windows, s * s), in the order of the logits."""
@@ -131,21 +149,30 @@ class TokenShuffleModel(nn.Module):
         """What the head makes logits of: the states (..., n, d) of the window's codes `first`,
         first + 1, ... and, with a window head, the codes before them, `chosen` (..., m)."""
         window_head = self.window_head_of(window)
-        return states if window_head is None else window_head(states, chosen, first)
+        if window_head is not None:
+            states = window_head(states, chosen, first)
+        return states if self.head_input is None else F.gelu(self.head_input(states))
 
     def window_head_of(self, window: int | None = None) -> WindowHead | None:
         key = str(window or self.config.window)
         return self.window_head[key] if key in self.window_head else None  # noqa: SIM401
 
     def prefill(
-        self, text: Tensor, padding: Tensor, windows: int, window: int | None = None
+        self,
+        text: Tensor,
+        padding: Tensor,
+        windows: int,
+        window: int | None = None,
+        layout: Layout | None = None,
     ) -> tuple[KVCache, Tensor]:
-        """Run the prompt; text and padding as in `forward`, `windows` how many will follow.
+        """Run the prompt; text and padding as in `forward`, `windows` how many will follow, and
+        `layout` where they stand.
 
         Returns the cache and the code states (B, 1, s * s, d) of the first window.
         """
         capacity = text.shape[1] + windows
-        cache = KVCache(self.config, padding, capacity, self.code_embedding.weight.dtype)
+        dtype = self.code_embedding.weight.dtype
+        cache = KVCache(self.config, padding, capacity, dtype, layout)
         hidden = self.transformer(self.embed_text(text, window), cache=cache)
         return cache, self.code_states(hidden[:, -1:], window)
 

@@ -111,10 +111,11 @@ class Pipeline(checkpoint.Checkpoint):
         if given is not None:
             self._check_given(given, grid, count, self.window(settings))
             given = given.to(device)
+        framed = [self.text_tokenizer.frame(ids, *grid) for ids in prompts]
         return decode(
             self.model,
-            [self.text_tokenizer.frame(ids, *grid) for ids in prompts],
-            [self.text_tokenizer.frame(negative, *grid)] * count,
+            framed,
+            [self.text_tokenizer.frame(negative, *grid, len(each)) for each in framed],
             grid,
             settings,
             generators,

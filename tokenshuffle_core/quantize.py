@@ -23,25 +23,28 @@ LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer without a bias: `weight` (out, in) times `scale` (out, 1) float32."""
+    """A linear layer: `weight` (out, in) times `scale` (out, 1) float32, and a whole bias."""
 
-    def __init__(self, columns: int, rows: int, dtype: torch.dtype):
+    def __init__(self, columns: int, rows: int, dtype: torch.dtype, bias: bool = False):
         super().__init__()
         self.weight = _fixed(torch.empty(rows, columns, dtype=dtype))
         self.scale = _fixed(torch.empty(rows, 1, dtype=torch.float32))
+        self.bias = _fixed(torch.empty(rows)) if bias else None
         self._packed: dict[int, tuple] = {}  # of how many layers -> weights, the kernel's form
 
     @classmethod
     def of(cls, layer: nn.Linear, dtype: torch.dtype) -> "QuantizedLinear":
-        made = cls(*layer.weight.shape[::-1], dtype)
+        made = cls(*layer.weight.shape[::-1], dtype, layer.bias is not None)
         weight, scale = quantized(layer.weight.detach().float(), dtype)
         made.weight, made.scale = _fixed(weight), _fixed(scale)
+        if layer.bias is not None:
+            made.bias = _fixed(layer.bias.detach())
         return made
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._multiplies_fp8(x.device):
-            return self._scaled(x)
-        return multiply([self], x)
+        fp8 = self._multiplies_fp8(x.device)
+        y = self._scaled(x) if fp8 else multiply([self], x)
+        return y if self.bias is None else y + self.bias
 
     def product(self, layers: Sequence["QuantizedLinear"]) -> Product:
         """Of layers of which this is the first."""
@@ -165,5 +168,5 @@ def quantized_names(model: nn.Module) -> dict[str, torch.dtype]:
         f"{name}.{part}": tensor.dtype
         for name, module in model.named_modules()
         if type(module) is QuantizedLinear
-        for part, tensor in module.named_parameters()
+        for part, tensor in (("weight", module.weight), ("scale", module.scale))
     }

@@ -91,7 +91,7 @@ def sample_windows(
         part = slice(first, first + together)
         chosen = codes if scale is None else torch.cat([codes, codes])
         x = model.head_states(states[:, :, part], window, chosen, first)
-        if scale is not None:  # the head is linear: before it there is less to compute
+        if scale is not None:  # the head's output is linear: before it there is less to compute
             x = guide(*x.float().chunk(2), scale[:, None, None]).to(x.dtype)
         codes[:, :, part] = sample_codes(model.head(x), settings, noise[:, :, part])
     return codes
@@ -141,7 +141,8 @@ def decode(
         scales = [scale_at(settings.schedule, settings.cfg, i, windows) for i in range(windows)]
         scales = torch.tensor(scales, device=device)
     text, padding = pad_left(prompts + negatives if guided else prompts, pad, device)
-    cache, states = model.prefill(text, padding, windows - 1, window)
+    layout = model.layout(text.shape[1], columns * window, window)
+    cache, states = model.prefill(text, padding, windows - 1, window, layout)
     if done:
         picture[:, : done // columns * window] = given[:, : done // columns * window]
         for _ in range(done):  # the noise of a window does not depend on where sampling starts

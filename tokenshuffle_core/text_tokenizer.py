@@ -1,16 +1,21 @@
 """Prompt -> token ids: byte-level BPE through the `tokenizers` library, and the special tokens.
 
-Every byte is a token, so any language works and nothing is unknown. A prompt reaches the model as
+Every byte is a token, so any language works and nothing is unknown. A prompt reaches a model of our
+own as
 
     <|begin|> text ... <|rows:R|> <|columns:C|> <|image_start|>
 
-where R and C count the picture's windows, so that one model serves many sizes.
+where R and C count the picture's windows, so that one model serves many sizes; public models have
+templates of theirs (PromptConfig).
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from .config import PromptConfig
 
 BEGIN, IMAGE_START, IMAGE_END, PAD = "<|begin|>", "<|image_start|>", "<|image_end|>", "<|pad|>"
 
@@ -22,18 +27,27 @@ def special_tokens(max_grid: int) -> list[str]:
 
 
 class TextTokenizer:
-    def __init__(self, tokenizer: Tokenizer):
+    """Raises ValueError where the tokenizer lacks a token that the prompt's template needs."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: PromptConfig | None = None):
         # A prompt that spells a special token means these characters, not the token.
         tokenizer.encode_special_tokens = True
         # Whoever made the file may have padded or cut to a length of their own.
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        self.tokenizer = tokenizer
-        names = (PAD, BEGIN, IMAGE_START, IMAGE_END)
-        ids = [tokenizer.token_to_id(name) for name in names]
-        if None in ids:
-            raise ValueError(f"the text tokenizer has no token {names[ids.index(None)]}")
-        self.pad, self.begin, self.image_start, self.image_end = ids
+        self.tokenizer, self.prompt = tokenizer, prompt or PromptConfig()
+        self.pad = self._token(self.prompt.pad)
+        (place,) = (i for i, piece in enumerate(self.prompt.template) if "{prompt}" in piece)
+        self.begins, self.ends = self.prompt.template[:place], self.prompt.template[place + 1 :]
+        # Special tokens split a text: what stands between them and the prompt is encoded with it.
+        special = [re.escape(t.content) for t in tokenizer.get_added_tokens_decoder().values()]
+        special = re.compile("|".join(sorted(special, key=len, reverse=True)) or "(?!)")
+        before, after = self.prompt.template[place].split("{prompt}")
+        split = max((match.end() for match in special.finditer(before)), default=0)
+        self.lead, self.glued_before = self._mixed(before[:split], special), before[split:]
+        split = min((match.start() for match in special.finditer(after)), default=len(after))
+        self.glued_after, self.trail = after[:split], self._mixed(after[split:], special)
+        self.frame([], 1, 1)
 
     @classmethod
     def train(cls, captions: Iterable[str], vocabulary: int, max_grid: int) -> "TextTokenizer":
@@ -64,9 +78,9 @@ class TextTokenizer:
         return cls(tokenizer)
 
     @classmethod
-    def from_json(cls, text: str) -> "TextTokenizer":
+    def from_json(cls, text: str, prompt: PromptConfig | None = None) -> "TextTokenizer":
         """The inverse of `to_json`. Raises ValueError for text that is no tokenizer."""
-        return cls(_parse(text, "the stored text tokenizer"))
+        return cls(_parse(text, "the stored text tokenizer"), prompt)
 
     def to_json(self) -> str:
         return self.tokenizer.to_str()
@@ -75,28 +89,48 @@ class TextTokenizer:
         return self.tokenizer.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """The text alone, without special tokens. Surrounding white space is ignored."""
+        """The text, and what the template glues to it. Surrounding white space is ignored; no text
+        is no token."""
         text = text.strip()
-        return self.tokenizer.encode(text, add_special_tokens=False).ids if text else []
+        return self._plain(self.glued_before + text + self.glued_after) if text else []
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids).strip()
 
-    def frame(self, text_ids: list[int], rows: int, columns: int) -> list[int]:
-        """Text ids between the special tokens, for a picture of rows x columns windows.
+    def frame(self, ids: list[int], rows: int, columns: int, length: int = 0) -> list[int]:
+        """What `encode` gave in the template, for a picture of rows x columns windows.
 
-        Raises ValueError where the vocabulary has no token for such a size.
+        No ids are the unconditional prompt; `length` is that of the conditional one, which it is
+        padded to where the model was trained so. Raises ValueError where the vocabulary has no
+        token for such a size.
         """
-        size = [
-            self.tokenizer.token_to_id(f"<|rows:{rows}|>"),
-            self.tokenizer.token_to_id(f"<|columns:{columns}|>"),
-        ]
-        if None in size:
+        begins = [self._token(name) for name in self.begins]
+        ends = [self._token(name, rows=rows, columns=columns) for name in self.ends]
+        if ids or not self.prompt.padded_negative:
+            return [*begins, *self.lead, *ids, *self.trail, *ends]
+        return [*begins[:1], *[self.pad] * (length - 2), *ends[-1:]]
+
+    def _mixed(self, text: str, special: re.Pattern) -> list[int]:
+        """The ids of special tokens and of text between them."""
+        ids, end = [], 0
+        for match in special.finditer(text):
+            ids += [*self._plain(text[end : match.start()]), self._token(match.group())]
+            end = match.end()
+        return ids + self._plain(text[end:])
+
+    def _plain(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids if text else []
+
+    def _token(self, name: str, **size: int) -> int:
+        token = self.tokenizer.token_to_id(name.format(**size))
+        if token is not None:
+            return token
+        if size and name.format(**size) != name:
             raise ValueError(
-                f"a picture of {columns}x{rows} windows is larger than this model has size "
-                "tokens for"
+                "a picture of {columns}x{rows} windows is larger than this model has size tokens "
+                "for".format(**size)
             )
-        return [self.begin, *text_ids, *size, self.image_start]
+        raise ValueError(f"the text tokenizer has no token {name}")
 
 
 def _parse(text: str, name: str) -> Tokenizer:

@@ -4,6 +4,9 @@ Weights have the layout and the names' order of `transformers`' LLaMA: rotary pa
 (i, i + head_size / 2).
 """
 
+import math
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,15 +19,23 @@ class KVCache:
     """Preallocated keys and values of each layer, (B, kv_heads, capacity, head_size).
 
     `length` positions are filled. `padding` (B,) counts the padding tokens at the left of each
-    row; those are never attended to and do not count as positions.
+    row; those are never attended to and do not count as positions. `layout`: see `positions_of`.
     """
 
-    def __init__(self, config: ModelConfig, padding: Tensor, capacity: int, dtype: torch.dtype):
+    def __init__(
+        self,
+        config: ModelConfig,
+        padding: Tensor,
+        capacity: int,
+        dtype: torch.dtype,
+        layout: "Layout | None" = None,
+    ):
         shape = (config.layers, len(padding), config.kv_heads, capacity, config.head_size)
         self.capacity = capacity
         self.keys = torch.empty(shape, dtype=dtype, device=padding.device).unbind()
         self.values = torch.empty(shape, dtype=dtype, device=padding.device).unbind()
         self.padding = padding
+        self.layout = layout
         self.padded = bool(padding.any())  # asked once: on a GPU the answer costs a round trip
         self.length = 0
 
@@ -39,7 +50,9 @@ class KVCache:
     def places(self, length: int) -> tuple[Tensor, Tensor | None]:
         """As `places`, of the next `length` tokens."""
         padding = self.padding if self.padded else None
-        return places(self.length, length, len(self.padding), padding, self.padding.device)
+        return places(
+            self.length, length, len(self.padding), padding, self.padding.device, self.layout
+        )
 
     def advance(self, length: int) -> None:
         """Count the tokens that all layers have appended."""
@@ -50,11 +63,25 @@ class KVCache:
         self.length -= length
 
 
+class Layout(NamedTuple):
+    """Of a sequence whose positions have two axes (ModelConfig.rope_axes)."""
+
+    text: int  # tokens before the first window
+    columns: int  # windows in a row
+    window: int = 1  # codes along the side of a window: positions are those of codes
+
+
 def places(
-    start: int, length: int, batch: int, padding: Tensor | None, device: torch.device
+    start: int,
+    length: int,
+    batch: int,
+    padding: Tensor | None,
+    device: torch.device,
+    layout: Layout | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Where `length` tokens behind `start` others stand, and which of these and of themselves they
-    see: positions (B, T) and a mask (B, 1, T, start + T), None where causality is all.
+    see: positions (B, T) or (B, T, 2), and a mask (B, 1, T, start + T), None where causality is
+    all.
     """
     index = torch.arange(start, start + length, device=device).expand(batch, length)
     keys = torch.arange(start + length, device=device)
@@ -62,17 +89,47 @@ def places(
         visible = (keys <= index[..., None]) & (keys >= padding[:, None, None])
         # A padding token sees itself: a row without any key would be NaN.
         mask = (visible | (keys == index[..., None]))[:, None]
-        return (index - padding[:, None]).clamp(min=0), mask
-    return index, (keys <= index[..., None])[:, None] if start and length > 1 else None
+        return positions_of(index, padding, layout), mask
+    mask = (keys <= index[..., None])[:, None] if start and length > 1 else None
+    return positions_of(index, None, layout), mask
 
 
-def rotary_angles(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Positions (B, T) -> cosine and sine, each (B, 1, T, head_size) float32; the sine of each
-    pair's first half is negative, as `rotate` wants it."""
-    pairs = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32)
-    angles = positions[:, None, :, None].float() * theta ** (-pairs / head_size)
+def positions_of(index: Tensor, padding: Tensor | None, layout: Layout | None) -> Tensor:
+    """Places in the sequence (B, T) -> positions (B, T), of which padding has none, or with a
+    layout row and column (B, T, 2), -1 for text."""
+    if layout is None:
+        return index if padding is None else (index - padding[:, None]).clamp(min=0)
+    count = index - layout.text
+    place = torch.stack([count // layout.columns, count % layout.columns], dim=-1)
+    return (place * layout.window).masked_fill((count < 0)[..., None], -1)
+
+
+def rotary_angles(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Positions (B, T), or rows and columns (B, T, 2), -> cosine and sine, each (B, 1, T,
+    head_size) float32; the sine of each pair's first half is negative, as `rotate` wants it.
+
+    With two axes the first half of the pairs turns by the row, the second by the column, and both
+    are 0 where there is no position: such a token has no direction (arXiv 2406.06525, LlamaGen).
+    """
+    size = config.head_size // config.rope_axes
+    pairs = torch.arange(0, size, 2, device=positions.device, dtype=torch.float32)
+    frequencies = config.rope_theta ** (-pairs / size)
+    if config.rope_scaling:
+        frequencies = _scaled(frequencies, *config.rope_scaling)
+    angles = (positions.float()[..., None] * frequencies)[:, None]
     cos, sin = angles.cos(), angles.sin()
+    if config.rope_axes == 2:
+        known = (positions >= 0)[:, None, :, :, None]
+        cos, sin = (x.mul(known).flatten(-2) for x in (cos, sin))
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+def _scaled(frequencies: Tensor, factor: float, low: float, high: float, context: float) -> Tensor:
+    """Llama 3's longer context (arXiv 2407.21783): wavelengths that the original `context` holds
+    more than `high` times stay, those that it holds less than `low` times grow by `factor`."""
+    turns = context * frequencies / (2 * math.pi)
+    stays = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (stays + (1 - stays) / factor)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -142,19 +199,24 @@ class Transformer(nn.Module):
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
 
     def forward(
-        self, x: Tensor, padding: Tensor | None = None, cache: KVCache | None = None
+        self,
+        x: Tensor,
+        padding: Tensor | None = None,
+        cache: KVCache | None = None,
+        layout: Layout | None = None,
     ) -> Tensor:
         """Embeddings (B, T, d) -> hidden states (B, T, d).
 
-        `padding` (B,) int64 counts the padding tokens at the left of each row. With a `cache`
-        (whose own padding then holds) x continues what it holds.
+        `padding` (B,) int64 counts the padding tokens at the left of each row; `layout` is needed
+        where positions have two axes. With a `cache` (whose own padding and layout then hold) x
+        continues what it holds.
         """
         batch, length = x.shape[:2]
         if cache is not None:
-            index, mask = cache.places(length)
+            positions, mask = cache.places(length)
         else:
-            index, mask = places(0, length, batch, padding, x.device)
-        angles = rotary_angles(index, self.config.head_size, self.config.rope_theta)
+            positions, mask = places(0, length, batch, padding, x.device, layout)
+        angles = rotary_angles(positions, self.config)
         for layer, block in enumerate(self.blocks):
             x = block(x, angles, mask, cache, layer)
         if cache is not None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
+from .class_names import ClassNames
 from .model import TokenShuffleModel
 from .text_tokenizer import TextTokenizer
 
@@ -15,15 +16,18 @@ def change_text_tokenizer(parent: Checkpoint, tokenizer: TextTokenizer) -> Check
     """A checkpoint with the weights of `parent` that reads prompts through `tokenizer`.
 
     Fast vocabulary transfer (arXiv 2402.09977): a token of the same name keeps its embedding; a
-    new one starts at the mean of those that the old tokenizer splits its text into.
+    new one starts at the mean of those that the old tokenizer splits its text into. Raises
+    ValueError for a parent that reads classes, not text.
     """
+    if isinstance(parent.text_tokenizer, ClassNames):
+        raise ValueError("a model of classes has no text tokenizer that another could replace")
     shape = replace(parent.config.model, text_vocabulary=len(tokenizer))
     model = TokenShuffleModel(shape)
     weights = parent.model.state_dict()
     known = weights["text_embedding.weight"]
     rows = [_embedding(known, i, parent.text_tokenizer, tokenizer) for i in range(len(tokenizer))]
     model.load_state_dict(weights | {"text_embedding.weight": torch.stack(rows)})
-    config = replace(parent.config, model=shape)
+    config = replace(parent.config, model=shape, prompt=tokenizer.prompt)
     return replace(parent, config=config, model=model.eval(), text_tokenizer=tokenizer)
 
 

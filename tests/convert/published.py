@@ -1,0 +1,190 @@
+"""Random weights in the layouts that other projects published, small unless told otherwise."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+
+SPECIAL = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>"]
+
+
+def write_tokenizer(path: Path, special: list[str]) -> None:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(["<|User|>: a red apple\n\n<|Assistant|>:"] * 3, trainer)
+    tokenizer.save(str(path))
+
+
+def randomise(module: nn.Module, std: float = 0.1) -> nn.Module:
+    """Weights large enough that what a layer does matters; norms around one."""
+    torch.manual_seed(0)
+    for name, parameter in module.named_parameters():
+        mean = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+        nn.init.normal_(parameter, mean, std)
+    return module.eval()
+
+
+def janus(**changes):
+    """A `transformers` Janus; its pictures are 16 pixels a side, 4 x 4 codes."""
+    from transformers import JanusConfig, JanusForConditionalGeneration, LlamaConfig
+    from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
+
+    text = {
+        "vocab_size": 400, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6, "bos_token_id": 0, "pad_token_id": 2,
+    } | changes  # fmt: skip
+    width = text["hidden_size"]
+    vision = JanusVisionConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=4,
+        num_image_tokens=16, projection_dim=width,
+    )  # fmt: skip
+    vq = JanusVQVAEConfig(
+        base_channels=32, channel_multiplier=(1, 1, 2), num_res_blocks=1, latent_channels=16,
+        num_embeddings=64, projection_dim=width, image_token_embed_dim=width,
+    )  # fmt: skip
+    config = JanusConfig(text_config=LlamaConfig(**text), vision_config=vision, vq_config=vq)
+    model = randomise(JanusForConditionalGeneration(config))
+    # On vectors of length 1 the library, which measures distances, agrees with the authors' angles.
+    book = model.model.vqmodel.quantize.embedding.weight
+    book.data = nn.functional.normalize(book.data, dim=-1)
+    model.generation_config.pad_token_id = 2
+    model.generation_config.bos_token_id = 0
+    model.generation_config.generation_kwargs = {"boi_token_id": SPECIAL.index("<begin_of_image>")}
+    return model
+
+
+def write_janus(model, folder: Path) -> Path:
+    """In the layout of `transformers`."""
+    model.save_pretrained(folder)
+    write_tokenizer(folder / "tokenizer.json", SPECIAL)
+    return folder
+
+
+def write_original_janus(model, folder: Path, shards: int = 2) -> Path:
+    """In the layout of the authors, in shards that are pickles."""
+    folder.mkdir()
+    weights = {original_name(name): x for name, x in model.state_dict().items()}
+    weights = {name: x.clone() for name, x in weights.items()}
+    names = sorted(weights)
+    index = {}
+    for i in range(shards):
+        file = f"pytorch_model-{i + 1:05}-of-{shards:05}.bin"
+        torch.save({name: weights[name] for name in names[i::shards]}, folder / file)
+        index |= dict.fromkeys(names[i::shards], file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+    text = model.config.text_config.to_dict()
+    config = {"model_type": "multi_modality", "language_config": text}
+    (folder / "config.json").write_text(json.dumps(config))
+    write_tokenizer(folder / "tokenizer.json", SPECIAL)
+    return folder
+
+
+def original_name(name: str) -> str:
+    """Of a weight of the authors' Janus, from that of `transformers`."""
+    for theirs, original in {
+        "model.language_model.": "language_model.model.",
+        "lm_head.": "language_model.lm_head.",
+        "model.generation_embeddings.": "gen_embed.",
+        "model.generation_aligner.fc1.": "gen_aligner.layers.0.",
+        "model.generation_aligner.hidden_layers.0.": "gen_aligner.layers.2.",
+        "model.generation_head.proj_out.": "gen_head.output_mlp_projector.",
+        "model.generation_head.": "gen_head.",
+        "model.vqmodel.": "gen_vision_model.",
+        "model.": "",
+    }.items():
+        if name.startswith(theirs):
+            name = original + name.removeprefix(theirs)
+            break
+    if name.startswith("gen_vision_model."):
+        for theirs, original in {
+            "encoder.down.": "encoder.conv_blocks.", "decoder.up.": "decoder.conv_blocks.",
+            ".block.": ".res.", "mid.block_1": "mid.0", "mid.attn_1": "mid.1",
+            "mid.block_2": "mid.2",
+        }.items():  # fmt: skip
+            name = name.replace(theirs, original)
+    return name
+
+
+def llama(tied: bool, **changes):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        **{
+            "vocab_size": 330, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+            "tie_word_embeddings": tied, "pad_token_id": 0,
+        } | changes
+    )  # fmt: skip
+    return randomise(LlamaForCausalLM(config))
+
+
+def llamagen_vq(size: int = 64) -> dict[str, Tensor]:
+    """The state dict of a LlamaGen image tokenizer, of which a code stands for 4 pixels."""
+    model = janus().model.vqmodel
+    weights = {original_name(f"model.vqmodel.{name}"): x for name, x in model.state_dict().items()}
+    weights = {name.removeprefix("gen_vision_model."): x for name, x in weights.items()}
+    assert len(weights["quantize.embedding.weight"]) == size
+    return weights | {"quantize.codebook_used": torch.zeros(65536)}
+
+
+def llamagen(
+    width: int = 128, layers: int = 2, hidden: int = 192, codes: int = 64, classes: int = 1000
+) -> dict[str, Tensor]:
+    """The state dict of a LlamaGen model, key by key and shape by shape as published."""
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator) * 0.1
+
+    weights = {
+        "cls_embedding.embedding_table.weight": normal(classes + 1, width),
+        "tok_embeddings.weight": normal(codes, width),
+        "norm.weight": 1 + normal(width),
+        "output.weight": normal(codes, width),
+        "freqs_cis": normal(257, width // 2, 2),  # a buffer in some files
+    }
+    for i in range(layers):
+        start = f"layers.{i}."
+        weights |= {
+            f"{start}attention.wqkv.weight": normal(3 * width, width),
+            f"{start}attention.wo.weight": normal(width, width),
+            f"{start}feed_forward.w1.weight": normal(hidden, width),
+            f"{start}feed_forward.w3.weight": normal(hidden, width),
+            f"{start}feed_forward.w2.weight": normal(width, hidden),
+            f"{start}attention_norm.weight": 1 + normal(width),
+            f"{start}ffn_norm.weight": 1 + normal(width),
+        }
+    return weights
+
+
+def write_llamagen(folder: Path, wrapper: str = "model") -> Path:
+    """A model's file and, beside it, that of its image tokenizer."""
+    folder.mkdir(exist_ok=True)
+    torch.save({"model": llamagen_vq()}, folder / "vq_ds16_c2i.pt")
+    torch.save({wrapper: llamagen()} if wrapper else llamagen(), folder / "c2i_B_256.pt")
+    return folder / "c2i_B_256.pt"
+
+
+def write_llama(model, folder: Path, shards: int = 1) -> Path:
+    folder.mkdir(exist_ok=True)
+    model.config.save_pretrained(folder)
+    weights = {name: x.clone() for name, x in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del weights["lm_head.weight"]
+    names, index = sorted(weights), {}
+    for i in range(shards):
+        file = f"model-{i + 1:05}-of-{shards:05}.safetensors" if shards > 1 else "model.safetensors"
+        save_file({name: weights[name] for name in names[i::shards]}, folder / file)
+        index |= dict.fromkeys(names[i::shards], file)
+    if shards > 1:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    write_tokenizer(folder / "tokenizer.json", ["<s>", "</s>"])
+    return folder

@@ -1,0 +1,97 @@
+"""Janus-Pro (arXiv 2501.17811) and Janus (arXiv 2410.13848), of which what draws pictures: a LLaMA
+of window 1 with a chat template. Both the layout of the authors and that of `transformers`.
+
+The layers through which a code's vector enters the LLaMA depend on the code alone, so they become a
+table of embeddings.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import Config, GenerationConfig, ModelConfig, PromptConfig
+from ..text_tokenizer import TextTokenizer
+from .llama import shape_from
+from .published import Published, llama_layers, shape_of
+from .source import Source
+from .vq import image_tokenizer
+
+# Our words for the parts -> their names.
+ORIGINAL = {
+    "language": "language_model.model.",
+    "codes": "gen_embed.weight",
+    "aligner": ("gen_aligner.layers.0", "gen_aligner.layers.2"),
+    "head": ("gen_head.output_mlp_projector", "gen_head.vision_head"),
+    "vq": "gen_vision_model.",
+    "config": "language_config",
+}
+TRANSFORMERS = {
+    "language": "model.language_model.",
+    "codes": "model.generation_embeddings.weight",
+    "aligner": ("model.generation_aligner.fc1", "model.generation_aligner.hidden_layers.0"),
+    "head": ("model.generation_head.proj_out", "model.generation_head.vision_head"),
+    "vq": "model.vqmodel.",
+    "config": "text_config",
+}
+MARKS = (ORIGINAL["codes"], TRANSFORMERS["codes"])  # what only these models have
+PROMPT = PromptConfig(
+    ("<｜begin▁of▁sentence｜>", "<|User|>: {prompt}\n\n<|Assistant|>:", "<begin_of_image>"),
+    pad="<｜▁pad▁｜>",
+    padded_negative=True,
+)
+SIDE = 384  # pixels of the pictures that it was trained on
+MAX_PROMPT = 1024
+
+
+def read(source: Source, vq: Path | None = None, side: int | None = None) -> Published:
+    """A folder with config.json, tokenizer.json and weights. Raises FileNotFoundError or
+    ValueError."""
+    if vq:
+        raise ValueError("Janus brings its image tokenizer: none is to be named")
+    layout = next(x for x in (ORIGINAL, TRANSFORMERS) if x["codes"] in source)
+    images, image_weights = image_tokenizer(source, layout["vq"])
+    hidden, codes = (shape_of(source, f"{layout['head'][i]}.weight", 2)[0] for i in (0, 1))
+    described = source.config.get(layout["config"])
+    if not isinstance(described, dict):
+        raise ValueError(f"{source.path / 'config.json'} has no {layout['config']}")
+    shape = shape_from(source, described, layout["language"])
+    model = ModelConfig(
+        **shape, codebook_size=codes, windows=(1,), head_hidden=hidden, max_prompt=MAX_PROMPT,
+        max_grid=64,
+    )  # fmt: skip
+    text_tokenizer = TextTokenizer.from_json(
+        source.file("tokenizer.json").read_text(encoding="utf-8"), PROMPT
+    )
+    side = side or SIDE
+    card = {
+        "modelspec.title": source.path.resolve().name,
+        "modelspec.author": "DeepSeek",
+        "modelspec.description": "Janus: the prompt describes the picture.",
+        "modelspec.resolution": f"{side}x{side}",
+    }
+    generation = GenerationConfig(side, side, cfg=5.0, schedule="constant")
+    language = layout["language"]
+    weights = llama_layers(source, language, model.layers) | {
+        "text_embedding.weight": lambda: source[f"{language}embed_tokens.weight"],
+        "code_embedding.weight": lambda: _table(source, layout),
+    }
+    for ours, theirs in zip(("head_input", "head"), layout["head"], strict=True):
+        for part in ("weight", "bias"):
+            weights[f"{ours}.{part}"] = lambda name=f"{theirs}.{part}": source[name]
+    config = Config(images, model, generation, PROMPT)
+    return Published(source.path, config, text_tokenizer, card, weights, image_weights)
+
+
+@torch.inference_mode(False)
+def _table(source: Source, layout: dict) -> Tensor:
+    """What enters the LLaMA for each code (codes, d)."""
+    x = source[layout["codes"]]
+    dtype = x.dtype
+    first, second = (
+        [source[f"{name}.{part}"].float() for part in ("weight", "bias")]
+        for name in layout["aligner"]
+    )
+    with torch.no_grad():
+        return F.linear(F.gelu(F.linear(x.float(), *first)), *second).to(dtype)

@@ -1,0 +1,82 @@
+"""LlamaGen's image tokenizers (arXiv 2406.06525), which Janus uses as well, in both layouts."""
+
+import re
+from functools import partial
+
+from ..config import ImageTokenizerConfig
+from ..image_tokenizer import ImageTokenizer
+from .published import Weights, meta
+from .source import Source
+
+# Parts of names, ours -> LlamaGen's and those of the `transformers` library.
+LLAMAGEN = {
+    "level": "conv_blocks", "block": "res", "mid": ("mid.0", "mid.1", "mid.2"),
+}  # fmt: skip
+TRANSFORMERS = {
+    "encoder": "down", "decoder": "up", "block": "block",
+    "mid": ("mid.block_1", "mid.attn_1", "mid.block_2"),
+}  # fmt: skip
+
+
+def image_tokenizer(source: Source, prefix: str = "") -> tuple[ImageTokenizerConfig, Weights]:
+    """Its shape, read off the weights, and where each of these comes from. Raises ValueError."""
+    names = {name.removeprefix(prefix) for name in source.shapes if name.startswith(prefix)}
+    layout = LLAMAGEN if any(".conv_blocks." in name for name in names) else TRANSFORMERS
+    config = _config(source, prefix, layout)
+    weights: Weights = {}
+    for name in meta(ImageTokenizer, config):
+        theirs = prefix + _theirs(name, config, layout)
+        weights[name] = partial(source.__getitem__, theirs)
+    return config, weights
+
+
+def _config(source: Source, prefix: str, layout: dict) -> ImageTokenizerConfig:
+    def shape(name: str) -> tuple[int, ...]:
+        if prefix + name not in source:
+            raise ValueError(f"{source.path}: {prefix}{name} is missing, or this is no VQ model")
+        return source.shapes[prefix + name]
+
+    levels = layout.get("level") or layout["encoder"]
+    channels = shape("encoder.conv_in.weight")[0]
+    block = re.compile(
+        re.escape(f"{prefix}encoder.{levels}.") + rf"(\d+)\.{layout['block']}\.(\d+)\."
+    )
+    found = [tuple(map(int, m.groups())) for m in map(block.match, source.shapes) if m]
+    if not found:
+        raise ValueError(f"{source.path} is no VQ model: it has no blocks")
+    widths = [
+        shape(f"encoder.{levels}.{i}.{layout['block']}.0.conv2.weight")[0]
+        for i in range(max(level for level, _ in found) + 1)
+    ]
+    size, dim = shape("quantize.embedding.weight")
+    return ImageTokenizerConfig(
+        channels=channels,
+        channel_multipliers=tuple(width // channels for width in widths),
+        res_blocks=max(number for _, number in found) + 1,
+        latent_channels=shape("quant_conv.weight")[1],
+        codebook_size=size,
+        codebook_dim=dim,
+    )
+
+
+def _theirs(name: str, config: ImageTokenizerConfig, layout: dict) -> str:
+    """The published name of one of our weights."""
+    name = name.replace("quantizer.codebook", "quantize.embedding")
+    name = name.replace("shortcut", "nin_shortcut")
+    if match := re.match(r"(encoder|decoder)\.mid\.(\d)\.(.*)", name):
+        side, number, rest = match.groups()
+        return f"{side}.{layout['mid'][int(number)]}.{rest}"
+    if not (match := re.match(r"(encoder|decoder)\.levels\.(\d+)\.(\d+)\.(.*)", name)):
+        return name
+    side, level, number, rest = match.groups()
+    start = f"{side}.{layout.get('level') or layout[side]}.{level}"
+    blocks = config.res_blocks + (side == "decoder")
+    lowest = len(config.channel_multipliers) - 1 if side == "encoder" else 0
+    place = int(number)
+    if int(level) == lowest:  # attention behind each block
+        kind, place = ("attn" if place % 2 else layout["block"]), place // 2
+    else:
+        kind = layout["block"]
+    if place >= blocks:
+        return f"{start}.{'downsample' if side == 'encoder' else 'upsample'}.{rest}"
+    return f"{start}.{kind}.{place}.{rest}"
