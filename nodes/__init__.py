@@ -8,6 +8,7 @@ from .image_tokenizer import TokenShuffleVQDecode, TokenShuffleVQEncode
 from .loader import TokenShuffleLoader
 from .lora import TokenShuffleLoraLoader
 from .sampling import (
+    TokenShuffleClass,
     TokenShuffleComplete,
     TokenShuffleOptions,
     TokenShufflePrompt,
@@ -22,6 +23,7 @@ class TokenShuffleExtension(ComfyExtension):
             TokenShuffleLoader,
             TokenShuffleLoraLoader,
             TokenShufflePrompt,
+            TokenShuffleClass,
             TokenShuffleSampler,
             TokenShuffleOptions,
             TokenShuffleComplete,

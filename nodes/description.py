@@ -3,27 +3,35 @@
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from ..tokenshuffle_core import checkpoint
 from ..tokenshuffle_core.class_names import ClassNames
 from ..tokenshuffle_core.config import Config, parse_sizes
+from ..tokenshuffle_core.convert import families
 from ..tokenshuffle_core.text_tokenizer import TextTokenizer
 
 # `modified`, the file's time stamp, is there for the caches: a file written anew is read anew.
 
 
-@lru_cache(maxsize=8)
-def _metadata(path: Path, modified: float) -> tuple[Config, dict[str, str]]:
+class Facts(NamedTuple):
+    config: Config
+    card: dict[str, str]
+    text_tokenizer: TextTokenizer | ClassNames
+
+
+@lru_cache(maxsize=4)
+def _facts(path: Path, modified: float) -> Facts:
+    if families.is_published(path):
+        published = families.read(path)
+        return Facts(published.config, published.card, published.text_tokenizer)
     metadata = checkpoint.read_metadata(path)
     if checkpoint.CONFIG not in metadata:
         raise ValueError(f"{path.name} is not a Token-Shuffle checkpoint")
-    return Config.from_json(metadata[checkpoint.CONFIG]), metadata
-
-
-@lru_cache(maxsize=2)
-def _text_tokenizer(path: Path, modified: float) -> TextTokenizer | ClassNames:
-    config, metadata = _metadata(path, modified)
-    return checkpoint.read_text_tokenizer(metadata, config)
+    config = Config.from_json(metadata[checkpoint.CONFIG])
+    return Facts(
+        config, checkpoint.card(metadata), checkpoint.read_text_tokenizer(metadata, config)
+    )
 
 
 def describe(path: Path, modified: float) -> dict:
@@ -32,11 +40,11 @@ def describe(path: Path, modified: float) -> dict:
 
     `sizes` are those that the model was trained at, the default one first.
     """
-    config, metadata = _metadata(path, modified)
+    config, card, _ = _facts(path, modified)
     model, default = config.model, (config.generation.width, config.generation.height)
-    trained = parse_sizes(metadata.get(checkpoint.SIZES, ""))
+    trained = parse_sizes(card.get(checkpoint.SIZES, ""))
     return {
-        "card": {key.partition(".")[2]: text for key, text in checkpoint.card(metadata).items()},
+        "card": {key.partition(".")[2]: text for key, text in card.items()},
         "windows": model.windows,
         "stride": config.image_tokenizer.stride,
         "sizes": list(dict.fromkeys([default, *trained])),
@@ -47,5 +55,6 @@ def describe(path: Path, modified: float) -> dict:
 
 
 def count_tokens(path: Path, modified: float, text: str) -> dict:
-    tokens = len(_text_tokenizer(path, modified).encode(text))
-    return {"tokens": tokens, "limit": _metadata(path, modified)[0].model.max_prompt}
+    facts = _facts(path, modified)
+    tokens = len(facts.text_tokenizer.encode(text))
+    return {"tokens": tokens, "limit": facts.config.model.max_prompt}

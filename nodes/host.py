@@ -25,15 +25,17 @@ from server import PromptServer
 
 from ..tokenshuffle_core.checkpoint import BUNDLED
 from ..tokenshuffle_core.config import GenerationConfig
+from ..tokenshuffle_core.convert.families import load
+from ..tokenshuffle_core.convert.source import PICKLES
 from ..tokenshuffle_core.image_tokenizer import LARGE, SMALL
 from ..tokenshuffle_core.lora import read_lora
-from ..tokenshuffle_core.pipeline import Pipeline, load
+from ..tokenshuffle_core.pipeline import Pipeline
 from ..tokenshuffle_core.quantize import quantize
 from ..tokenshuffle_core.sampler import Progress
 from ..tokenshuffle_core.strips import strip_of
 from . import description, preview
 
-FOLDER, LORAS = "tokenshuffle", "loras"
+FOLDER, OTHERS, LORAS = "tokenshuffle", "checkpoints", "loras"
 SAVED_CODES = "codes"  # in the output folder
 folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
 # After the user's own folders, whose files of the same name win.
@@ -41,15 +43,44 @@ folder_paths.add_model_folder_path(FOLDER, str(BUNDLED.parent))
 
 
 def checkpoints() -> list[str]:
-    return _safetensors(FOLDER)
+    """Checkpoints of our own, and published models as they came: LlamaGen's files and folders with
+    a config.json. Among ComfyUI's other checkpoints only what is known by its name."""
+    ours = _models(folder_paths.get_filename_list(FOLDER))
+    others = _models(folder_paths.get_filename_list(OTHERS))
+    return ours + [name for name in others if name not in ours and _known(name)]
+
+
+def _models(names: list[str]) -> list[str]:
+    folders = {os.path.dirname(name) for name in names if os.path.basename(name) == "config.json"}
+    files = [
+        name
+        for name in names
+        if name.endswith((".safetensors", *PICKLES))
+        and os.path.dirname(name) not in folders
+        and not os.path.basename(name).startswith("vq_")  # LlamaGen's image tokenizers
+    ]
+    return sorted([*files, *(folder for folder in folders if folder)])
+
+
+def _known(name: str) -> bool:
+    name = os.path.basename(name).lower()
+    return name.startswith("c2i_") or "janus" in name or "tokenshuffle" in name
+
+
+def checkpoint_path(name: str) -> Path:
+    """The file or the folder behind one of `checkpoints`. Raises FileNotFoundError."""
+    for folder in (FOLDER, OTHERS):
+        if path := folder_paths.get_full_path(folder, name):
+            return Path(path)
+        if path := folder_paths.get_full_path(folder, os.path.join(name, "config.json")):
+            return Path(path).parent
+    raise FileNotFoundError(
+        f"{name} is neither in models/{FOLDER} nor, under a name that is known, in models/{OTHERS}"
+    )
 
 
 def loras() -> list[str]:
-    return _safetensors(LORAS)
-
-
-def _safetensors(folder: str) -> list[str]:
-    names = folder_paths.get_filename_list(folder)
+    names = folder_paths.get_filename_list(LORAS)
     return [name for name in names if name.endswith(".safetensors")]
 
 
@@ -106,7 +137,7 @@ async def count_tokens(request: web.Request) -> web.Response:
 async def _answer(name: str | None, about: Callable[[Path, float], dict]) -> web.Response:
     """What `about` says of a checkpoint, or {"error": a sentence} for the page to show."""
     try:
-        path = Path(folder_paths.get_full_path_or_raise(FOLDER, str(name)))
+        path = checkpoint_path(str(name))
         answer = await asyncio.to_thread(about, path, path.stat().st_mtime)
     except (ValueError, OSError) as error:
         answer = {"error": str(error)}
@@ -177,7 +208,7 @@ def load_checkpoint(name: str, weights: str | None = None) -> Loaded:
     """Both modules stay in main memory until a node needs them; `weights` are made smaller as
     `quantize` says."""
     management = comfy.model_management
-    path = folder_paths.get_full_path_or_raise(FOLDER, name)
+    path = checkpoint_path(name)
     device, offload = management.get_torch_device(), management.unet_offload_device()
     pipeline = load(path, offload, model_dtype(device))
     if weights:
@@ -203,7 +234,8 @@ def _stream(module: torch.nn.Module, device: torch.device) -> None:
     if comfy.model_management.is_device_cpu(device):
         return
     for layer in module.modules():
-        kind = torch.nn.Linear if isinstance(layer, torch.nn.Linear) else type(layer)
+        bases = (torch.nn.Linear, torch.nn.Embedding)  # those of which we have kinds of our own
+        kind = next((base for base in bases if isinstance(layer, base)), type(layer))
         hosted = getattr(comfy.ops.disable_weight_init, kind.__name__, None)
         if hosted and issubclass(hosted, kind):
             layer.__class__ = hosted

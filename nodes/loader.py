@@ -18,13 +18,15 @@ class TokenShuffleLoader(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Loads a Token-Shuffle checkpoint: the model that writes image tokens, and the "
-                "image tokenizer (VQ) that turns them into pixels."
+                "image tokenizer (VQ) that turns them into pixels. Published models of LlamaGen "
+                "and Janus are read as they came."
             ),
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=host.checkpoints(),
-                    tooltip="A .safetensors file from models/tokenshuffle, or the bundled model.",
+                    tooltip="From models/tokenshuffle: a .safetensors file, a .pt file of LlamaGen "
+                    "with vq_ds16_c2i.pt beside it, or a folder of Janus. Or the bundled model.",
                 ),
                 io.Combo.Input(
                     "weights",
@@ -45,7 +47,7 @@ class TokenShuffleLoader(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str, weights: str = AS_STORED) -> float:
         # A checkpoint that training has written anew is loaded anew.
-        return host.modified(host.FOLDER, checkpoint)
+        return host.checkpoint_path(checkpoint).stat().st_mtime
 
     @classmethod
     def execute(cls, checkpoint: str, weights: str = AS_STORED) -> io.NodeOutput:

@@ -5,7 +5,9 @@ from dataclasses import replace
 import torch
 from comfy_api.latest import io
 
+from ..tokenshuffle_core.class_names import ClassNames
 from ..tokenshuffle_core.config import GenerationConfig
+from ..tokenshuffle_core.convert.llamagen import imagenet
 from . import host, inputs
 from .preview import Preview
 from .types import CATEGORY, Codes, Model, Options, Prompt
@@ -43,6 +45,41 @@ class TokenShufflePrompt(io.ComfyNode):
     @classmethod
     def execute(cls, model: host.Loaded, text: str) -> io.NodeOutput:
         return io.NodeOutput(model.pipeline.encode_prompt(text))
+
+
+class TokenShuffleClass(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TokenShuffleClass",
+            display_name="Token-Shuffle Class",
+            category=CATEGORY,
+            description=(
+                "The prompt of a model that draws the classes of ImageNet, such as LlamaGen: one "
+                "of their names. Token-Shuffle Prompt takes a name or a number as well."
+            ),
+            inputs=[
+                Model.Input("model", tooltip="A model of classes."),
+                io.Combo.Input(
+                    "name",
+                    options=imagenet(),
+                    default=imagenet()[207],
+                    tooltip="What the picture shows: type a few letters to find it.",
+                ),
+            ],
+            outputs=[
+                Prompt.Output(display_name="prompt", tooltip="Connect to positive or negative.")
+            ],
+            **host.search_aliases("imagenet", "class", "label", "llamagen", "token shuffle"),
+        )
+
+    @classmethod
+    def execute(cls, model: host.Loaded, name: str) -> io.NodeOutput:
+        if not isinstance(model.pipeline.text_tokenizer, ClassNames):
+            raise ValueError(
+                f"{model.name} reads text, not classes: use Token-Shuffle Prompt instead"
+            )
+        return io.NodeOutput(model.pipeline.encode_prompt(name))
 
 
 class TokenShuffleSampler(io.ComfyNode):

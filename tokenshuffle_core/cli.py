@@ -79,7 +79,7 @@ def _add_generate(commands) -> None:
         "prompt", nargs="?", help='such as "a red apple, 3d style"; "" asks for any picture'
     )
     what.add_argument(
-        "--class", dest="prompt", metavar="CLASS",
+        "--class", dest="class_name", metavar="CLASS",
         help='the number or the name of a class, such as 207 or "golden retriever", for a model '
         "of classes",
     )  # fmt: skip
@@ -107,6 +107,8 @@ def _add_generate(commands) -> None:
 
 
 def _generate(options) -> None:
+    if options.class_name is not None:
+        options.prompt = options.class_name
     if options.prompts:
         _generate_all(options)
     else:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts import comfyui, workflows
+from tests.convert.published import janus, write_janus, write_llamagen
 from tests.loras import write_random_lora
 from tokenshuffle_core import checkpoint
 from tokenshuffle_core.config import PRESETS
@@ -78,6 +79,12 @@ def server(request, tiny, tmp_path_factory):
     models.mkdir()
     (models / "tiny.safetensors").write_bytes(tiny.read_bytes())
     (models / "broken.safetensors").write_bytes(tiny.read_bytes()[:1000])
+    write_llamagen(models / "llamagen")
+    write_janus(janus(), models / "Janus-Pro-1B")
+    others = base / "models" / "checkpoints"
+    others.mkdir(exist_ok=True)
+    write_llamagen(others).rename(others / "c2i_L_384.pt")
+    (others / "sd.safetensors").write_bytes(b"")  # of another kind, which is not listed
     (base / "models" / "loras").mkdir()
     write_random_lora(base / "models" / "loras" / "tiny.safetensors", tiny)
     port = comfyui.free_port()

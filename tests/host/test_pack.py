@@ -13,6 +13,7 @@ NODES = {
     "TokenShuffleLoader",
     "TokenShuffleLoraLoader",
     "TokenShufflePrompt",
+    "TokenShuffleClass",
     "TokenShuffleSampler",
     "TokenShuffleOptions",
     "TokenShuffleComplete",
@@ -53,12 +54,19 @@ def test_every_node_has_a_help_page(server):
         assert page.startswith(b"# ")
 
 
-def test_loader_lists_safetensors_files(server):
+def test_loader_lists_checkpoints_and_published_models(server):
     info = server.get("/object_info/TokenShuffleLoader")["TokenShuffleLoader"]
     kind, options = info["input"]["required"]["checkpoint"]
     names = kind if isinstance(kind, list) else options["options"]
-    assert {"tiny.safetensors", "broken.safetensors"} <= set(names)
-    assert all(name.endswith(".safetensors") for name in names)
+    expected = {
+        "emoji.safetensors",
+        "tiny.safetensors",
+        "broken.safetensors",
+        "llamagen/c2i_B_256.pt",
+        "Janus-Pro-1B",
+        "c2i_L_384.pt",
+    }
+    assert set(names) == expected
 
 
 def test_requirements_are_comfyuis_own(server):

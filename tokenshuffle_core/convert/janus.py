@@ -50,7 +50,8 @@ def read(source: Source, vq: Path | None = None, side: int | None = None) -> Pub
     ValueError."""
     if vq:
         raise ValueError("Janus brings its image tokenizer: none is to be named")
-    layout = next(x for x in (ORIGINAL, TRANSFORMERS) if x["codes"] in source)
+    layout = ORIGINAL if ORIGINAL["codes"] in source else TRANSFORMERS
+    shape_of(source, layout["codes"], 2)
     images, image_weights = image_tokenizer(source, layout["vq"])
     hidden, codes = (shape_of(source, f"{layout['head'][i]}.weight", 2)[0] for i in (0, 1))
     described = source.config.get(layout["config"])

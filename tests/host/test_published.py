@@ -1,0 +1,59 @@
+"""Models as others published them, in ComfyUI's own folders."""
+
+import pytest
+
+from scripts import workflows
+
+
+def picture_of(server, prompt) -> tuple[int, int]:
+    import io
+
+    from PIL import Image
+
+    entry = server.run(prompt)
+    assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
+    (image,) = workflows.images(server.url, entry, "save")
+    return Image.open(io.BytesIO(image)).size
+
+
+@pytest.mark.parametrize("checkpoint", ["llamagen/c2i_B_256.pt", "c2i_L_384.pt"])
+def test_llamagen(server, prompt, checkpoint):
+    prompt["loader"]["inputs"]["checkpoint"] = checkpoint
+    prompt["text"] = {
+        "class_type": "TokenShuffleClass",
+        "inputs": {"model": ["loader", 0], "name": "golden retriever"},
+    }
+    prompt["sampler"]["inputs"] |= {"schedule": "constant", "cfg": 4.0, "top_k": 50}
+    assert picture_of(server, prompt) == (32, 48)
+
+
+def test_janus(server, prompt):
+    prompt["loader"]["inputs"]["checkpoint"] = "Janus-Pro-1B"
+    prompt["sampler"]["inputs"] |= {"schedule": "constant", "cfg": 5.0, "width": 16, "height": 16}
+    assert picture_of(server, prompt) == (16, 16)
+
+
+def test_a_class_for_a_model_that_reads_text(server, prompt):
+    prompt["text"] = {
+        "class_type": "TokenShuffleClass",
+        "inputs": {"model": ["loader", 0], "name": "golden retriever"},
+    }
+    messages = str(server.run(prompt)["status"]["messages"])
+    assert "tiny.safetensors reads text, not classes" in messages
+
+
+def test_a_class_that_does_not_exist(server, prompt):
+    prompt["loader"]["inputs"]["checkpoint"] = "llamagen/c2i_B_256.pt"
+    prompt["text"]["inputs"]["text"] = "goldn retriver"
+    assert "golden retriever (207)" in str(server.run(prompt)["status"]["messages"])
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "title"),
+    [("llamagen/c2i_B_256.pt", "c2i_B_256"), ("Janus-Pro-1B", "Janus-Pro-1B")],
+)
+def test_the_page_learns_what_it_is(server, checkpoint, title):
+    found = server.get(f"/tokenshuffle/model?checkpoint={checkpoint}")
+    assert found["card"]["title"] == title
+    assert found["windows"] == [1]
+    assert found["generation"]["schedule"] == "constant"
