@@ -23,7 +23,8 @@ from . import comfyui
 
 WORKFLOWS = comfyui.PACK / "workflows"
 PATHS = sorted(WORKFLOWS.glob("*.json"))
-NEEDS_DOWNLOAD = {"beside_diffusion"}  # a checkpoint of another project
+# Checkpoints of other projects.
+NEEDS_DOWNLOAD = {"beside_diffusion", "janus_pro", "llamagen_classes"}
 THUMBNAIL = (400, 400)
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 

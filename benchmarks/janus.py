@@ -1,0 +1,115 @@
+"""A model of Janus-Pro-1B's size with random weights: conversion, memory, and the time of a picture
+against `transformers`' own loop in the same run.
+
+    python -m benchmarks.janus --width 384 --height 384 --json janus.json
+
+Both draw with guidance, in the same dtype (float32 on a CPU), from the same published folder in
+bfloat16; `--tokens` ends their loop sooner, and ours is timed up to there as well.
+"""
+
+import argparse
+import json
+import multiprocessing
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from tests.convert.published import SPECIAL, randomise, write_tokenizer
+from tokenshuffle_core.config import GenerationConfig
+from tokenshuffle_core.convert import families
+
+from .decode import about
+from .parts import peak
+
+PROMPT = "a red fox in deep snow at sunrise"
+
+
+def make(folder: Path, tokens: int) -> None:
+    from transformers import JanusConfig, JanusForConditionalGeneration, LlamaConfig
+    from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
+
+    text = LlamaConfig(
+        vocab_size=102_400, hidden_size=2048, intermediate_size=5632, num_hidden_layers=24,
+        num_attention_heads=16, num_key_value_heads=16, max_position_embeddings=16_384,
+        rms_norm_eps=1e-6, bos_token_id=0, pad_token_id=2,
+    )  # fmt: skip
+    # What sees pictures does not draw them: it is left small.
+    vision = JanusVisionConfig(
+        hidden_size=64, num_hidden_layers=1, num_attention_heads=2, num_image_tokens=tokens,
+        projection_dim=2048,
+    )  # fmt: skip
+    config = JanusConfig(text_config=text, vision_config=vision, vq_config=JanusVQVAEConfig())
+    with torch.device("meta"):
+        model = JanusForConditionalGeneration(config)
+    model = randomise(model.to(torch.bfloat16).to_empty(device="cpu"), std=0.02)
+    model.generation_config.generation_kwargs = {"boi_token_id": SPECIAL.index("<begin_of_image>")}
+    model.save_pretrained(folder)
+    write_tokenizer(folder / "tokenizer.json", SPECIAL)
+
+
+@torch.inference_mode()
+def theirs(folder: Path, device: str, framed: list[int]) -> float:
+    """Seconds a step of `transformers`."""
+    from transformers import JanusForConditionalGeneration
+
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    model = JanusForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(device).eval()
+    ids = torch.tensor([framed], device=device)
+    started = time.perf_counter()
+    codes = model.generate(
+        ids, attention_mask=torch.ones_like(ids), generation_mode="image", do_sample=True,
+        guidance_scale=5,
+    )  # fmt: skip
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / codes.shape[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--height", type=int, default=384)
+    parser.add_argument("--tokens", type=int, default=576, help="that `transformers` draws")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "janus"
+        # In a process of its own, whose memory is not this one's.
+        process = multiprocessing.get_context("spawn").Process(
+            target=make, args=(folder, options.tokens)
+        )
+        process.start()
+        process.join()
+        converted = Path(temporary) / "janus.safetensors"
+        started = time.perf_counter()
+        families.convert(families.read(folder), converted)
+        found = {"convert": time.perf_counter() - started}
+        started = time.perf_counter()
+        pipeline = families.load(converted, options.device)
+        found["load"] = time.perf_counter() - started
+        settings = GenerationConfig(options.width, options.height, cfg=5.0, schedule="constant")
+        ids = pipeline.encode_prompt(PROMPT)
+        framed = pipeline.text_tokenizer.frame(ids, *pipeline.grid(settings))
+        started, times = time.perf_counter(), []
+        for step in pipeline.sample(ids, [], settings, seed=0):
+            times.append(time.perf_counter() - started)
+        found["ours"], found["steps"] = times[-1] / len(times), len(times)
+        tokens = min(options.tokens, len(times))
+        found["ours_to_there"] = times[tokens - 1] / tokens
+        started = time.perf_counter()
+        pipeline.decode(step.codes)
+        found["vq_decode"] = time.perf_counter() - started
+        found["peak_mib"] = peak(options.device)
+        del pipeline, step
+        found["theirs"], found["tokens"] = theirs(folder, options.device, framed), options.tokens
+    found["ratio"] = found["theirs"] / found["ours_to_there"]
+    print(json.dumps(found, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(about(options.device) | found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
