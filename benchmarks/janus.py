@@ -94,16 +94,17 @@ def main() -> None:
         ids = pipeline.encode_prompt(PROMPT)
         framed = pipeline.text_tokenizer.frame(ids, *pipeline.grid(settings))
         started, times = time.perf_counter(), []
-        for step in pipeline.sample(ids, [], settings, seed=0):
+        for progress in pipeline.sample(ids, [], settings, seed=0):
             times.append(time.perf_counter() - started)
+            codes = progress.codes
         found["ours"], found["steps"] = times[-1] / len(times), len(times)
         tokens = min(options.tokens, len(times))
         found["ours_to_there"] = times[tokens - 1] / tokens
         started = time.perf_counter()
-        pipeline.decode(step.codes)
+        pipeline.decode(codes)
         found["vq_decode"] = time.perf_counter() - started
         found["peak_mib"] = peak(options.device)
-        del pipeline, step
+        del pipeline, progress
         found["theirs"], found["tokens"] = theirs(folder, options.device, framed), options.tokens
     found["ratio"] = found["theirs"] / found["ours_to_there"]
     print(json.dumps(found, indent=1))
