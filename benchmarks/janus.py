@@ -44,7 +44,6 @@ def make(folder: Path, tokens: int) -> None:
     with torch.device("meta"):
         model = JanusForConditionalGeneration(config)
     model = randomise(model.to(torch.bfloat16).to_empty(device="cpu"), std=0.02)
-    model.generation_config.generation_kwargs = {"boi_token_id": SPECIAL.index("<begin_of_image>")}
     model.save_pretrained(folder)
     write_tokenizer(folder / "tokenizer.json", SPECIAL)
 
@@ -56,6 +55,7 @@ def theirs(folder: Path, device: str, framed: list[int]) -> float:
 
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     model = JanusForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(device).eval()
+    model.generation_config.generation_kwargs = {"boi_token_id": SPECIAL.index("<begin_of_image>")}
     ids = torch.tensor([framed], device=device)
     started = time.perf_counter()
     codes = model.generate(
@@ -104,6 +104,7 @@ def main() -> None:
         pipeline.decode(codes)
         found["vq_decode"] = time.perf_counter() - started
         found["peak_mib"] = peak(options.device)
+        print(json.dumps(found, indent=1), flush=True)
         del pipeline, progress
         found["theirs"], found["tokens"] = theirs(folder, options.device, framed), options.tokens
     found["ratio"] = found["theirs"] / found["ours_to_there"]

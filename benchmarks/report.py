@@ -103,9 +103,9 @@ round; "x plain" is how many times faster than the same loop without its engine 
 linear layers, "x transformers" than that library generating as many tokens with a LLaMA of the same
 size, "x whole" than the same model before its weights were made smaller.
 
-All of it computes in float32. Weights "from a file in float16" are those that float16 holds without
-loss, as it does those of a checkpoint in float16 or bfloat16: on an x86 CPU they are multiplied from
-16 bits, so a step reads half the bytes, and its floor is half as high.
+All of it computes in float32. Weights "from a file in float16" are those that float16 holds
+without loss, as it does those of a checkpoint in float16 or bfloat16: on an x86 CPU they are
+multiplied from 16 bits, so a step reads half the bytes, and its floor is half as high.
 """
 
 RESOLUTIONS = """

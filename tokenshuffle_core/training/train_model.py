@@ -220,7 +220,7 @@ class ModelTask:
         generators = [torch.Generator(self.device).manual_seed(i) for i in range(len(prompts))]
         settings = replace(self.parts.config.generation, window=window)
         *_, last = decode(
-            module, prompts, [self._frame("", grid)] * len(prompts), grid, settings,
+            module, prompts, [self._frame("", grid, len(p)) for p in prompts], grid, settings,
             generators, self.parts.text_tokenizer.pad,
         )  # fmt: skip
         images = [
@@ -238,14 +238,16 @@ class ModelTask:
         codes = torch.stack([self.shards.codes(i) for i in indices])
         grid = self._grid(codes.shape[1:], window)
         pad = self.parts.text_tokenizer.pad
-        text, padding = pad_left([self._frame(c, grid) for c in captions], pad, CPU)
+        longest = max(len(self._frame(caption, grid)) for caption in captions)
+        text, padding = pad_left([self._frame(c, grid, longest) for c in captions], pad, CPU)
         return text, padding, codes
 
     def _grid(self, shape, window: int) -> tuple[int, int]:
         height, width = shape
         return height // window, width // window
 
-    def _frame(self, caption: str, grid: tuple[int, int]) -> list[int]:
+    def _frame(self, caption: str, grid: tuple[int, int], length: int = 0) -> list[int]:
+        """`length`: see TextTokenizer.frame."""
         tokenizer = self.parts.text_tokenizer
         ids, longest = tokenizer.encode(caption), self.parts.config.model.max_prompt
         if len(ids) > longest and not self.cuts and rank() == 0:
@@ -255,7 +257,7 @@ class ModelTask:
                 f"such captions are cut: {caption[:60]}...",
                 file=sys.stderr,
             )
-        return tokenizer.frame(ids[:longest], *grid)
+        return tokenizer.frame(ids[:longest], *grid, length)
 
 
 def check_codes(
