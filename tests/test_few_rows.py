@@ -10,6 +10,8 @@ from tokenshuffle_core.lora import add_lora
 from tokenshuffle_core.quantize import quantize
 from tokenshuffle_core.transformer import KVCache, Transformer
 
+CPU = torch.device("cpu")
+
 
 def transformer_of(**changes) -> Transformer:
     made = Transformer(replace(CONFIG, **changes)).eval()
@@ -21,18 +23,16 @@ def transformer_of(**changes) -> Transformer:
 @torch.inference_mode()
 @pytest.mark.parametrize("kv_heads", [1, CONFIG.heads])
 @pytest.mark.parametrize("padding", [[0], [0, 0], [0, 2], [3, 0, 1, 0]])
-@pytest.mark.parametrize("lengths", [(1, 1, 1), (2, 1)])
+@pytest.mark.parametrize("lengths", [(5, 1, 1, 1), (4, 2, 1), (2, 5)])
 @pytest.mark.parametrize("weights", [None, "int8", "fp8"])
 def test_hidden_states_are_the_transformers(kv_heads, padding, lengths, weights):
     transformer = transformer_of(kv_heads=kv_heads)
     if weights:
         quantize(transformer, weights)
-    caches = []
-    prompt = torch.randn(len(padding), 5, CONFIG.width)
-    for _ in range(2):
-        caches.append(KVCache(transformer.config, torch.tensor(padding), 10, torch.float32))
-        transformer(prompt, cache=caches[-1])
-    few_rows = FewRows.of(transformer, caches[0], max(lengths))
+    caches = [
+        KVCache(transformer.config, torch.tensor(padding), 10, torch.float32) for _ in range(2)
+    ]
+    few_rows = FewRows.of(transformer, CPU)
     for length in lengths:
         x = torch.randn(len(padding), length, CONFIG.width)
         found, expected = few_rows(x, caches[0]), transformer(x, cache=caches[1])
@@ -40,20 +40,39 @@ def test_hidden_states_are_the_transformers(kv_heads, padding, lengths, weights)
     assert caches[0].length == caches[1].length
 
 
-def test_other_layers_or_many_rows_are_left_to_the_transformer():
+def test_other_layers_devices_and_types_are_left_to_the_transformer():
     transformer = transformer_of()
-    cache = KVCache(transformer.config, torch.zeros(2, dtype=torch.int64), 8, torch.float32)
-    assert FewRows.of(transformer, cache, 4)
-    assert not FewRows.of(transformer, cache, 5)
+    assert FewRows.of(transformer, CPU)
+    assert not FewRows.of(transformer, torch.device("meta"))
+    assert not FewRows.of(transformer_of().bfloat16(), CPU)
     transformer.blocks[0].mlp.up_proj = nn.Linear(CONFIG.width, CONFIG.hidden, bias=False)
-    assert not FewRows.of(transformer, cache, 1)
+    assert not FewRows.of(transformer, CPU)
 
 
 def test_a_lora_in_training_is_left_to_the_transformer():
     transformer = transformer_of()
-    cache = KVCache(transformer.config, torch.zeros(2, dtype=torch.int64), 8, torch.float32)
     add_lora(transformer, 2)
-    assert not FewRows.of(transformer, cache, 1)
+    assert not FewRows.of(transformer, CPU)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_many_rows_are_left_to_the_transformer(dtype, monkeypatch):
+    transformer = transformer_of()
+    transformer.to(dtype).float()
+    few_rows, left = FewRows.of(transformer, CPU), []
+    forward = Transformer.forward
+    monkeypatch.setattr(
+        Transformer, "forward", lambda *args, **named: left.append(1) or forward(*args, **named)
+    )
+    for rows in (few_rows.rows, few_rows.rows + 1):
+        padding = torch.zeros(rows, dtype=torch.int64)
+        x, found = torch.randn(rows, 1, CONFIG.width), []
+        for compute in (few_rows, lambda x, cache: forward(transformer, x, cache=cache)):
+            cache = KVCache(transformer.config, padding, 2, torch.float32)
+            found.append(compute(x, cache))
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+        assert len(left) == rows - few_rows.rows
 
 
 def test_weights_share_one_memory_and_can_be_trained_on():

@@ -34,14 +34,16 @@ def windows_ahead(model: TokenShuffleModel, device: torch.device, batch: int) ->
 
 
 def accelerated(
-    model: TokenShuffleModel, cache: KVCache, window: int, ahead: int, sample: Sample
+    model: TokenShuffleModel,
+    cache: KVCache,
+    window: int,
+    ahead: int,
+    sample: Sample,
+    transformer: FewRows | None,
 ) -> tuple[Sample, Step, KVCache]:
     """The two halves of a step of `sampler.decode`, `sample` and `model.step`, and the cache that
-    they share: as CUDA graphs, or with FewRows for the transformer, or as they are.
+    they share: as CUDA graphs, or as they are with this transformer.
     """
     if captured := capture(model, cache, window, ahead, sample):
         return captured
-    step = partial(model.step, cache, window=window)
-    if few_rows := FewRows.of(model.transformer, cache, ahead):
-        step = partial(step, transformer=few_rows)
-    return sample, step, cache
+    return sample, partial(model.step, cache, window=window, transformer=transformer), cache

@@ -5,6 +5,8 @@ and data, out of the processor's caches. So there are as few operations as possi
 looked up once for a picture, and those with the same input are one matrix.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,26 +20,32 @@ class FewRows:
     """Computes as the transformer does, for one decoding: a host may change weights between two."""
 
     def __init__(self, transformer: Transformer):
-        self.config = transformer.config
-        self.blocks = []
+        self.transformer, self.config = transformer, transformer.config
+        inputs = []
         for block in transformer.blocks:
             attention, mlp = block.attention, block.mlp
-            products = [
-                layers[0].product(layers)
-                for layers in (
-                    (attention.q_proj, attention.k_proj, attention.v_proj),
-                    (attention.o_proj,),
-                    (mlp.gate_proj, mlp.up_proj),
-                    (mlp.down_proj,),
-                )
+            inputs += [
+                (attention.q_proj, attention.k_proj, attention.v_proj),
+                (attention.o_proj,),
+                (mlp.gate_proj, mlp.up_proj),
+                (mlp.down_proj,),
             ]
-            norms = block.attention_norm.weight.detach(), block.mlp_norm.weight.detach()
-            self.blocks.append((*norms, products))
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # the kernels' packing uses one
+            products = list(pool.map(lambda layers: layers[0].product(layers), inputs))
+        self.rows = min(product.rows for product in products)
+        self.blocks = [
+            (
+                block.attention_norm.weight.detach(),
+                block.mlp_norm.weight.detach(),
+                products[i : i + 4],
+            )
+            for i, block in zip(range(0, len(products), 4), transformer.blocks, strict=True)
+        ]
         self.norm = transformer.norm.weight.detach()
 
     @classmethod
-    def of(cls, transformer: Transformer, cache: KVCache, length: int) -> "FewRows | None":
-        """For steps of `length` positions, where these are few rows of layers known here."""
+    def of(cls, transformer: Transformer, device: torch.device) -> "FewRows | None":
+        """For a CPU and layers that are known here, in float32."""
         layers = [
             layer
             for block in transformer.blocks
@@ -45,24 +53,24 @@ class FewRows:
             for layer in part.children()
         ]
         if (
-            cache.padding.device.type != "cpu"
-            or cache.keys[0].dtype != torch.float32
+            device.type != "cpu"
+            or transformer.norm.weight.dtype != torch.float32
             or any(type(layer) not in (Linear, QuantizedLinear) for layer in layers)
         ):
             return None
-        made = cls(transformer)
-        most = min(product.rows for *_, products in made.blocks for product in products)
-        return made if len(cache.padding) * length <= most else None
+        return cls(transformer)
 
     def __call__(self, x: Tensor, cache: KVCache) -> Tensor:
-        """As `Transformer.forward` with a cache that holds the prompt."""
+        """As `Transformer.forward` with a cache; too many rows are left to it."""
+        if x.shape[0] * x.shape[1] > self.rows:
+            return self.transformer(x, cache=cache)
         shape, config = x.shape, self.config
         positions, mask = cache.places(shape[1])
         if mask is not None:  # torch would do this in each layer
             mask = torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)
         angles = rotary_angles(positions, config)
         rotated = config.heads + config.kv_heads
-        grouped = config.heads != config.kv_heads
+        grouped, causal = config.heads != config.kv_heads, mask is None and shape[1] > 1
         x = x.reshape(-1, shape[2])
         for layer, (norm1, norm2, (qkv, o, gate_up, down)) in enumerate(self.blocks):
             h = row_major(qkv.of(self._normalised(x, norm1)))
@@ -70,7 +78,7 @@ class FewRows:
             qk = rotate(h[:, :rotated], *angles)
             k, v = cache.update(layer, qk[:, config.heads :], h[:, rotated:])
             h = F.scaled_dot_product_attention(
-                qk[:, : config.heads], k, v, attn_mask=mask, enable_gqa=grouped
+                qk[:, : config.heads], k, v, mask, is_causal=causal, enable_gqa=grouped
             )
             x = x + o.of(h.transpose(1, 2).reshape(x.shape))
             gate, up = gate_up.of(self._normalised(x, norm2)).chunk(2, dim=1)

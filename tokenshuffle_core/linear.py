@@ -74,7 +74,9 @@ def _float16_product(weights: Sequence[Tensor]) -> Product | None:
     scale = _float16_scale(weights)
     if scale is None:
         return None
-    packed = torch.ops.quantized.linear_prepack_fp16(torch.cat(list(weights)) * scale, None)
+    whole = weights[0] if len(weights) == 1 else torch.cat(list(weights))
+    whole = whole if scale == 1 else whole * scale
+    packed = torch.ops.quantized.linear_prepack_fp16(whole, None)
     multiply = torch.ops.quantized.linear_dynamic_fp16
     if scale == 1:
         return Product(MANY_IN_FLOAT16, lambda x: multiply(x, packed))
@@ -84,19 +86,21 @@ def _float16_product(weights: Sequence[Tensor]) -> Product | None:
 def _float16_scale(weights: Sequence[Tensor]) -> float | None:
     """The power of two with which the weights, as float16, differ from what they are by no more
     than float32 rounds the largest of them; None where there is none."""
-    largest = max(float(weight.abs().amax()) for weight in weights)
+    ends = [torch.stack(weight.aminmax()) for weight in weights]
+    largest = float(torch.stack(ends).abs().max())
     if not 0 < largest < math.inf:
         return None
 
-    def fits(weight: Tensor, scale: float) -> bool:
-        scaled = weight * scale
-        return bool((scaled.half() - scaled).abs().amax() <= largest * scale * 2**-24)
+    def fit(scale: float, rows: int | None = None) -> bool:
+        limit = largest * scale * 2**-24
+        parts = (part for weight in weights for part in weight[:rows].split(64))  # in the caches
+        return all(
+            ((x := part * scale).half().float().sub_(x).abs_().amax() <= limit) for part in parts
+        )
 
-    for scale in (1.0, 2.0 ** (15 - math.frexp(largest)[1])):
-        # The first rows tell of nearly every weight that it does not fit.
-        if all(fits(w[:1], scale) for w in weights) and all(fits(w, scale) for w in weights):
-            return scale
-    return None
+    # The first row tells of nearly every weight that it does not fit.
+    scales = (1.0, 2.0 ** (15 - math.frexp(largest)[1]))
+    return next((scale for scale in scales if fit(scale, rows=1) and fit(scale)), None)
 
 
 @cache

@@ -164,16 +164,17 @@ class TokenShuffleModel(nn.Module):
         windows: int,
         window: int | None = None,
         layout: Layout | None = None,
+        transformer: Callable[..., Tensor] | None = None,
     ) -> tuple[KVCache, Tensor]:
         """Run the prompt; text and padding as in `forward`, `windows` how many will follow, and
-        `layout` where they stand.
+        `layout` where they stand. `transformer` as in `step`.
 
         Returns the cache and the code states (B, 1, s * s, d) of the first window.
         """
         capacity = text.shape[1] + windows
         dtype = self.code_embedding.weight.dtype
         cache = KVCache(self.config, padding, capacity, dtype, layout)
-        hidden = self.transformer(self.embed_text(text, window), cache=cache)
+        hidden = (transformer or self.transformer)(self.embed_text(text, window), cache=cache)
         return cache, self.code_states(hidden[:, -1:], window)
 
     def step(

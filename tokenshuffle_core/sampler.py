@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .config import GenerationConfig
 from .engine import accelerated
+from .few_rows import FewRows
 from .guidance import guide, scale_at
 from .model import TokenShuffleModel
 from .shuffle import shuffle
@@ -142,18 +143,19 @@ def decode(
         scales = torch.tensor(scales, device=device)
     text, padding = pad_left(prompts + negatives if guided else prompts, pad, device)
     layout = model.layout(text.shape[1], columns * window, window)
-    cache, states = model.prefill(text, padding, windows - 1, window, layout)
+    transformer = FewRows.of(model.transformer, device) if engine else None
+    cache, states = model.prefill(text, padding, windows - 1, window, layout, transformer)
     if done:
         picture[:, : done // columns * window] = given[:, : done // columns * window]
         for _ in range(done):  # the noise of a window does not depend on where sampling starts
             draw_noise(noise_shape, generators)
         yield Progress(done, windows, window, picture)
         if done < windows:
-            states = model.step(cache, codes[:, :done], window)[:, -1:]
+            states = model.step(cache, codes[:, :done], window, transformer)[:, -1:]
     sample = partial(sample_windows, model, window, settings)
     step = partial(model.step, cache, window=window)
     if engine:
-        sample, step, cache = accelerated(model, cache, window, ahead, sample)
+        sample, step, cache = accelerated(model, cache, window, ahead, sample, transformer)
     noise = torch.empty(batch, 0, *noise_shape, device=device)
     while done < windows:  # `states` are those of the windows from `done` on
         end = done + states.shape[1]
