@@ -110,6 +110,14 @@ def test_header_that_claims_more_than_the_file_holds(tmp_path):
         checkpoint.load(path)
 
 
+def change_config(old: str, new: str):
+    def change(tensors: dict, metadata: dict[str, str]) -> None:
+        assert old in metadata[checkpoint.CONFIG]
+        metadata[checkpoint.CONFIG] = metadata[checkpoint.CONFIG].replace(old, new)
+
+    return change
+
+
 def test_checkpoint_of_another_kind(tmp_path):
     path = tmp_path / "lora.safetensors"
     save_file({"lora_up.weight": torch.zeros(2, 2)}, path, {"format": "pt"})
@@ -126,13 +134,22 @@ def test_checkpoint_of_another_kind(tmp_path):
             lambda t, m: t.update({"model.head.weight": torch.zeros(3, 3)}),
             r"model\.head\.weight has shape \(3, 3\), the configuration asks for \(64, 32\)",
         ),
+        (
+            lambda t, m: t["model.head.weight"][3, 5:6].fill_(torch.nan),
+            r"model\.head\.weight holds numbers that are not finite",
+        ),
+        (
+            lambda t, m: t["image_tokenizer.encoder.conv_in.weight"][0].fill_(-torch.inf),
+            r"encoder\.conv_in\.weight holds numbers that are not finite",
+        ),
+        (change_config('"layers": 2', '"layers": 1e9'), "layers must be a whole number"),
+        (change_config('"layers": 2', '"layers": 1000000000'), "layers must be at most 10000"),
+        (change_config('"hidden": 64', '"hidden": 1000000000000'), "hidden must be at most"),
         (lambda t, m: m.update({checkpoint.CONFIG: "{}"}), "configuration is not one of this"),
         (lambda t, m: m.update({checkpoint.CONFIG: "[1"}), "bad.safetensors"),
         (lambda t, m: m.update({checkpoint.TEXT_TOKENIZER: "{}"}), "is no tokenizer.json"),
         (
-            lambda t, m: m.update(
-                {checkpoint.CONFIG: m[checkpoint.CONFIG].replace('"heads": 4', '"heads": 5')}
-            ),
+            change_config('"heads": 4', '"heads": 5'),
             "width 32 must be an even multiple of heads 5",
         ),
     ],

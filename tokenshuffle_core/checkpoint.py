@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from .class_names import ClassNames
 from .config import Config, ImageTokenizerConfig
@@ -207,7 +207,15 @@ def _fill(module: nn.Module, prefix: str, file, path: str | Path, dtype: torch.d
     weights = {}
     for name in expected:
         weight = file.get_tensor(f"{prefix}.{name}")
+        if not is_finite(weight):
+            raise ValueError(f"{path}: {prefix}.{name} holds numbers that are not finite")
         if name in kept and weight.dtype != kept[name]:
             raise ValueError(f"{path}: {prefix}.{name} is {weight.dtype}, not {kept[name]}")
         weights[name] = weight if name in kept else weight.to(dtype)
     module.load_state_dict(weights, assign=True)
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether no number is infinite or nan: the least or the greatest one would be so as well."""
+    ends = torch.stack((x.float() if x.itemsize == 1 else x).aminmax())
+    return bool(ends.isfinite().all())

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 SCHEDULES = ("constant", "linear", "half-linear")
 WEIGHT_KINDS = ("int8", "fp8")  # of one byte
 MAX_PIXELS = 8192 * 8192
+# Beyond these a file of a stranger's would keep whoever reads it busy without end.
+MAX_LAYERS, MAX_COUNT = 10_000, 2**28
 
 
 def _require(condition: bool, message: str) -> None:
@@ -24,6 +26,8 @@ def _require_positive(config, *names: str) -> None:
         value = getattr(config, name)
         is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         _require(is_count, f"{name} must be a whole number of at least 1, not {value!r}")
+        most = MAX_LAYERS if name in ("layers", "res_blocks") else MAX_COUNT
+        _require(value <= most, f"{name} must be at most {most}, not {value}")
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,10 @@ class ImageTokenizerConfig:
             self, "channels", "res_blocks", "norm_groups",
             "latent_channels", "codebook_size", "codebook_dim",
         )  # fmt: skip
-        _require(len(self.channel_multipliers) >= 1, "channel_multipliers must not be empty")
+        _require(
+            1 <= len(self.channel_multipliers) <= 16,
+            f"channel_multipliers must be 1 to 16 numbers, not {len(self.channel_multipliers)}",
+        )
         for multiplier in self.channel_multipliers:
             width = self.channels * multiplier
             _require(
@@ -109,9 +116,10 @@ class ModelConfig:
         for name in ("fuse_blocks", "window_head", "head_hidden"):
             value = getattr(self, name)
             _require(
-                isinstance(value, int) and value >= 0,
+                isinstance(value, int) and 0 <= value <= MAX_LAYERS**2,
                 f"{name} must be a whole number of at least 0, not {value!r}",
             )
+        _require(self.fuse_blocks <= MAX_LAYERS, f"fuse_blocks must be at most {MAX_LAYERS}")
         _require(
             len(self.windows) >= 1
             and len(set(self.windows)) == len(self.windows)
