@@ -31,7 +31,7 @@ def randomise(module: nn.Module, std: float = 0.1) -> nn.Module:
     return module.eval()
 
 
-def janus(**changes):
+def janus(levels: tuple[int, ...] = (1, 1, 2), **changes):
     """A `transformers` Janus; its pictures are 16 pixels a side, 4 x 4 codes."""
     from transformers import JanusConfig, JanusForConditionalGeneration, LlamaConfig
     from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
@@ -47,7 +47,7 @@ def janus(**changes):
         num_image_tokens=16, projection_dim=width,
     )  # fmt: skip
     vq = JanusVQVAEConfig(
-        base_channels=32, channel_multiplier=(1, 1, 2), num_res_blocks=1, latent_channels=16,
+        base_channels=32, channel_multiplier=levels, num_res_blocks=1, latent_channels=16,
         num_embeddings=64, projection_dim=width, image_token_embed_dim=width,
     )  # fmt: skip
     config = JanusConfig(text_config=LlamaConfig(**text), vision_config=vision, vq_config=vq)
@@ -126,12 +126,11 @@ def llama(tied: bool, **changes):
     return randomise(LlamaForCausalLM(config))
 
 
-def llamagen_vq(size: int = 64) -> dict[str, Tensor]:
-    """The state dict of a LlamaGen image tokenizer, of which a code stands for 4 pixels."""
-    model = janus().model.vqmodel
+def llamagen_vq(levels: tuple[int, ...] = (1, 1, 2)) -> dict[str, Tensor]:
+    """The state dict of a LlamaGen image tokenizer; by default a code stands for 4 pixels."""
+    model = janus(levels).model.vqmodel
     weights = {original_name(f"model.vqmodel.{name}"): x for name, x in model.state_dict().items()}
     weights = {name.removeprefix("gen_vision_model."): x for name, x in weights.items()}
-    assert len(weights["quantize.embedding.weight"]) == size
     return weights | {"quantize.codebook_used": torch.zeros(65536)}
 
 
