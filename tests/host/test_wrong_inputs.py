@@ -56,6 +56,9 @@ def everything(server, prompt) -> dict:
     for node in prompt.values():
         node["inputs"] |= {name: small[name] for name in node["inputs"] if name in small}
     prompt["TokenShuffleLoader"]["inputs"]["checkpoint"] = "tiny.safetensors"
+    of_classes = prompt["loader"]["inputs"] | {"checkpoint": "llamagen/c2i_B_256.pt"}
+    prompt["classes"] = {"class_type": "TokenShuffleLoader", "inputs": of_classes}
+    prompt["TokenShuffleClass"]["inputs"]["model"] = ["classes", 0]
     return prompt
 
 

@@ -284,7 +284,8 @@ def test_captions_are_cut_to_what_the_model_reads(codes, image_tokenizer, capsys
     task = ModelTask(CodeShards(codes), parts, LOOP, Recipe(drop_prompt=0), CPU)
     texts = [task.batch(step)[0] for step in range(5)]
     assert {text.shape[1] for text in texts} == {3 + 4}  # begin, rows, columns, image start
-    assert all((text[:, -1] == parts.text_tokenizer.image_start).all() for text in texts)
+    end = parts.text_tokenizer.tokenizer.token_to_id("<|image_start|>")
+    assert all((text[:, -1] == end).all() for text in texts)
     (note,) = capsys.readouterr().err.splitlines()
     assert "tokens, the model reads 3" in note
 
