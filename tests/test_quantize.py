@@ -122,7 +122,8 @@ def test_float16_does_not_overflow(kind):
     x = 60 * torch.randn(3, 64).half()
     found = F.linear(x, layer.weight.half() * layer.scale.half())
     assert layer(x).isfinite().all()
-    torch.testing.assert_close(layer(x), found, rtol=5e-2, atol=1)
+    # One byte an activation, without VNNI one bit less, of sums up to some 100.
+    torch.testing.assert_close(layer(x), found, rtol=5e-2, atol=1 if VNNI or kind == "fp8" else 2)
 
 
 @torch.inference_mode()
