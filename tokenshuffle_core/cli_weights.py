@@ -4,6 +4,7 @@
 from pathlib import Path
 
 from .cli_options import add_model, check_output, command, load
+from .convert import FAMILIES
 
 
 def add(commands) -> None:
@@ -19,7 +20,7 @@ def add(commands) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="FILE.safetensors")
     parser.add_argument(
         "--family",
-        choices=("llamagen", "janus", "llama", "vq"),
+        choices=FAMILIES,
         help="where it is not found out by itself",
     )
     parser.add_argument(

@@ -11,11 +11,9 @@ from .. import checkpoint, pipeline
 from ..files import Planned, write_safetensors_in_turn
 from ..image_tokenizer import ImageTokenizer
 from ..model import TokenShuffleModel
-from . import janus, llama, llamagen, vq
+from . import FAMILIES, janus, llama, llamagen, vq
 from .published import Published, Weights, meta
 from .source import PICKLES, WRAPPERS, Source
-
-FAMILIES = ("llamagen", "janus", "llama", "vq")
 
 
 def family_of(source: Source) -> str:
@@ -53,16 +51,12 @@ def read(
     if windows and family != "llama":
         raise ValueError("windows are chosen for a LLaMA; other models are grown")
     if family == "llamagen":
-        published = llamagen.read(source, image_tokenizer, side)
-    elif family == "janus":
-        published = janus.read(source, image_tokenizer, side)
-    elif family == "llama":
-        published = llama.read(source, image_tokenizer, side, windows or (2,))
-    else:
-        raise ValueError(f"{path}: a model must be of llamagen, janus or llama, not of {family}")
-    _check(published.model, TokenShuffleModel, published.config.model, path)
-    _check(published.image_tokenizer, ImageTokenizer, published.config.image_tokenizer, path)
-    return published
+        return llamagen.read(source, image_tokenizer, side)
+    if family == "janus":
+        return janus.read(source, image_tokenizer, side)
+    if family == "llama":
+        return llama.read(source, image_tokenizer, side, windows or (2,))
+    raise ValueError(f"{path}: a model must be of llamagen, janus or llama, not of {family}")
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", dtype=None) -> pipeline.Pipeline:
@@ -122,16 +116,11 @@ def load_image_tokenizer(path: str | Path, device: str | torch.device = "cpu") -
     return module.eval()
 
 
-def _check(weights: Weights, module: Callable[..., nn.Module], config, path: str | Path) -> None:
-    missing = meta(module, config).keys() ^ weights.keys()
-    if missing:
-        raise ValueError(f"{path}: {min(missing)} is missing, or has no place")
-
-
 def _fill(module: nn.Module, weights: Weights, path: Path, device, dtype: torch.dtype) -> None:
-    found = {}
-    for name, shape in {name: x.shape for name, x in module.state_dict().items()}.items():
-        found[name] = checked(weights[name], name, shape, path).to(device, dtype)
+    found = {
+        name: checked(weights[name], name, empty.shape, path).to(device, dtype)
+        for name, empty in module.state_dict().items()
+    }
     module.load_state_dict(found, assign=True)
 
 

@@ -38,7 +38,7 @@ def shape_of(source: "Source", name: str, dimensions: int) -> tuple[int, ...]:
     """The shape of a tensor that must be there. Raises ValueError."""
     if name not in source:
         raise ValueError(f"{source.path}: {name} is missing")
-    if len(source.shapes[name]) != dimensions:
+    if len(source.shapes[name]) != dimensions or 0 in source.shapes[name]:
         raise ValueError(f"{source.path}: {name} has the shape {source.shapes[name]}")
     return source.shapes[name]
 

@@ -5,12 +5,13 @@ from functools import partial
 
 from ..config import ImageTokenizerConfig
 from ..image_tokenizer import ImageTokenizer
-from .published import Weights, meta
+from .published import Weights, count, meta, shape_of
 from .source import Source
 
 # Parts of names, ours -> LlamaGen's and those of the `transformers` library.
 LLAMAGEN = {
-    "level": "conv_blocks", "block": "res", "mid": ("mid.0", "mid.1", "mid.2"),
+    "encoder": "conv_blocks", "decoder": "conv_blocks", "block": "res",
+    "mid": ("mid.0", "mid.1", "mid.2"),
 }  # fmt: skip
 TRANSFORMERS = {
     "encoder": "down", "decoder": "up", "block": "block",
@@ -31,29 +32,19 @@ def image_tokenizer(source: Source, prefix: str = "") -> tuple[ImageTokenizerCon
 
 
 def _config(source: Source, prefix: str, layout: dict) -> ImageTokenizerConfig:
-    def shape(name: str) -> tuple[int, ...]:
-        if prefix + name not in source:
-            raise ValueError(f"{source.path}: {prefix}{name} is missing, or this is no VQ model")
-        return source.shapes[prefix + name]
-
-    levels = layout.get("level") or layout["encoder"]
-    channels = shape("encoder.conv_in.weight")[0]
-    block = re.compile(
-        re.escape(f"{prefix}encoder.{levels}.") + rf"(\d+)\.{layout['block']}\.(\d+)\."
-    )
-    found = [tuple(map(int, m.groups())) for m in map(block.match, source.shapes) if m]
-    if not found:
-        raise ValueError(f"{source.path} is no VQ model: it has no blocks")
+    start = f"{prefix}encoder.{layout['encoder']}."
+    levels = count(source, f"{start}{{}}.{layout['block']}.0.conv2.weight")
     widths = [
-        shape(f"encoder.{levels}.{i}.{layout['block']}.0.conv2.weight")[0]
-        for i in range(max(level for level, _ in found) + 1)
+        shape_of(source, f"{start}{i}.{layout['block']}.0.conv2.weight", 4)[0]
+        for i in range(levels)
     ]
-    size, dim = shape("quantize.embedding.weight")
+    channels = shape_of(source, f"{prefix}encoder.conv_in.weight", 4)[0]
+    size, dim = shape_of(source, f"{prefix}quantize.embedding.weight", 2)
     return ImageTokenizerConfig(
         channels=channels,
         channel_multipliers=tuple(width // channels for width in widths),
-        res_blocks=max(number for _, number in found) + 1,
-        latent_channels=shape("quant_conv.weight")[1],
+        res_blocks=count(source, f"{start}0.{layout['block']}.{{}}.conv2.weight"),
+        latent_channels=shape_of(source, f"{prefix}quant_conv.weight", 4)[1],
         codebook_size=size,
         codebook_dim=dim,
     )
@@ -69,7 +60,7 @@ def _theirs(name: str, config: ImageTokenizerConfig, layout: dict) -> str:
     if not (match := re.match(r"(encoder|decoder)\.levels\.(\d+)\.(\d+)\.(.*)", name)):
         return name
     side, level, number, rest = match.groups()
-    start = f"{side}.{layout.get('level') or layout[side]}.{level}"
+    start = f"{side}.{layout[side]}.{level}"
     blocks = config.res_blocks + (side == "decoder")
     lowest = len(config.channel_multipliers) - 1 if side == "encoder" else 0
     place = int(number)
