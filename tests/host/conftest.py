@@ -17,6 +17,9 @@ from tokenshuffle_core.model import TokenShuffleModel
 from tokenshuffle_core.text_tokenizer import TextTokenizer
 
 
+NEWEST_ALONE = ("test_page", "test_memory", "test_nodes", "test_preview")
+
+
 @dataclass(frozen=True)
 class Server:
     host: comfyui.Host
@@ -42,14 +45,14 @@ class Server:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest picks by markers
 def pytest_collection_modifyitems(items):
-    """The page and the memory are tested by default on the newest host alone, which saves two
+    """What is the same on every host is tested by default on the newest alone, which saves
     minutes."""
     *others, _ = comfyui.hosts() or [None]
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.host)
             params = item.callspec.params if hasattr(item, "callspec") else {}
-            if item.path.stem in ("test_page", "test_memory") and params.get("server") in others:
+            if item.path.stem in NEWEST_ALONE and params.get("server") in others:
                 item.add_marker(pytest.mark.slow)
 
 

@@ -29,6 +29,7 @@ def cards(server, tiny) -> dict[float | str, dict]:
     return {**dict(zip(free, results, strict=True)), **last}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_small_card_holds_a_part_and_computes_the_same(cards, share):
     if share and cards[share]["floor"]:

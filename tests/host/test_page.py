@@ -19,9 +19,10 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SCREENSHOTS = comfyui.PACK / "screenshots"
 EXTENSIONS = f"/extensions/{comfyui.PACK_NAME}"
 EXAMPLES = [path.with_suffix(".png") for path in RUNNABLE]
+TEXT_TO_IMAGE = workflows.WORKFLOWS / "text_to_image.png"
 # Through the API all of them run by default.
 DROPPED = [
-    pytest.param(path, marks=[pytest.mark.slow] * (path.stem != "text_to_image"))
+    pytest.param(path, marks=[pytest.mark.slow] * (path != TEXT_TO_IMAGE))
     for path in EXAMPLES + FIRST_VERSION
 ]
 NODE = "type => window.app.graph._nodes.find((node) => node.type === type)"
@@ -268,6 +269,7 @@ def test_help_page_opens(page):
     assert text.is_visible()
 
 
+@pytest.mark.slow
 def test_reload_finds_the_graph_as_it_was(page, server):
     page.drop(workflows.WORKFLOWS / "complete_image.json")
     page.fill("TokenShuffleComplete", keep_top=32, cfg=3.5)

@@ -140,6 +140,7 @@ def test_the_command_line_in_two_processes(tiny, tmp_path, capsys):
     assert_the_same(two, tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_the_image_tokenizer_learns_the_same_in_pieces_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(train_tokenizer, "REVIVE_EVERY", 8)
     pairs = {f"{i}.png": (encoded(noise(32, 32, i)), ["noise"]) for i in range(12)}

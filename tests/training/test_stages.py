@@ -98,6 +98,7 @@ def test_stages_are_trainings_one_after_another(codes, image_tokenizer, tmp_path
     assert "was begun with another recipe" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_recipe_goes_on_where_it_was(codes, image_tokenizer, tmp_path):
     recipe = write(tmp_path / "r.toml", codes, image_tokenizer, steps=40)
     text = Path(recipe).read_text().replace("batch = 4", "batch = 4\nsave_minutes = 0")
@@ -244,6 +245,7 @@ def test_later_stages_are_checked_before_the_first_begins(codes, image_tokenizer
         assert not out.exists()
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(codes, image_tokenizer, tmp_path):
     recipe, one, two = write(tmp_path / "r.toml", codes, image_tokenizer), tmp_path / "1", tmp_path
     assert main(["train", "stages", recipe, "-o", str(one)]) == 0

@@ -74,6 +74,7 @@ def test_an_image_tokenizer_is_trained_on(composed, image_tokenizer, tmp_path):
     torch.testing.assert_close(before[name], after[name], rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_trained_codebook_is_used_from_the_first_step_on(composed, image_tokenizer, tmp_path):
     """Codes that pictures use stay, but for some that the crops of 100 steps did not; a new
     codebook is laid out anew at that step."""
