@@ -16,7 +16,7 @@ from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.model import TokenShuffleModel
 from tokenshuffle_core.text_tokenizer import TextTokenizer
 
-NEWEST_ALONE = ("test_page", "test_memory", "test_nodes", "test_preview")
+NEWEST_ALONE = ("test_page", "test_nodes", "test_preview")
 
 
 @dataclass(frozen=True)

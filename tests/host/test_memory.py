@@ -14,6 +14,8 @@ from tokenshuffle_core.checkpoint import BUNDLED
 
 PLENTY = 2**34
 
+pytestmark = pytest.mark.slow  # its server takes half a minute to start
+
 
 @pytest.fixture(scope="module")
 def cards(server, tiny) -> dict[float | str, dict]:
@@ -29,7 +31,6 @@ def cards(server, tiny) -> dict[float | str, dict]:
     return {**dict(zip(free, results, strict=True)), **last}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_small_card_holds_a_part_and_computes_the_same(cards, share):
     if share and cards[share]["floor"]:
