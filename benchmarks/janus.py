@@ -68,6 +68,22 @@ def theirs(folder: Path, device: str, framed: list[int]) -> float:
     return (time.perf_counter() - started) / codes.shape[1]
 
 
+def table(found: dict) -> str:
+    rows = {
+        "convert": f"{found['convert']:.1f} s",
+        "load": f"{found['load']:.1f} s",
+        f"a picture of {found['steps']} steps": f"{found['ours'] * found['steps']:.0f} s",
+        "of which the first step": f"{found['first_step']:.0f} s",
+        "a step": f"{1e3 * found['ours']:.0f} ms",
+        f"a step of `transformers`, {found['tokens']} tokens": f"{1e3 * found['theirs']:.0f} ms",
+        "x transformers": f"{found['ratio']:.2f}",
+        "VQ decode": f"{found['vq_decode']:.1f} s",
+        "memory at most": f"{found['peak_mib'] / 1024:.1f} GiB",
+    }
+    head = f"| {found['device']} | |\n| --- | --- |\n"
+    return head + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=384)

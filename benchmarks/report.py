@@ -2,9 +2,8 @@
 
     python -m benchmarks.report
 
-A file there is what `benchmarks.decode`, `benchmarks.parts` or `benchmarks.quality` wrote with
-`--json`; its name starts with the script's. `resolutions-*.json`, by `benchmarks.decode` as well,
-is the plot.
+A file there is what `benchmarks.decode`, `parts`, `quality` or `janus` wrote with `--json`; its
+name starts with the script's. `resolutions-*.json`, by `benchmarks.decode` as well, is the plot.
 """
 
 import json
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from tokenshuffle_core.files import atomic_path
 
-from . import decode, parts, quality
+from . import decode, janus, parts, quality
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
@@ -45,6 +44,10 @@ def document() -> str:
     for name in names("quality"):
         sections.append(QUALITY.strip())
         sections.append("\n".join([quality.HEADER, *map(quality.line, read(name)["rows"])]))
+    for name in names("janus"):
+        sections.append(JANUS.strip())
+        found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        sections.append(janus.table(found))
     sections.append(PARTS.strip())
     for name in names("parts"):
         found = read(name)
@@ -120,6 +123,13 @@ QUALITY = """
 ## Weights of one byte
 
 What they cost the bundled model; `python -m benchmarks.quality DATA`.
+"""
+
+JANUS = """
+## Janus-Pro-1B
+
+Random weights of its size, from a published folder in bfloat16; `python -m benchmarks.janus`. The
+first step packs the weights for the CPU's kernel, once after loading.
 """
 
 PARTS = """

@@ -43,9 +43,11 @@ def add(commands) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="FILE.safetensors")
     add_model(parser)
     parser = command(commands, "grow", _grow, "Give a checkpoint other windows, to train it on.")
+    parser.add_argument("source", nargs="?", metavar="MODEL", help="the same as --model")
     parser.add_argument(
-        "--windows", required=True, metavar="N,N,...", help="the first is the default one"
-    )
+        "--windows", "--window", required=True, metavar="N,N,...",
+        help="the first is the default one",
+    )  # fmt: skip
     parser.add_argument(
         "--window-head", type=int, default=0, metavar="WIDTH",
         help="predict the codes of a window one after another, with so wide a head",
@@ -107,6 +109,7 @@ def _grow(options) -> None:
 
     output = check_output(options.output, ".safetensors")
     windows = _windows(options.windows)
+    options.model = options.source or options.model
     parent = load(options)
     checkpoint.save(output, grow(parent, windows, options.window_head))
     for window in windows:

@@ -8,10 +8,18 @@ from pathlib import Path
 import pytest
 
 from scripts import comfyui, workflows
-from tests.convert.published import janus, write_janus, write_llamagen
+from tests.convert.published import (
+    janus,
+    llama,
+    write_janus,
+    write_llama,
+    write_llamagen,
+    write_original_janus,
+)
 from tests.loras import write_random_lora
 from tokenshuffle_core import checkpoint
 from tokenshuffle_core.config import PRESETS
+from tokenshuffle_core.convert import families
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.model import TokenShuffleModel
 from tokenshuffle_core.text_tokenizer import TextTokenizer
@@ -83,6 +91,11 @@ def server(request, tiny, tmp_path_factory):
     (models / "broken.safetensors").write_bytes(tiny.read_bytes()[:1000])
     write_llamagen(models / "llamagen")
     write_janus(janus(), models / "Janus-Pro-1B")
+    write_original_janus(janus(), models / "Janus-1.3B")
+    write_llama(llama(True), base / "llama")
+    vq = models / "llamagen" / "vq_ds16_c2i.pt"
+    started = families.read(base / "llama", image_tokenizer=vq)
+    families.convert(started, models / "from_llama.safetensors")
     others = base / "models" / "checkpoints"
     others.mkdir(exist_ok=True)
     write_llamagen(others).rename(others / "c2i_L_384.pt")

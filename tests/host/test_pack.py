@@ -64,6 +64,8 @@ def test_loader_lists_checkpoints_and_published_models(server):
         "broken.safetensors",
         "llamagen/c2i_B_256.pt",
         "Janus-Pro-1B",
+        "Janus-1.3B",
+        "from_llama.safetensors",
         "c2i_L_384.pt",
     }
     assert set(names) == expected

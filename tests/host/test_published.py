@@ -27,8 +27,9 @@ def test_llamagen(server, prompt, checkpoint):
     assert picture_of(server, prompt) == (32, 48)
 
 
-def test_janus(server, prompt):
-    prompt["loader"]["inputs"]["checkpoint"] = "Janus-Pro-1B"
+@pytest.mark.parametrize("checkpoint", ["Janus-Pro-1B", "Janus-1.3B", "from_llama.safetensors"])
+def test_janus_in_both_layouts_and_a_start_from_a_llama(server, prompt, checkpoint):
+    prompt["loader"]["inputs"]["checkpoint"] = checkpoint
     prompt["sampler"]["inputs"] |= {"schedule": "constant", "cfg": 5.0, "width": 16, "height": 16}
     assert picture_of(server, prompt) == (16, 16)
 
