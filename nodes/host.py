@@ -45,13 +45,14 @@ folder_paths.add_model_folder_path(FOLDER, str(BUNDLED.parent))
 def checkpoints() -> list[str]:
     """Checkpoints of our own, and published models as they came: LlamaGen's files and folders with
     a config.json. Among ComfyUI's other checkpoints only what is known by its name."""
-    ours = _models(folder_paths.get_filename_list(FOLDER))
-    others = _models(folder_paths.get_filename_list(OTHERS))
-    return ours + [name for name in others if name not in ours and _known(name)]
+    ours = _models(FOLDER)
+    return ours + [name for name in _models(OTHERS) if name not in ours and _known(name)]
 
 
-def _models(names: list[str]) -> list[str]:
-    folders = {os.path.dirname(name) for name in names if os.path.basename(name) == "config.json"}
+def _models(folder: str) -> list[str]:
+    names = folder_paths.get_filename_list(folder)
+    inside = {os.path.dirname(name) for name in names} - {""}
+    folders = {name for name in inside if _folder(folder, name)}
     files = [
         name
         for name in names
@@ -59,7 +60,13 @@ def _models(names: list[str]) -> list[str]:
         and os.path.dirname(name) not in folders
         and not os.path.basename(name).startswith("vq_")  # LlamaGen's image tokenizers
     ]
-    return sorted([*files, *(folder for folder in folders if folder)])
+    return sorted([*files, *folders])
+
+
+def _folder(folder: str, name: str) -> Path | None:
+    """A published model's folder, which has a config.json."""
+    path = name and folder_paths.get_full_path(folder, os.path.join(name, "config.json"))
+    return Path(path).parent if path else None
 
 
 def _known(name: str) -> bool:
@@ -69,14 +76,19 @@ def _known(name: str) -> bool:
 
 def checkpoint_path(name: str) -> Path:
     """The file or the folder behind one of `checkpoints`. Raises FileNotFoundError."""
-    for folder in (FOLDER, OTHERS):
-        if path := folder_paths.get_full_path(folder, name):
+    for folder in (FOLDER, OTHERS) if _known(name) else (FOLDER,):
+        path = folder_paths.get_full_path(folder, name) or _folder(folder, name)
+        if path:
             return Path(path)
-        if path := folder_paths.get_full_path(folder, os.path.join(name, "config.json")):
-            return Path(path).parent
     raise FileNotFoundError(
         f"{name} is neither in models/{FOLDER} nor, under a name that is known, in models/{OTHERS}"
     )
+
+
+def written(path: Path) -> float:
+    """When the newest of a checkpoint's files was written."""
+    files = path.iterdir() if path.is_dir() else [path, *path.parent.glob("vq_*")]
+    return max(file.stat().st_mtime for file in files)
 
 
 def loras() -> list[str]:
@@ -138,7 +150,7 @@ async def _answer(name: str | None, about: Callable[[Path, float], dict]) -> web
     """What `about` says of a checkpoint, or {"error": a sentence} for the page to show."""
     try:
         path = checkpoint_path(str(name))
-        answer = await asyncio.to_thread(about, path, path.stat().st_mtime)
+        answer = await asyncio.to_thread(about, path, written(path))
     except (ValueError, OSError) as error:
         answer = {"error": str(error)}
     return web.json_response(answer)

@@ -47,7 +47,7 @@ class TokenShuffleLoader(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str, weights: str = AS_STORED) -> float:
         # A checkpoint that training has written anew is loaded anew.
-        return host.checkpoint_path(checkpoint).stat().st_mtime
+        return host.written(host.checkpoint_path(checkpoint))
 
     @classmethod
     def execute(cls, checkpoint: str, weights: str = AS_STORED) -> io.NodeOutput:

@@ -122,7 +122,9 @@ def identity(options) -> dict:
 
 def _sha256(path: str | Path) -> str:
     digest = hashlib.sha256()
-    for part in sorted(Path(path).iterdir()) if Path(path).is_dir() else [path]:
+    folder = Path(path)
+    parts = sorted(part for part in folder.iterdir() if part.is_file()) if folder.is_dir() else []
+    for part in parts or [path]:
         with open(part, "rb") as file:
             while block := file.read(2**20):
                 digest.update(block)

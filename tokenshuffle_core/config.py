@@ -179,6 +179,10 @@ class PromptConfig:
     def __post_init__(self):
         object.__setattr__(self, "template", tuple(self.template))
         _require(
+            {type(piece) for piece in (self.pad, *self.template)} == {str},
+            "the prompt's template and pad must be texts",
+        )
+        _require(
             [piece.count("{prompt}") for piece in self.template if "{prompt}" in piece] == [1],
             f"the prompt's template must hold {{prompt}} once, not {self.template}",
         )

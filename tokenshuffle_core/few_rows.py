@@ -30,7 +30,8 @@ class FewRows:
                 (mlp.gate_proj, mlp.up_proj),
                 (mlp.down_proj,),
             ]
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # the kernels' packing uses one
+        # The kernels' packing uses one thread, and memory for two more forms of a matrix.
+        with ThreadPoolExecutor(min(4, torch.get_num_threads())) as pool:
             products = list(pool.map(lambda layers: layers[0].product(layers), inputs))
         self.rows = min(product.rows for product in products)
         self.blocks = [

@@ -121,14 +121,15 @@ class TextTokenizer:
     def _plain(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids if text else []
 
-    def _token(self, name: str, **size: int) -> int:
-        token = self.tokenizer.token_to_id(name.format(**size))
+    def _token(self, name: str, rows: int = 0, columns: int = 0) -> int:
+        sized = name.replace("{rows}", str(rows)).replace("{columns}", str(columns))
+        token = self.tokenizer.token_to_id(sized)
         if token is not None:
             return token
-        if size and name.format(**size) != name:
+        if sized != name:
             raise ValueError(
-                "a picture of {columns}x{rows} windows is larger than this model has size tokens "
-                "for".format(**size)
+                f"a picture of {columns}x{rows} windows is larger than this model has size tokens "
+                "for"
             )
         raise ValueError(f"the text tokenizer has no token {name}")
 

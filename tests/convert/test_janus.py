@@ -21,14 +21,14 @@ def theirs():
 
 @pytest.fixture(scope="module")
 def folder(theirs, tmp_path_factory):
-    return write_janus(theirs, tmp_path_factory.mktemp("janus"))
+    return write_janus(theirs, tmp_path_factory.mktemp("janus-pro"))
 
 
 @pytest.fixture(scope="module", params=["transformers", "original", "converted"])
 def ours(request, theirs, folder, tmp_path_factory):
     path = folder
     if request.param == "original":
-        path = write_original_janus(theirs, tmp_path_factory.mktemp("janus") / "original")
+        path = write_original_janus(theirs, tmp_path_factory.mktemp("janus") / "original-pro")
     if request.param == "converted":
         path = tmp_path_factory.mktemp("janus") / "janus.safetensors"
         families.convert(families.read(folder), path)
@@ -96,6 +96,15 @@ def test_greedy_steps_with_guidance(theirs, ours, engine, monkeypatch):
     settings = pipeline.GenerationConfig(16, 16, cfg=5.0, schedule="constant", temperature=0)
     *_, last = ours.sample(ours.encode_prompt(TEXT), [], settings, seed=0)
     assert last.codes.flatten().tolist() == expected.flatten().tolist()
+
+
+@torch.inference_mode()
+def test_the_first_janus_has_other_roles(theirs, tmp_path):
+    made = families.load(write_janus(theirs, tmp_path / "Janus-1.3B"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "Janus-1.3B/tokenizer.json"))
+    chat = "<｜begin▁of▁sentence｜>User: a fox\n\nAssistant:<begin_of_image>"
+    framed = made.text_tokenizer.frame(made.encode_prompt("a fox"), 4, 4)
+    assert framed == tokenizer.encode(chat, add_special_tokens=False)
 
 
 def test_its_own_settings(ours):

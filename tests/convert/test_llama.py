@@ -1,7 +1,10 @@
 """A LLaMA of the `transformers` library as the start of a model."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.convert.published import llama, llamagen_vq, write_llama
 from tokenshuffle_core import checkpoint
@@ -61,11 +64,34 @@ def test_the_start_can_be_trained(vq, tmp_path):
         ({"attention_bias": True}, "attention_bias True is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"head_dim": 32}, "heads of 32 are not supported"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "not supported"),
     ],
 )
 def test_another_transformer_is_refused(changes, message, vq, tmp_path):
     folder = write_llama(llama(True, **changes), tmp_path / "llama")
     with pytest.raises(ValueError, match=message):
+        families.read(folder, image_tokenizer=vq)
+
+
+@pytest.mark.parametrize(
+    "found", [{"rope_scaling": "x"}, {"max_position_embeddings": float("inf")},
+              {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}],
+)  # fmt: skip
+def test_a_strange_configuration(found, vq, tmp_path):
+    folder = write_llama(llama(True), tmp_path / "llama")
+    config = json.loads((folder / "config.json").read_text())
+    del config["rope_parameters"]
+    (folder / "config.json").write_text(json.dumps(config | found))
+    with pytest.raises(ValueError, match=r"config\.json is not of a LLaMA"):
+        families.read(folder, image_tokenizer=vq)
+
+
+def test_weights_that_a_llama_has_not(vq, tmp_path):
+    folder = write_llama(llama(True), tmp_path / "llama")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.self_attn.q_proj.bias"] = torch.zeros(64)
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"q_proj\.bias has no place in a LLaMA"):
         families.read(folder, image_tokenizer=vq)
 
 

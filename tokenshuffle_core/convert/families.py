@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checkpoint, pipeline
-from ..files import Planned, write_safetensors_in_turn
+from ..files import TYPES, Planned, write_safetensors_in_turn
 from ..image_tokenizer import ImageTokenizer
 from ..model import TokenShuffleModel
 from . import FAMILIES, janus, llama, llamagen, vq
@@ -46,7 +46,14 @@ def read(
 ) -> Published:
     """What lies at `path`; `image_tokenizer` is the file of one that comes apart. Raises
     FileNotFoundError, or ValueError with one sentence."""
-    source = Source(path)
+    published = _read(Source(path), family, image_tokenizer, side, windows)
+    tokens, rows = len(published.text_tokenizer), published.config.model.text_vocabulary
+    if tokens > rows:
+        raise ValueError(f"{path}: its text tokenizer has {tokens} tokens, the model {rows}")
+    return published
+
+
+def _read(source: Source, family, image_tokenizer, side, windows) -> Published:
     family = family or family_of(source)
     if windows and family != "llama":
         raise ValueError("windows are chosen for a LLaMA; other models are grown")
@@ -56,7 +63,7 @@ def read(
         return janus.read(source, image_tokenizer, side)
     if family == "llama":
         return llama.read(source, image_tokenizer, side, windows or (2,))
-    raise ValueError(f"{path}: a model must be of llamagen, janus or llama, not of {family}")
+    raise ValueError(f"{source.path}: a model must be of llamagen, janus or llama, not {family}")
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", dtype=None) -> pipeline.Pipeline:
@@ -79,9 +86,10 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype=None) -> pi
 
 def convert(published: Published, output: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write one checkpoint of our own, a tensor at a time. `dtype` is the model's, by default that
-    of its head. Raises ValueError, OSError."""
+    of its text embedding. Raises ValueError, OSError."""
     config = published.config
-    dtype = dtype or published.model["head.weight"]().dtype
+    dtype = dtype or published.model["text_embedding.weight"]().dtype
+    dtype = dtype if dtype in TYPES else torch.float32
     planned = {}
     for prefix, module, shape, weights, to in (
         ("model", TokenShuffleModel, config.model, published.model, dtype),

@@ -5,6 +5,7 @@ The layers through which a code's vector enters the LLaMA depend on the code alo
 table of embeddings.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,10 +37,13 @@ TRANSFORMERS = {
     "config": "text_config",
 }
 MARKS = (ORIGINAL["codes"], TRANSFORMERS["codes"])  # what only these models have
-PROMPT = PromptConfig(
+PROMPT = PromptConfig(  # Janus-Pro's
     ("<｜begin▁of▁sentence｜>", "<|User|>: {prompt}\n\n<|Assistant|>:", "<begin_of_image>"),
     pad="<｜▁pad▁｜>",
     padded_negative=True,
+)
+JANUS_PROMPT = replace(
+    PROMPT, template=("<｜begin▁of▁sentence｜>", "User: {prompt}\n\nAssistant:", "<begin_of_image>")
 )
 SIDE = 384  # pixels of the pictures that it was trained on
 MAX_PROMPT = 1024
@@ -62,9 +66,10 @@ def read(source: Source, vq: Path | None = None, side: int | None = None) -> Pub
         **shape, codebook_size=codes, windows=(1,), head_hidden=hidden, max_prompt=MAX_PROMPT,
         max_grid=64,
     )  # fmt: skip
-    text_tokenizer = TextTokenizer.from_json(
-        source.file("tokenizer.json").read_text(encoding="utf-8"), PROMPT
-    )
+    text = source.file("tokenizer.json").read_text(encoding="utf-8")
+    pro = '"<|User|>"' in text or "pro" in source.path.resolve().name.lower()
+    prompt = PROMPT if pro else JANUS_PROMPT
+    text_tokenizer = TextTokenizer.from_json(text, prompt)
     side = side or SIDE
     card = {
         "modelspec.title": source.path.resolve().name,
@@ -81,7 +86,7 @@ def read(source: Source, vq: Path | None = None, side: int | None = None) -> Pub
     for ours, theirs in zip(("head_input", "head"), layout["head"], strict=True):
         for part in ("weight", "bias"):
             weights[f"{ours}.{part}"] = lambda name=f"{theirs}.{part}": source[name]
-    config = Config(images, model, generation, PROMPT)
+    config = Config(images, model, generation, prompt)
     return Published(source.path, config, text_tokenizer, card, weights, image_weights)
 
 

@@ -70,7 +70,7 @@ def shape_from(source: Source, described: dict, prefix: str) -> dict:
         context = int(described.get("max_position_embeddings", 2048))
         norm_eps = float(described.get("rms_norm_eps", 1e-6))
         theta, scaling = _rope(described)
-    except (TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{source.path}: config.json is not of a LLaMA: {error}") from None
     if described.get("head_dim") not in (None, width // max(heads, 1)):
         raise ValueError(

@@ -67,4 +67,8 @@ def llama_layers(source: "Source", prefix: str, layers: int) -> Weights:
     for name in names.values():
         if name not in source:
             raise ValueError(f"{source.path}: {name} is missing")
+    others = {name for name in source.shapes if name.startswith(f"{prefix}layers.")}
+    for name in sorted(others - set(names.values())):
+        if not name.endswith("rotary_emb.inv_freq"):
+            raise ValueError(f"{source.path}: {name} has no place in a LLaMA")
     return {f"transformer.{o}": lambda theirs=t: source[theirs] for o, t in names.items()}

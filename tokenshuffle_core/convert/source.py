@@ -8,7 +8,9 @@ for code to run, is refused with a sentence that names it.
 
 import argparse
 import json
-import pickle
+import pickletools
+import re
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +26,13 @@ WRAPPERS = ("model", "module", "state_dict")
 PREFIXES = ("_fsdp_wrapped_module.", "_orig_mod.", "module.")
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
+# What a pickle of tensors asks for; argparse's namespace is a mere record, in which trainings leave
+# their options.
+PLAIN = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage"
+    r"|torch (Size|float32|float16|bfloat16)|argparse Namespace"
+)
+LOCK = threading.Lock()  # PyTorch's list of what is safe is one for all threads
 
 
 class Source:
@@ -129,15 +138,8 @@ def read_pickle(path: Path, wrappers: tuple[str, ...] = WRAPPERS) -> dict[str, T
     """
     _check_zip(path)
     try:
-        # argparse's namespace is a mere record, in which trainings leave their options.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with LOCK, torch.serialization.safe_globals([argparse.Namespace]):
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        asked = str(error).partition("GLOBAL ")[2].split(" ")[0]
-        what = f"asks for {asked}" if asked else "is damaged or no state dict"
-        raise ValueError(
-            f"{path}: the pickle {what}; only plain tensors are read, since others could run code"
-        ) from None
     except Exception as error:  # whatever a damaged pickle makes the reader raise
         text = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {text})") from None
@@ -155,7 +157,7 @@ def read_pickle(path: Path, wrappers: tuple[str, ...] = WRAPPERS) -> dict[str, T
             name = name.replace(prefix, "")
         if name in tensors:
             raise ValueError(f"{path}: {name} is there twice")
-        if tensor.layout != torch.strided or tensor.is_quantized:
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise ValueError(f"{path}: {name} is no plain tensor")
         if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
             raise ValueError(
@@ -166,15 +168,37 @@ def read_pickle(path: Path, wrappers: tuple[str, ...] = WRAPPERS) -> dict[str, T
 
 
 def _check_zip(path: Path) -> None:
-    """PyTorch stores its records as they are: one that unpacks to more would be a bomb."""
+    """PyTorch stores its records as they are: one that unpacks to more would be a bomb. And its
+    pickles ask for what PLAIN names, where they hold tensors alone."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            _check_size(path, entries)
+            pickles = [archive.read(entry) for entry in entries if entry.filename.endswith(".pkl")]
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
         raise ValueError(
             f"{path} is no file of PyTorch's zip format ({error}): it may be damaged or cut short, "
             "or older than PyTorch 1.6"
         ) from None
+    if len(pickles) != 1:  # TorchScript, which is a program, has two
+        raise ValueError(f"{path} holds {len(pickles)} pickles: it is no state dict")
+    try:
+        asked = [
+            argument
+            for operation, argument, _ in pickletools.genops(pickles[0])
+            if operation.name in ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")
+        ]
+    except Exception as error:
+        raise ValueError(f"{path}: its pickle is damaged ({error})") from None
+    for name in asked:
+        if not PLAIN.fullmatch(str(name)):
+            raise ValueError(
+                f"{path}: the pickle asks for {str(name)[:100]!r}; only plain tensors are read, "
+                "since others could run code"
+            )
+
+
+def _check_size(path: Path, entries: list[zipfile.ZipInfo]) -> None:
     size = path.stat().st_size
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or (
         sum(entry.file_size for entry in entries) > size
