@@ -58,9 +58,6 @@ class ClassNames:
         hint = f"did you mean {names}?" if near else "this model draws ImageNet's 1,000 classes"
         raise ValueError(f"{text!r} is not the name of a class that this model knows: {hint}")
 
-    def decode(self, ids: list[int]) -> str:
-        return ", ".join(self.names[i] for i in ids if i < len(self.names))
-
     def frame(self, ids: list[int], rows: int, columns: int, length: int = 0) -> list[int]:
         """As TextTokenizer.frame: nothing surrounds a class."""
         return ids or [self.pad]

@@ -73,15 +73,17 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype=None) -> pi
         return pipeline.load(path, device, dtype)
     published = read(path)
     dtype = dtype or checkpoint.default_dtype(device)
-    config = published.config
-    with torch.device("meta"):
-        model = TokenShuffleModel(config.model)
-        image_tokenizer = ImageTokenizer(config.image_tokenizer)
-    _fill(model, published.model, published.path, device, dtype)
-    _fill(image_tokenizer, published.image_tokenizer, published.path, device, torch.float32)
+    config, path = published.config, published.path
     return pipeline.Pipeline(
-        config, model.eval(), image_tokenizer.eval(), published.text_tokenizer, published.card
-    )
+        config,
+        _filled(TokenShuffleModel, config.model, published.model, path, device, dtype),
+        _filled(
+            ImageTokenizer, config.image_tokenizer, published.image_tokenizer, path, device,
+            torch.float32,
+        ),
+        published.text_tokenizer,
+        published.card,
+    )  # fmt: skip
 
 
 def convert(published: Published, output: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -118,18 +120,19 @@ def load_image_tokenizer(path: str | Path, device: str | torch.device = "cpu") -
     else:
         published = read(path, family)
         config, weights = published.config.image_tokenizer, published.image_tokenizer
+    return _filled(ImageTokenizer, config, weights, source.path, device, torch.float32)
+
+
+def _filled(make: Callable, config, weights: Weights, path: Path, device, dtype) -> nn.Module:
+    """The module of this shape with its weights, for inference."""
     with torch.device("meta"):
-        module = ImageTokenizer(config)
-    _fill(module, weights, source.path, device, torch.float32)
-    return module.eval()
-
-
-def _fill(module: nn.Module, weights: Weights, path: Path, device, dtype: torch.dtype) -> None:
+        module = make(config)
     found = {
         name: checked(weights[name], name, empty.shape, path).to(device, dtype)
         for name, empty in module.state_dict().items()
     }
     module.load_state_dict(found, assign=True)
+    return module.eval()
 
 
 def checked(read: Callable[[], Tensor], name: str, shape: torch.Size, path: Path) -> Tensor:
