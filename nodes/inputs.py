@@ -82,7 +82,7 @@ def options() -> list[io.Input]:
         schedule(),
         io.Float.Input(
             "temperature",
-            default=0.7,
+            default=0.3,
             min=0.0,
             max=10.0,
             step=0.05,

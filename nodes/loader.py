@@ -33,8 +33,8 @@ class TokenShuffleLoader(io.ComfyNode):
                     options=[AS_STORED, *WEIGHT_KINDS],
                     default=AS_STORED,
                     optional=True,
-                    tooltip="One byte a weight takes less memory and time and changes pictures a "
-                    "little: int8 is for the CPU, fp8 for recent GPUs.",
+                    tooltip="8-bit weights take half the memory of 16-bit ones and change pictures "
+                    "a little: int8 is for the CPU, fp8 for recent GPUs.",
                 ),
             ],
             outputs=[

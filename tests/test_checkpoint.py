@@ -1,5 +1,4 @@
 import json
-import resource
 import struct
 import subprocess
 import sys
@@ -163,6 +162,7 @@ def test_what_does_not_fit_is_named(tiny, tmp_path, change, message):
 
 def test_a_full_disk(tiny, tmp_path):
     """The limit on a file's size stands for it."""
+    resource = pytest.importorskip("resource", reason="Windows has no such limits")
     parts, path = checkpoint.load(tiny), tmp_path / "model.safetensors"
     path.write_text("what lay there")
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)

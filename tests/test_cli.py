@@ -1,7 +1,6 @@
 """Every bad input ends in exit code 2, one line that names it, and no partial file."""
 
 import json
-import resource
 import signal
 import subprocess
 import sys
@@ -146,6 +145,7 @@ def test_unknown_option():
 
 def test_a_full_disk_leaves_no_partial_file(tiny, tmp_path):
     """A limit on the size of files stands in for the disk."""
+    resource = pytest.importorskip("resource", reason="Windows has no such limits")
 
     def limit():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

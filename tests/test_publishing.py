@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import tokenshuffle_core
+from tokenshuffle_core.cli import main
+
 tomllib = pytest.importorskip("tomllib", reason="Python 3.11 and newer")
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,7 +21,7 @@ CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 YAML = [ROOT / ".pre-commit-config.yaml", *sorted((ROOT / ".github").rglob("*.yml"))]
 # What a ComfyUI needs of the pack, with the licence and what a user reads.
 SHIPPED = {
-    *("__init__.py", "nodes", "tokenshuffle_core", "web", "locales", "workflows", "api"),
+    *("__init__.py", "nodes", "tokenshuffle_core", "web", "locales", "workflows", "api", "recipes"),
     *("pyproject.toml", "requirements.txt", "LICENSE", "README.md", "README.zh.md", "CHANGELOG.md"),
 }
 
@@ -31,12 +34,14 @@ def workflow(name: str) -> dict:
 def test_version_is_semantic_and_the_newest_in_the_changelog():
     number = r"(0|[1-9]\d*)"
     assert re.fullmatch(rf"{number}\.{number}\.{number}", PROJECT["version"])
-    released = re.findall(r"^## \[(\d.*?)\] - \d{4}-\d{2}-\d{2}$", CHANGELOG, re.MULTILINE)
-    assert released[0] == PROJECT["version"]
-    assert released == sorted(released, key=lambda v: [*map(int, v.split("."))], reverse=True)
     headings = re.findall(r"^## (.*)$", CHANGELOG, re.MULTILINE)
-    assert headings[0] == "[Unreleased]"
-    assert len(headings) == 1 + len(released), "every other heading is a version with its date"
+    versions = [re.match(r"\[(.*?)\]", heading)[1] for heading in headings]
+    assert versions[0] == PROJECT["version"] == tokenshuffle_core.__version__
+    assert versions == sorted(versions, key=lambda v: [*map(int, v.split("."))], reverse=True)
+    dated = [bool(re.fullmatch(r"\[.*\] - \d{4}-\d{2}-\d{2}", heading)) for heading in headings]
+    assert all(dated[1:]), "every version but the newest was released"
+    assert dated[0] or headings[0].endswith(" - unreleased")
+    assert all((f"[{v}]: " in CHANGELOG) == known for v, known in zip(versions, dated, strict=True))
 
 
 def test_requirements_are_the_projects_dependencies():
@@ -68,14 +73,27 @@ def test_what_the_registry_asks_for():
     assert "web" not in COMFY, "with WEB_DIRECTORY, ComfyUI would load every script of it twice"
 
 
-def test_the_archive_leaves_out_nothing_that_is_needed():
+def test_the_archive_holds_exactly_what_ships():
     lines = (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
     patterns = [line for line in lines if line and not line.startswith("#")]
     assert all(re.fullmatch(r"/[\w.-]+/?", pattern) for pattern in patterns), "one of the root each"
     left_out = {pattern.strip("/") for pattern in patterns}
-    assert not left_out & SHIPPED
-    assert {"tests", "scripts", "benchmarks", ".github"} <= left_out
-    assert not [name for name in left_out if not (ROOT / name).exists()]
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if files.returncode:
+        pytest.skip("not a git checkout")
+    tracked = {name.partition("/")[0] for name in files.stdout.splitlines()}
+    assert tracked - left_out == SHIPPED
+    assert left_out <= tracked, "every pattern leaves out something"
+
+
+def test_nothing_built_is_tracked():
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    built = (".whl", ".tar", ".gz", ".zip", ".pyc", ".so", ".egg-info")
+    assert not [name for name in files.stdout.splitlines() if name.endswith(built)]
 
 
 @pytest.mark.parametrize("path", YAML, ids=lambda path: path.name)
@@ -101,18 +119,35 @@ def test_only_the_tag_of_the_version_is_published(tmp_path):
     (publish,) = (i for i, step in enumerate(steps) if "publish-node-action" in str(step))
     assert check < publish
 
-    def run(tag: str) -> subprocess.CompletedProcess:
+    version = PROJECT["version"]
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text("utf-8"), "utf-8")
+
+    def run(tag: str, changelog: str = CHANGELOG) -> subprocess.CompletedProcess:
+        (tmp_path / "CHANGELOG.md").write_text(changelog, encoding="utf-8")
         output = tmp_path / tag
         env = {**os.environ, "GITHUB_REF_NAME": tag, "GITHUB_OUTPUT": str(output)}
         command = [sys.executable, "-c", steps[check]["run"]]
-        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
 
-    assert run("v99.0.0").returncode == 1
-    assert run(PROJECT["version"]).returncode == 1
-    done = run(f"v{PROJECT['version']}")
+    heading = rf"^## \[{re.escape(version)}\].*$"
+    dated, waiting = (
+        re.sub(heading, f"## [{version}] - {date}", CHANGELOG, flags=re.MULTILINE)
+        for date in ("2027-01-31", "unreleased")
+    )
+    assert run("v99.0.0", dated).returncode == 1
+    assert run(version, dated).returncode == 1
+    assert run(f"v{version}", waiting).returncode == 1
+    done = run(f"v{version}", dated)
     assert done.returncode == 0, done.stderr
     name, *section, end = (tmp_path / f"v{PROJECT['version']}").read_text("utf-8").splitlines()
     assert name == f"changelog<<{end}"
     assert section[0]
     assert not [line for line in section if line.startswith(("## ", "["))]
     assert all(line in CHANGELOG for line in section)
+
+
+def test_version_option(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"tokenshuffle {PROJECT['version']}\n"

@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from . import cli_data, cli_eval, cli_training, cli_weights
+from . import __version__, cli_data, cli_eval, cli_training, cli_weights
 from .cli_options import (
     add_model,
     add_sampling,
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tokenshuffle", description="Text to image with a plain LLaMA and shuffled tokens."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_generate(commands)
     _add_codes(commands)

@@ -32,7 +32,8 @@ def add_model(parser, lora: bool = True) -> None:
         parser.add_argument(
             "--weights",
             choices=WEIGHT_KINDS,
-            help="make the weights smaller on loading: int8 is faster on a CPU, fp8 on recent GPUs",
+            help="convert the weights to 8 bits on loading: half the memory of a 16-bit file; fp8 "
+            "is also faster on recent GPUs",
         )
 
 

@@ -70,7 +70,7 @@ def add(commands) -> None:
     defaults = {tokenizer: (3200, 12, 2e-3), model: (15000, 16, 1.2e-3)}
     for part, (steps, batch, learning_rate) in defaults.items():
         part.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
-        part.add_argument("--preset", choices=PRESETS, default="emoji")
+        part.add_argument("--preset", choices=PRESETS, default="small")
         part.add_argument("--steps", type=int, default=steps)
         part.add_argument("--batch", type=int, default=batch)
         part.add_argument("--learning-rate", type=float, default=learning_rate)

@@ -297,7 +297,7 @@ PRESETS = {
         ),
         GenerationConfig(width=32, height=32, cfg=2.0),
     ),
-    "emoji": Config(
+    "small": Config(
         ImageTokenizerConfig(
             channels=16, channel_multipliers=(1, 2, 4, 8), res_blocks=1, norm_groups=8,
             latent_channels=64, codebook_size=1024,

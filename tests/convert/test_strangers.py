@@ -188,6 +188,7 @@ def test_mutated_files(folders, tmp_path):
     """A thousand and more files, of each reader, with bytes changed, cut out, doubled and cut off,
     mostly in their headers: what is not refused computes as any model, and nothing dies. The
     readers run in processes of their own, so that one that dies is seen."""
+    pytest.importorskip("resource", reason="Windows has no limit on a process's memory")
     seed = 0
     report = {}
     for name in ("native", "janus", "original", "llama", "llamagen", "vq"):

@@ -1,5 +1,4 @@
 import json
-import resource
 import shutil
 import signal
 import subprocess
@@ -359,6 +358,7 @@ def test_a_killed_extraction_leaves_no_half_shard(tokenizer_file, image_tokenize
 
 def test_a_full_disk_leaves_no_half_shard(source, tokenizer_file, tmp_path):
     """A limit on the size of files stands in for the disk."""
+    resource = pytest.importorskip("resource", reason="Windows has no such limits")
 
     def limit():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -1,6 +1,6 @@
 """A training in stages, from a recipe file in TOML: each stage trains on what the one before made.
 
-    preset = "emoji"                  # with the tables [model] and [generation] to change it, or
+    preset = "small"                  # with the tables [model] and [generation] to change it, or
     # init = "model.safetensors"      # to begin with a trained checkpoint
     image_tokenizer = "vq.safetensors"
     batch = 16                        # what stands here holds for every stage
@@ -54,7 +54,7 @@ KINDS: dict[Any, tuple[tuple, str]] = {  # of a field -> of its value in TOML
     str: ((str,), "text"),
     Path: ((str,), "text"),
 }
-DEFAULTS = {"preset": "emoji", "batch": 16, "learning_rate": 1.2e-3, "warmup": 100, "ema": 0.99}
+DEFAULTS = {"preset": "small", "batch": 16, "learning_rate": 1.2e-3, "warmup": 100, "ema": 0.99}
 
 
 @dataclass(frozen=True)
