@@ -31,6 +31,13 @@ def workflow(name: str) -> dict:
     return yaml.safe_load((ROOT / ".github" / "workflows" / name).read_text(encoding="utf-8"))
 
 
+def tracked_files() -> list[str]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return listed.stdout.splitlines()
+
+
 def test_version_is_semantic_and_the_newest_in_the_changelog():
     number = r"(0|[1-9]\d*)"
     assert re.fullmatch(rf"{number}\.{number}\.{number}", PROJECT["version"])
@@ -78,22 +85,14 @@ def test_the_archive_holds_exactly_what_ships():
     patterns = [line for line in lines if line and not line.startswith("#")]
     assert all(re.fullmatch(r"/[\w.-]+/?", pattern) for pattern in patterns), "one of the root each"
     left_out = {pattern.strip("/") for pattern in patterns}
-    files = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    if files.returncode:
-        pytest.skip("not a git checkout")
-    tracked = {name.partition("/")[0] for name in files.stdout.splitlines()}
+    tracked = {name.partition("/")[0] for name in tracked_files()}
     assert tracked - left_out == SHIPPED
     assert left_out <= tracked, "every pattern leaves out something"
 
 
 def test_nothing_built_is_tracked():
-    files = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     built = (".whl", ".tar", ".gz", ".zip", ".pyc", ".so", ".egg-info")
-    assert not [name for name in files.stdout.splitlines() if name.endswith(built)]
+    assert not [name for name in tracked_files() if name.endswith(built)]
 
 
 @pytest.mark.parametrize("path", YAML, ids=lambda path: path.name)
