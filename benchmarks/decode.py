@@ -24,11 +24,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tokenshuffle_core import checkpoint, sampler
+from tokenshuffle_core import sampler
+from tokenshuffle_core.checkpoints import native as checkpoint
 from tokenshuffle_core.config import WEIGHT_KINDS, GenerationConfig
-from tokenshuffle_core.linear import Linear
+from tokenshuffle_core.engine.cpu_linear import Linear
+from tokenshuffle_core.engine.quantize import quantize
 from tokenshuffle_core.pipeline import Pipeline
-from tokenshuffle_core.quantize import quantize
 
 from .models import SHAPES, cache_bytes, random_pipeline, read_weights
 

@@ -15,14 +15,8 @@ from dataclasses import replace
 import torch
 from tqdm import tqdm
 
-from tokenshuffle_core import checkpoint
-from tokenshuffle_core.config import (
-    LLAMAGEN_VQ16,
-    PRESETS,
-    Config,
-    GenerationConfig,
-    ModelConfig,
-)
+from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core.config import LLAMAGEN_VQ16, PRESETS, Config, GenerationConfig, ModelConfig
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.images import write_png
 from tokenshuffle_core.model import TokenShuffleModel

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from tests.convert.published import SPECIAL, randomise, write_tokenizer
+from tests.support.published import SPECIAL, randomise, write_tokenizer
+from tokenshuffle_core.checkpoints import families
 from tokenshuffle_core.config import GenerationConfig
-from tokenshuffle_core.convert import families
 
 from .decode import about
 from .parts import peak

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from tokenshuffle_core import checkpoint
+from tokenshuffle_core.checkpoints import native as checkpoint
 from tokenshuffle_core.config import LLAMAGEN_VQ16, GenerationConfig
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.sampler import draw_noise, sample_windows

@@ -22,18 +22,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tokenshuffle_core import checkpoint, pipeline
+from tokenshuffle_core import pipeline
+from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core.data.emoji import build as emoji
+from tokenshuffle_core.data.emoji import compose
+from tokenshuffle_core.data.emoji.pictures import on_white
+from tokenshuffle_core.data.shards import INDEX, CodeShards, extract
 from tokenshuffle_core.evaluation.reconstruction import psnr
 from tokenshuffle_core.evaluation.retrieval import choose, retrieval
 from tokenshuffle_core.files import atomic_path
 from tokenshuffle_core.pipeline import Pipeline
-from tokenshuffle_core.training import compose, emoji, state
+from tokenshuffle_core.training import state
 from tokenshuffle_core.training.flops import training_flops
 from tokenshuffle_core.training.loop import FINAL
-from tokenshuffle_core.training.pictures import on_white
-from tokenshuffle_core.training.shards import INDEX, CodeShards, extract
+from tokenshuffle_core.training.model import CPU, ModelTask, train_model
 from tokenshuffle_core.training.stages import Stages, parse_stages, parts_of
-from tokenshuffle_core.training.train_model import CPU, ModelTask, train_model
 
 from .tables import (
     ORDER,

@@ -5,10 +5,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ..tokenshuffle_core import checkpoint
+from ..tokenshuffle_core.checkpoints import families
+from ..tokenshuffle_core.checkpoints import native as checkpoint
 from ..tokenshuffle_core.class_names import ClassNames
 from ..tokenshuffle_core.config import Config, parse_sizes
-from ..tokenshuffle_core.convert import families
 from ..tokenshuffle_core.text_tokenizer import TextTokenizer
 
 # `modified`, the file's time stamp, is there for the caches: a file written anew is read anew.

@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 from comfy_api.latest import io
 
+from ..tokenshuffle_core.checkpoints.llamagen import imagenet
 from ..tokenshuffle_core.class_names import ClassNames
 from ..tokenshuffle_core.config import GenerationConfig
-from ..tokenshuffle_core.convert.llamagen import imagenet
 from . import host, inputs
 from .preview import Preview
 from .types import CATEGORY, Codes, Model, Options, Prompt

@@ -15,19 +15,15 @@ from pathlib import Path
 
 import torch
 
-from tokenshuffle_core import checkpoint
+from tokenshuffle_core.checkpoints import native as checkpoint
 from tokenshuffle_core.config import parse_sizes
-from tokenshuffle_core.evaluation.compositional import (
-    SCORES,
-    choose_compositions,
-    compositional,
-)
+from tokenshuffle_core.data.emoji.build import read_manifest
+from tokenshuffle_core.data.emoji.compose import FOLDER
+from tokenshuffle_core.data.emoji.pictures import sheet_of
+from tokenshuffle_core.evaluation.compositional import SCORES, choose_compositions, compositional
 from tokenshuffle_core.evaluation.retrieval import choose, reconstruction_psnr, retrieval
 from tokenshuffle_core.files import atomic_path
 from tokenshuffle_core.pipeline import Pipeline, load
-from tokenshuffle_core.training.compose import FOLDER
-from tokenshuffle_core.training.emoji import read_manifest
-from tokenshuffle_core.training.pictures import sheet_of
 
 ROOT = Path(__file__).resolve().parent.parent
 HELP = ROOT / "web" / "docs" / "TokenShufflePrompt.md"

@@ -1,48 +1,20 @@
 """A tiny checkpoint with random weights, and a tiny data set made from hand-written sources."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
-from tokenshuffle_core import checkpoint
-from tokenshuffle_core.config import PRESETS
-from tokenshuffle_core.image_tokenizer import ImageTokenizer
+from tests.support.emoji_sources import SUBJECTS, write_sources
+from tests.support.models import LOOP, TINY, random_checkpoint
+from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core.data.emoji import build as emoji
+from tokenshuffle_core.data.emoji import compose
+from tokenshuffle_core.data.shards import extract
 from tokenshuffle_core.model import TokenShuffleModel
 from tokenshuffle_core.pipeline import Pipeline
-from tokenshuffle_core.text_tokenizer import TextTokenizer
-from tokenshuffle_core.training import emoji
-
-SUBJECTS = {
-    "1F34E": ("red apple", "红苹果"),
-    "1F436": ("dog face", "狗脸"),
-    "2B50": ("star", "星星"),
-}
-OTHER_LANGUAGES = {
-    "ja": ("赤リンゴ", "イヌの顔", "スター"),
-    "ko": ("빨간 사과", "강아지 얼굴", "별"),
-    "de": ("roter Apfel", "Hundegesicht", "Stern"),
-    "fr": ("pomme rouge", "tête de chien", "étoile"),
-    "es": ("manzana roja", "cara de perro", "estrella"),
-    "pt": ("maçã vermelha", "rosto de cachorro", "estrela"),
-    "it": ("mela rossa", "muso di cane", "stella"),
-    "ru": ("красное яблоко", "морда собаки", "звезда"),
-}
-
-
-def random_checkpoint() -> checkpoint.Checkpoint:
-    torch.manual_seed(0)
-    config = PRESETS["tiny"]
-    model = TokenShuffleModel(config.model)
-    model.initialise()
-    for parameter in model.parameters():  # logits that differ enough to matter
-        parameter.data *= 2
-    text = TextTokenizer.train(["a red apple"], 512, config.model.max_grid)
-    card = {"modelspec.title": "tiny", "modelspec.resolution": "32x32"}
-    return checkpoint.Checkpoint(config, model, ImageTokenizer(config.image_tokenizer), text, card)
+from tokenshuffle_core.training.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -72,36 +44,6 @@ def elastic(pipeline) -> Pipeline:
     return Pipeline(**{**vars(pipeline), "config": config, "model": model.eval()})
 
 
-def write_sources(directory: Path) -> None:
-    """What `npm pack` would leave in DIR/sources: three subjects in three styles."""
-    names = directory / "sources" / "emojibase-data"
-    english, chinese = zip(*SUBJECTS.values(), strict=True)
-    for language, labels in {"en": english, "zh": chinese, **OTHER_LANGUAGES}.items():
-        (names / language).mkdir(parents=True)
-        entries = [
-            {"hexcode": code, "label": label, "tags": ["common", f"tag{code}"], "group": 3}
-            for code, label in zip(SUBJECTS, labels, strict=True)
-        ]
-        (names / language / "data.json").write_text(json.dumps(entries), encoding="utf-8")
-    for package, colour in (("fluent-emoji-flat", "#ff0000"), ("noto", "#0000ff")):
-        folder = directory / "sources" / f"@iconify-json+{package}"
-        folder.mkdir(parents=True)
-        body = f'<circle cx="16" cy="16" r="10" fill="{colour}"/>'
-        icons = {f"icon-{code}": {"body": body} for code in SUBJECTS}
-        icons["icon-2B50"] |= {"width": 32, "height": 64}
-        (folder / "icons.json").write_text(
-            json.dumps({"icons": icons, "width": 32, "height": 32}), encoding="utf-8"
-        )
-        chars = {code.lower(): f"icon-{code}" for code in SUBJECTS}
-        (folder / "chars.json").write_text(json.dumps(chars), encoding="utf-8")
-    assets = directory / "sources" / "@lobehub+fluent-emoji-3d" / "assets"
-    assets.mkdir(parents=True)
-    for i, code in enumerate(SUBJECTS):
-        picture = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
-        picture.paste((40 * i, 255, 0, 255), (16, 16, 48, 48))
-        picture.save(assets / f"{code.lower()}.webp", lossless=True)
-
-
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
     """A built data set of nine 32 px pictures, one of them held out."""
@@ -110,4 +52,22 @@ def data(tmp_path_factory) -> Path:
     subjects = directory / "subjects.txt"
     subjects.write_text("".join(f"{code} {names[0]}\n" for code, names in SUBJECTS.items()))
     emoji.build(directory, size=32, subjects=str(subjects), held_out=0.1)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def composed(data) -> Path:
+    return compose.build(data, 24).parent
+
+
+@pytest.fixture(scope="session")
+def image_tokenizer(composed, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tokenizer") / "run"
+    return train_tokenizer(composed, directory, TINY.image_tokenizer, LOOP, crop=16, side=32)
+
+
+@pytest.fixture(scope="session")
+def codes(composed, image_tokenizer, tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("codes")
+    extract(composed, directory, checkpoint.load_image_tokenizer(image_tokenizer), [(32, 32)])
     return directory

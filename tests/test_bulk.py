@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tokenshuffle_core.bulk import share
-from tokenshuffle_core.cli import main
+from tokenshuffle_core.cli.main import main
 
 LINES = [
     {"prompt": "a red apple"},

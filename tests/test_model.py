@@ -3,19 +3,10 @@ import dataclasses
 import pytest
 import torch
 
+from tests.support.models import CONFIG, model_of
 from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.model import TokenShuffleModel
 from tokenshuffle_core.sampler import pad_left
-
-CONFIG = PRESETS["tiny"].model
-
-
-def model_of(window: int, **changes) -> TokenShuffleModel:
-    torch.manual_seed(window)
-    model = TokenShuffleModel(dataclasses.replace(CONFIG, windows=(window,), **changes))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.15)
-    return model.eval()
 
 
 def windows_of(codes, window):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import tokenshuffle_core
-from tokenshuffle_core.cli import main
+from tokenshuffle_core.cli.main import main
 
 tomllib = pytest.importorskip("tomllib", reason="Python 3.11 and newer")
 
@@ -21,7 +21,16 @@ CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 YAML = [ROOT / ".pre-commit-config.yaml", *sorted((ROOT / ".github").rglob("*.yml"))]
 # What a ComfyUI needs of the pack, with the licence and what a user reads.
 SHIPPED = {
-    *("__init__.py", "nodes", "tokenshuffle_core", "web", "locales", "workflows", "api", "recipes"),
+    *(
+        "__init__.py",
+        "nodes",
+        "tokenshuffle_core",
+        "web",
+        "locales",
+        "workflows",
+        "examples",
+        "recipes",
+    ),
     *("pyproject.toml", "requirements.txt", "LICENSE", "README.md", "README.zh.md", "CHANGELOG.md"),
 }
 

@@ -5,7 +5,7 @@ import torch
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from tokenshuffle_core.config import GenerationConfig
-from tokenshuffle_core.few_rows import FewRows
+from tokenshuffle_core.engine.cpu_transformer import FewRows
 from tokenshuffle_core.guidance import guide, scale_at
 from tokenshuffle_core.sampler import decode, draw_noise, filter_logits, pad_left, sample_codes
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import strips
 from .config import ImageTokenizerConfig
 from .embedding import Embedding
+from .engine import strips
 
 LARGE = 2**27  # numbers of a feature map of which there is room for two
 SMALL = 2**24  # ... where memory is to be saved

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .config import ModelConfig
 from .embedding import Embedding
-from .linear import Linear
+from .engine.cpu_linear import Linear
 from .shuffle import TokenShuffle, TokenUnshuffle, WindowHead, shuffle
 from .transformer import KVCache, Layout, Transformer
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import checkpoint
+from .checkpoints import native as checkpoint
 from .config import GenerationConfig
 from .engine import windows_ahead
 from .image_tokenizer import ImageTokenizer

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .config import GenerationConfig
 from .engine import accelerated
-from .few_rows import FewRows
+from .engine.cpu_transformer import FewRows
 from .guidance import guide, scale_at
 from .model import TokenShuffleModel
 from .shuffle import shuffle

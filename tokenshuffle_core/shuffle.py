@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .config import ModelConfig
 from .embedding import Embedding
-from .linear import Linear
+from .engine.cpu_linear import Linear
 
 
 def shuffle(x: Tensor, window: int) -> Tensor:

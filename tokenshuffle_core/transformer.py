@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .linear import Linear
+from .engine.cpu_linear import Linear
 
 
 class KVCache:

@@ -9,6 +9,15 @@ import torch
 from PIL import Image, ImageDraw
 
 from tokenshuffle_core.config import GenerationConfig
+from tokenshuffle_core.data.emoji.compose import (
+    FOLDER,
+    Composition,
+    arrange,
+    build,
+    render,
+    roomiest,
+)
+from tokenshuffle_core.data.emoji.pictures import BACKGROUNDS
 from tokenshuffle_core.evaluation.compositional import (
     SCORES,
     References,
@@ -17,15 +26,6 @@ from tokenshuffle_core.evaluation.compositional import (
     to_tensor,
 )
 from tokenshuffle_core.evaluation.items import choose
-from tokenshuffle_core.training.compose import (
-    FOLDER,
-    Composition,
-    arrange,
-    build,
-    render,
-    roomiest,
-)
-from tokenshuffle_core.training.pictures import BACKGROUNDS
 
 SUBJECTS = ("ball", "bar", "corner", "cross")
 SIZE = 64

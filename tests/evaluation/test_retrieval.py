@@ -1,8 +1,8 @@
 import torch
 
+from tokenshuffle_core.data.emoji.build import read_manifest
+from tokenshuffle_core.data.emoji.pictures import composite, load_rgba
 from tokenshuffle_core.evaluation.retrieval import choose, features, rank, reconstruction_psnr
-from tokenshuffle_core.training.emoji import read_manifest
-from tokenshuffle_core.training.pictures import composite, load_rgba
 
 
 def test_a_picture_is_nearest_to_itself_and_to_its_noisy_copy():

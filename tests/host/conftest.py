@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from scripts import comfyui, workflows
-from tests.convert.published import (
+from tests.support.loras import write_random_lora
+from tests.support.published import (
     janus,
     llama,
     write_janus,
@@ -16,10 +17,9 @@ from tests.convert.published import (
     write_llamagen,
     write_original_janus,
 )
-from tests.loras import write_random_lora
-from tokenshuffle_core import checkpoint
+from tokenshuffle_core.checkpoints import families
+from tokenshuffle_core.checkpoints import native as checkpoint
 from tokenshuffle_core.config import PRESETS
-from tokenshuffle_core.convert import families
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.model import TokenShuffleModel
 from tokenshuffle_core.text_tokenizer import TextTokenizer

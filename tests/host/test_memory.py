@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from scripts import comfyui, workflows
-from tokenshuffle_core import checkpoint
-from tokenshuffle_core.checkpoint import BUNDLED
+from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core.checkpoints.native import BUNDLED
 
 PLENTY = 2**34
 

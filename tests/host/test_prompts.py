@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from scripts import comfyui, workflows
-from tokenshuffle_core import checkpoint
+from tokenshuffle_core.checkpoints import native as checkpoint
 
 
 def succeed(server, prompt) -> list[np.ndarray]:

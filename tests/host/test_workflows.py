@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from scripts import comfyui, workflows
-from tokenshuffle_core.checkpoint import BUNDLED
+from tokenshuffle_core.checkpoints.native import BUNDLED
 
 PATHS = workflows.PATHS
 FIRST_VERSION = sorted(Path(__file__).with_name("first_version").glob("*.json"))
@@ -68,7 +68,7 @@ def test_workflow_has_the_sockets_of_its_nodes(server, path):
 
 
 def test_client_of_the_api_gets_the_picture(server, tmp_path):
-    client = comfyui.PACK / "api" / "client.py"
+    client = comfyui.PACK / "examples" / "comfyui_client.py"
     output = tmp_path / "apple.png"
     subprocess.run([sys.executable, client, "a red apple", output, server.url], check=True)
     picture = np.asarray(Image.open(output)).astype(int)

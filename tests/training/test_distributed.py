@@ -12,15 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.pairs import encoded, noise, write_folder
-from tests.training.processes import log_of, model, train, weights_of
-from tokenshuffle_core import checkpoint
-from tokenshuffle_core.cli import main
+from tests.support.pairs import encoded, noise, write_folder
+from tests.support.processes import log_of, model, train, weights_of
+from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core.cli.main import main
 from tokenshuffle_core.config import PRESETS
-from tokenshuffle_core.training import train_tokenizer
+from tokenshuffle_core.data.shards import extract
+from tokenshuffle_core.training import tokenizer as train_tokenizer
 from tokenshuffle_core.training.distributed import process_group
 from tokenshuffle_core.training.loop import LoopConfig
-from tokenshuffle_core.training.shards import extract
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torchrun is not for Windows")
@@ -47,7 +47,7 @@ def torchrun(*arguments) -> str:
 def train_in_two(directory: Path, runs: list[dict]) -> None:
     path = directory / "runs.json"
     path.write_text(json.dumps(runs, default=str))
-    torchrun("tests.training.processes", path)
+    torchrun("tests.support.processes", path)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.training.processes import CodesTask, log_of, model, train, weights_of
+from tests.support.processes import CodesTask, log_of, model, train, weights_of
 from tokenshuffle_core.training.flops import training_flops
 from tokenshuffle_core.training.log import peak_flops
 from tokenshuffle_core.training.loop import LoopConfig, fit
@@ -148,7 +148,7 @@ def killed(directory: Path, config: dict, resume: bool) -> None:
     path.write_text(json.dumps([{"directory": str(directory), "resume": resume, **config}]))
     before = set(directory.glob("state/*"))
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.training.processes", path],
+        [sys.executable, "-m", "tests.support.processes", path],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )

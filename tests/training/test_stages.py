@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tokenshuffle_core import checkpoint
-from tokenshuffle_core.cli import main
+from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core.cli.main import main
+from tokenshuffle_core.data.shards import extract
 from tokenshuffle_core.pipeline import load
-from tokenshuffle_core.training.shards import extract
 from tokenshuffle_core.training.stages import parse_stages, read_stages
 
 RECIPE = """

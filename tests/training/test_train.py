@@ -13,21 +13,20 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from tests.training.pairs import noise
-from tokenshuffle_core import checkpoint
-from tokenshuffle_core.grow import grow
-from tokenshuffle_core.lora import merge_lora
+from tests.support.models import LOOP, TINY
+from tests.support.pairs import noise
+from tokenshuffle_core.adapt.grow import grow
+from tokenshuffle_core.adapt.lora import merge_lora
+from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core.data.emoji import captions
+from tokenshuffle_core.data.emoji.pictures import composite
+from tokenshuffle_core.data.shards import CodeShards, extract
+from tokenshuffle_core.data.sources import read_items
 from tokenshuffle_core.pipeline import load
-from tokenshuffle_core.training import captions
 from tokenshuffle_core.training.loop import LoopConfig
-from tokenshuffle_core.training.pictures import composite
-from tokenshuffle_core.training.shards import CodeShards, extract
-from tokenshuffle_core.training.sources import read_items
+from tokenshuffle_core.training.model import ModelTask, Recipe, check_codes, train_model
 from tokenshuffle_core.training.start import fresh_parts
-from tokenshuffle_core.training.train_model import ModelTask, Recipe, check_codes, train_model
-from tokenshuffle_core.training.train_tokenizer import train_tokenizer
-
-from .conftest import LOOP, TINY
+from tokenshuffle_core.training.tokenizer import train_tokenizer
 
 CPU = torch.device("cpu")
 SHORT = LoopConfig(steps=8, batch=4, learning_rate=1e-3, warmup=1)

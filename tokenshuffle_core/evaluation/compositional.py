@@ -20,10 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import GenerationConfig
-from ..pipeline import Pipeline
-from ..training import captions
-from ..training.buckets import Size
-from ..training.compose import (
+from ..data.buckets import Size
+from ..data.emoji import captions
+from ..data.emoji.build import read_manifest
+from ..data.emoji.compose import (
     FOLDER,
     ROWS,
     Composition,
@@ -33,8 +33,8 @@ from ..training.compose import (
     roomiest,
     square_in,
 )
-from ..training.emoji import read_manifest
-from ..training.pictures import BACKGROUNDS
+from ..data.emoji.pictures import BACKGROUNDS
+from ..pipeline import Pipeline
 from .generate import generate
 from .items import choose
 from .retrieval import check_language, features, rank

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..training.buckets import Size, fit
-from ..training.sources import Item, read_items
+from ..data.buckets import Size, fit
+from ..data.sources import Item, read_items
 
 
 def choose(source: Path, split: str, count: int | None, seed: int) -> list[Item]:

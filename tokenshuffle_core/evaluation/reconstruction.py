@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.buckets import Size
+from ..data.sources import Item
 from ..pipeline import Pipeline
-from ..training.buckets import Size
-from ..training.sources import Item
 from .intervals import Estimate, mean
 from .items import load
 

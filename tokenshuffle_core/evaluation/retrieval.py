@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import GenerationConfig
+from ..data.emoji import captions
+from ..data.emoji.build import read_manifest
+from ..data.emoji.pictures import on_white
 from ..pipeline import Pipeline
-from ..training import captions
-from ..training.emoji import read_manifest
-from ..training.pictures import on_white
 from .generate import generate
 from .reconstruction import psnr
 

@@ -33,16 +33,16 @@ from typing import Any, get_args, get_origin
 
 import torch
 
-from .. import checkpoint
+from ..checkpoints import native as checkpoint
 from ..config import PRESETS, Config
+from ..data.shards import CodeShards
 from ..files import atomic_path
 from ..model import TokenShuffleModel
 from . import state
 from .distributed import barrier, rank
 from .loop import FINAL, LoopConfig, check_loop
-from .shards import CodeShards
+from .model import CPU, Recipe, check_codes, frozen_names, train_model
 from .start import fresh_parts, trained_parts
-from .train_model import CPU, Recipe, check_codes, frozen_names, train_model
 
 PLAN = "stage.json"  # in a stage's folder: what it was begun with
 # Of LoopConfig, what does not change what is learnt: it may differ when a stage is resumed.

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from .. import checkpoint
+from ..adapt.grow import grow
+from ..adapt.vocabulary import change_text_tokenizer
+from ..checkpoints import native as checkpoint
 from ..config import Config, GenerationConfig, ModelConfig
-from ..grow import grow
+from ..data.shards import CodeShards
+from ..engine.quantize import check_whole
 from ..model import TokenShuffleModel
-from ..quantize import check_whole
 from ..text_tokenizer import TextTokenizer
-from ..vocabulary import change_text_tokenizer
-from .shards import CodeShards
 
 CAPTIONS = 200_000  # of which a text tokenizer is trained; more change little
 NEW = "new"  # instead of the path of a tokenizer.json: train one on the captions

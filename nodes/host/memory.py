@@ -1,0 +1,133 @@
+"""Models in ComfyUI's memory management: loading, moving, LoRA patches, room to work in."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import comfy.lora
+import comfy.model_management
+import comfy.ops
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+from comfy.cli_args import args
+from comfy.model_patcher import ModelPatcher
+
+from ...tokenshuffle_core.adapt.lora import read_lora
+from ...tokenshuffle_core.checkpoints.families import load
+from ...tokenshuffle_core.config import GenerationConfig
+from ...tokenshuffle_core.engine.quantize import quantize
+from ...tokenshuffle_core.engine.strips import strip_of
+from ...tokenshuffle_core.image_tokenizer import LARGE, SMALL
+from ...tokenshuffle_core.pipeline import Pipeline
+from .. import preview
+from .paths import LORAS, checkpoint_path
+from .progress import previews_wanted
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A pipeline, and the patchers through which ComfyUI moves its two modules between devices.
+
+    ComfyUI takes a patcher that dies before its module for a memory leak, so they stay together.
+    """
+
+    name: str
+    pipeline: Pipeline
+    model: ModelPatcher
+    vq: ModelPatcher
+
+    def with_model(self, settings: GenerationConfig, count: int) -> Pipeline:
+        """The pipeline, its model on the device and room beside it for the KV cache.
+
+        A model that is too large for the card stays partly in main memory. With previews on, the
+        image tokenizer comes along: it must not push the model out in the middle of a picture.
+        """
+        shape = self.pipeline.config.model
+        rows, columns = self.pipeline.grid(settings)
+        positions = 2 * count * (shape.max_prompt + rows * columns)  # with and without the prompt
+        values = 2 * shape.layers * shape.kv_heads * shape.head_size * positions
+        memory = values * self.pipeline.model.code_embedding.weight.itemsize
+        patchers = [self.model]
+        if previews_wanted():
+            patchers.append(self.vq)
+            memory += self._decoding(1, settings.width * settings.height, True)
+        comfy.model_management.load_models_gpu(patchers, memory_required=memory)
+        return self.pipeline
+
+    def with_vq(self, pictures: int, pixels: int, save_memory: bool = False) -> Pipeline:
+        """The pipeline, its image tokenizer on the device and room to work on so many pixels of
+        each picture."""
+        memory = self._decoding(pictures, pixels, save_memory)
+        comfy.model_management.load_models_gpu([self.vq], memory_required=memory)
+        return self.pipeline
+
+    @cached_property
+    def colours(self) -> np.ndarray:
+        """See `rough_colours`; for previews, once for each checkpoint."""
+        return preview.rough_colours(self.pipeline, self.vq.load_device)
+
+    def _decoding(self, pictures: int, pixels: int, save_memory: bool) -> int:
+        largest = pictures * pixels * self.pipeline.config.image_tokenizer.channels
+        room = largest <= (SMALL if save_memory else LARGE)
+        whole = min(largest, 2 * strip_of(self.vq.load_device))
+        itemsize = self.pipeline.image_tokenizer.quantizer.codebook.weight.itemsize
+        # Measured: at most ten feature maps of the base width live at the same time, or strips of
+        # them; then also the map that they are of, the next, and one between if there is room.
+        return (12 * whole + (3 if room else 2) * (largest > whole) * largest) * itemsize
+
+
+def model_dtype(device: torch.device) -> torch.dtype:
+    """What the model computes in: ComfyUI's choice, by the device and its own options."""
+    # In the order of preference, of which --force-fp16 by itself would change nothing.
+    supported = [torch.float16] if args.force_fp16 else [torch.bfloat16, torch.float16]
+    dtype = comfy.model_management.unet_dtype(device, supported_dtypes=supported)
+    return dtype if dtype.itemsize > 1 else torch.bfloat16  # one byte is the loader's option
+
+
+def load_checkpoint(name: str, weights: str | None = None) -> Loaded:
+    """Both modules stay in main memory until a node needs them; `weights` are made smaller as
+    `quantize` says."""
+    management = comfy.model_management
+    path = checkpoint_path(name)
+    device, offload = management.get_torch_device(), management.unet_offload_device()
+    pipeline = load(path, offload, model_dtype(device))
+    if weights:
+        quantize(pipeline.model, weights)
+    pipeline.image_tokenizer.to(management.vae_dtype(management.vae_device()))
+    _stream(pipeline.model, device)
+    _stream(pipeline.image_tokenizer, management.vae_device())
+    vq_devices = management.vae_device(), management.vae_offload_device()
+    return Loaded(
+        name,
+        pipeline,
+        ModelPatcher(pipeline.model, device, offload),
+        ModelPatcher(pipeline.image_tokenizer, *vq_devices),
+    )
+
+
+def _stream(module: torch.nn.Module, device: torch.device) -> None:
+    """Let weights of `module` stay where they are if they find no room on the device.
+
+    ComfyUI's layers compute the same as torch's, and fetch such weights. On the CPU there are none,
+    and their bookkeeping would cost some 6 % of a step.
+    """
+    if comfy.model_management.is_device_cpu(device):
+        return
+    for layer in module.modules():
+        bases = (torch.nn.Linear, torch.nn.Embedding)  # those of which we have kinds of our own
+        kind = next((base for base in bases if isinstance(layer, base)), type(layer))
+        hosted = getattr(comfy.ops.disable_weight_init, kind.__name__, None)
+        if hosted and issubclass(hosted, kind):
+            layer.__class__ = hosted
+            layer.bias = getattr(layer, "bias", None)  # the host looks for it in every layer
+
+
+def with_lora(loaded: Loaded, name: str, strength: float) -> Loaded:
+    """The same weights with a LoRA as a patch, which ComfyUI applies while this one is in use."""
+    path = folder_paths.get_full_path_or_raise(LORAS, name)
+    keys = {layer: f"{layer}.weight" for layer in read_lora(path, loaded.pipeline.model)}
+    patches = comfy.lora.load_lora(comfy.utils.load_torch_file(path, safe_load=True), keys)
+    patcher = loaded.model.clone()
+    patcher.add_patches(patches, strength)
+    return replace(loaded, model=patcher)

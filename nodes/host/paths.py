@@ -1,0 +1,97 @@
+"""Where models, LoRAs and codes lie in ComfyUI's folders."""
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+from ...tokenshuffle_core.checkpoints.native import BUNDLED
+from ...tokenshuffle_core.checkpoints.source import PICKLES
+
+FOLDER, OTHERS, LORAS = "tokenshuffle", "checkpoints", "loras"
+SAVED_CODES = "codes"  # in the output folder
+folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
+# After the user's own folders, whose files of the same name win.
+folder_paths.add_model_folder_path(FOLDER, str(BUNDLED.parent))
+
+
+def checkpoints() -> list[str]:
+    """Checkpoints of our own, and published models as they came: LlamaGen's files and folders with
+    a config.json. Among ComfyUI's other checkpoints only what is known by its name."""
+    ours = _models(FOLDER)
+    return ours + [name for name in _models(OTHERS) if name not in ours and _known(name)]
+
+
+def _models(folder: str) -> list[str]:
+    names = folder_paths.get_filename_list(folder)
+    inside = {os.path.dirname(name) for name in names} - {""}
+    folders = {name for name in inside if _folder(folder, name)}
+    files = [
+        name
+        for name in names
+        if name.endswith((".safetensors", *PICKLES))
+        and os.path.dirname(name) not in folders
+        and not os.path.basename(name).startswith("vq_")  # LlamaGen's image tokenizers
+    ]
+    return sorted([*files, *folders])
+
+
+def _folder(folder: str, name: str) -> Path | None:
+    """A published model's folder, which has a config.json."""
+    path = name and folder_paths.get_full_path(folder, os.path.join(name, "config.json"))
+    return Path(path).parent if path else None
+
+
+def _known(name: str) -> bool:
+    name = os.path.basename(name).lower()
+    return name.startswith("c2i_") or "janus" in name or "tokenshuffle" in name
+
+
+def checkpoint_path(name: str) -> Path:
+    """The file or the folder behind one of `checkpoints`. Raises FileNotFoundError."""
+    for folder in (FOLDER, OTHERS) if _known(name) else (FOLDER,):
+        path = folder_paths.get_full_path(folder, name) or _folder(folder, name)
+        if path:
+            return Path(path)
+    raise FileNotFoundError(
+        f"{name} is neither in models/{FOLDER} nor, under a name that is known, in models/{OTHERS}"
+    )
+
+
+def written(path: Path) -> float:
+    """When the newest of a checkpoint's files was written."""
+    files = path.iterdir() if path.is_dir() else [path, *path.parent.glob("vq_*")]
+    return max(file.stat().st_mtime for file in files)
+
+
+def loras() -> list[str]:
+    names = folder_paths.get_filename_list(LORAS)
+    return [name for name in names if name.endswith(".safetensors")]
+
+
+def saved_codes() -> list[str]:
+    """Files that the user put into the input folder, and those that Save Codes wrote."""
+    given = Path(folder_paths.get_input_directory()).glob("*.npy")
+    saved = (Path(folder_paths.get_output_directory()) / SAVED_CODES).glob("*.npy")
+    return sorted(path.name for path in given) + sorted(
+        f"{SAVED_CODES}/{path.name} [output]" for path in saved
+    )
+
+
+def codes_path(name: str) -> Path:
+    """The file behind one of `saved_codes`. ComfyUI 0.3 does not check a node's lists itself."""
+    if name not in saved_codes():
+        raise ValueError(f"file {name!r} is neither in the input folder nor among the saved codes")
+    return Path(folder_paths.get_annotated_filepath(name))
+
+
+def output_path(prefix: str, suffix: str) -> Path:
+    """A path for a new file in the output folder, numbered as ComfyUI numbers pictures."""
+    folder, name, counter, _, _ = folder_paths.get_save_image_path(
+        prefix, folder_paths.get_output_directory()
+    )
+    return Path(folder) / f"{name}_{counter:05}_{suffix}"
+
+
+def modified(folder: str, name: str) -> float:
+    return os.path.getmtime(folder_paths.get_full_path_or_raise(folder, name))

@@ -1,0 +1,57 @@
+"""Progress, previews and interrupts of what runs."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import comfy.model_management
+import comfy.utils
+from comfy.cli_args import LatentPreviewMethod, args
+from comfy_execution.utils import get_executing_context
+from PIL import Image
+from server import PromptServer
+
+from ...tokenshuffle_core.sampler import Progress
+
+SPEEDS: dict[str, float] = {}  # positions per second of each checkpoint's last picture
+
+
+def previews_wanted() -> bool:
+    """The user's preview setting; it may change from one prompt to the next."""
+    return args.preview_method != LatentPreviewMethod.NoPreviews
+
+
+def follow(
+    name: str,
+    steps: Iterator[Progress],
+    picture_of: Callable[[Progress], Image.Image | None] | None,
+) -> Progress:
+    """Runs checkpoint `name` to the last step and returns it. Interrupt on every step; progress
+    bar, speed and previews, if `picture_of` gives any, on the node."""
+    bar = None
+    started = shown = time.perf_counter()
+    for step in steps:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar = bar or comfy.utils.ProgressBar(step.positions)
+        picture = picture_of(step) if picture_of else None
+        now = time.perf_counter()
+        if picture or now - shown > 0.2 or step.position in (1, step.positions):
+            shown = now
+            image = picture and ("JPEG", picture, args.preview_size)
+            bar.update_absolute(step.position, preview=image)
+            say(_speed(step, now - started))
+    SPEEDS[name] = step.positions / (time.perf_counter() - started)
+    return step
+
+
+def say(text: str) -> None:
+    """Shows a line of text on the node that runs."""
+    PromptServer.instance.send_progress_text(text, get_executing_context().node_id)
+
+
+def _speed(step: Progress, seconds: float) -> str:
+    rate = step.position / seconds
+    text = f"{step.position} / {step.positions} positions, {rate:.1f}/s"
+    if step.position < step.positions:
+        left = round((step.positions - step.position) / rate)
+        text += f", {left // 60}:{left % 60:02} left"
+    return text

@@ -1,0 +1,118 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tokenshuffle_core.adapt.lora import METADATA, add_lora, merge_lora, read_lora, save_lora
+from tokenshuffle_core.config import PRESETS
+from tokenshuffle_core.model import TokenShuffleModel
+from tokenshuffle_core.sampler import pad_left
+
+TEXT, PADDING = pad_left([[1, 5, 2]], 0, "cpu")
+CODES = torch.arange(16).view(1, 4, 4)
+
+
+def base() -> TokenShuffleModel:
+    torch.manual_seed(0)
+    model = TokenShuffleModel(PRESETS["tiny"].model)
+    model.initialise()
+    return model
+
+
+def logits(model):
+    with torch.inference_mode():
+        return model(TEXT, PADDING, CODES).codes
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A model with a LoRA of rank 3 that has changed something, and its file."""
+    model = add_lora(base(), 3, alpha=6.0)
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".up"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    path = tmp_path / "lora.safetensors"
+    save_lora(path, model)
+    return model, path
+
+
+def test_it_starts_without_effect_and_trains_alone():
+    model = base()
+    before = logits(model)
+    add_lora(model, 4)
+    torch.testing.assert_close(logits(model), before)
+    trainable = {n.rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad}
+    assert trainable == {"down", "up"}
+    model(TEXT, PADDING, CODES).codes.sum().backward()
+    assert all(p.grad is None for n, p in model.named_parameters() if "base" in n)
+    assert any(p.grad.abs().sum() > 0 for n, p in model.named_parameters() if n.endswith("up"))
+
+
+def test_merged_it_computes_the_same(trained):
+    model, path = trained
+    merged = base()
+    assert not torch.allclose(logits(merged), logits(model), atol=1e-3)
+    merge_lora(merged, path)
+    torch.testing.assert_close(logits(merged), logits(model), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, -1.0])
+def test_merged_weight_is_the_formula(trained, strength):
+    model, path = trained
+    merged, before = base(), base()
+    merge_lora(merged, path, strength)
+    layer = "transformer.blocks.1.mlp.down_proj"
+    change = model.get_submodule(layer)
+    expected = before.get_submodule(layer).weight + strength * 2.0 * change.up @ change.down
+    torch.testing.assert_close(merged.get_submodule(layer).weight, expected)
+
+
+def test_file_has_the_usual_names(trained):
+    _, path = trained
+    tensors = load_file(path)
+    layer = "transformer.blocks.0.attention.q_proj"
+    assert tensors[f"{layer}.lora_down.weight"].shape == (3, 32)
+    assert tensors[f"{layer}.lora_up.weight"].shape == (32, 3)
+    assert tensors[f"{layer}.alpha"] == 6.0
+
+
+def rewritten(path, change) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {METADATA: json.dumps({})})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("head.alpha"), "head.alpha is missing"),
+        (lambda t: t.update(extra=torch.ones(1)), "extra has no place"),
+        (lambda t: t.update({"head.lora_up.weight": torch.ones(64, 5)}), "do not belong together"),
+        (lambda t: t.update({"head.lora_up.weight": torch.ones(9, 3)}), "another model"),
+        (
+            lambda t: t.update({f"x.{n}": t[f"head.{n}"].clone() for n in
+                                ("lora_up.weight", "lora_down.weight", "alpha")}),
+            "does not exist",
+        ),
+    ],
+)  # fmt: skip
+def test_file_that_does_not_fit(trained, change, words):
+    _, path = trained
+    rewritten(path, change)
+    model = base()
+    before = logits(model)
+    with pytest.raises(ValueError, match=words):
+        merge_lora(model, path)
+    torch.testing.assert_close(logits(model), before, rtol=0, atol=0)
+
+
+def test_checkpoint_is_no_lora(tiny):
+    with pytest.raises(ValueError, match="is not a LoRA"):
+        read_lora(tiny, base())
+
+
+def test_rank_below_1():
+    with pytest.raises(ValueError, match="at least 1, not 0"):
+        add_lora(base(), 0)

@@ -1,0 +1,101 @@
+"""A LLaMA of the `transformers` library as the start of a model."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.support.published import llama, llamagen_vq, write_llama
+from tokenshuffle_core.checkpoints import families
+from tokenshuffle_core.checkpoints import native as checkpoint
+
+LLAMA_3 = {
+    "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+}  # fmt: skip
+
+
+@pytest.fixture
+def vq(tmp_path):
+    path = tmp_path / "vq.pt"
+    torch.save({"model": llamagen_vq()}, path)
+    return path
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("scaling", [None, LLAMA_3])
+def test_text_logits_are_the_originals(tied, shards, scaling, vq, tmp_path):
+    theirs = llama(tied, **({"rope_parameters": scaling} if scaling else {}))
+    published = families.read(
+        write_llama(theirs, tmp_path / "llama", shards), image_tokenizer=vq, windows=(2, 1)
+    )
+    families.convert(published, tmp_path / "start.safetensors")
+    ours = checkpoint.load(tmp_path / "start.safetensors")
+    assert ours.config.model.windows == (2, 1)
+    assert ours.config.model.text_head != tied
+    text = torch.randint(0, 330, (2, 200))
+    expected = theirs(text).logits
+    hidden = ours.model.transformer(ours.model.text_embedding(text))
+    found = ours.model.text_logits(hidden)[..., :330]
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_the_start_can_be_trained(vq, tmp_path):
+    folder = write_llama(llama(False), tmp_path / "llama")
+    families.convert(families.read(folder, image_tokenizer=vq), tmp_path / "start.safetensors")
+    made = checkpoint.load(tmp_path / "start.safetensors")
+    ids = made.text_tokenizer.encode("a red apple")
+    framed = torch.tensor([made.text_tokenizer.frame(ids, 2, 2)])
+    codes = torch.randint(0, 64, (1, 4, 4))
+    made.model.train()
+    logits = made.model(framed, torch.zeros(1, dtype=torch.int64), codes, with_text=True)
+    torch.nn.functional.cross_entropy(
+        logits.codes.flatten(0, 2), made.model.targets(codes).flatten()
+    ).backward()
+    assert made.model.code_embedding.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention_bias": True}, "attention_bias True is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+        ({"head_dim": 32}, "heads of 32 are not supported"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "not supported"),
+    ],
+)
+def test_another_transformer_is_refused(changes, message, vq, tmp_path):
+    folder = write_llama(llama(True, **changes), tmp_path / "llama")
+    with pytest.raises(ValueError, match=message):
+        families.read(folder, image_tokenizer=vq)
+
+
+@pytest.mark.parametrize(
+    "found", [{"rope_scaling": "x"}, {"max_position_embeddings": float("inf")},
+              {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}],
+)  # fmt: skip
+def test_a_strange_configuration(found, vq, tmp_path):
+    folder = write_llama(llama(True), tmp_path / "llama")
+    config = json.loads((folder / "config.json").read_text())
+    del config["rope_parameters"]
+    (folder / "config.json").write_text(json.dumps(config | found))
+    with pytest.raises(ValueError, match=r"config\.json is not of a LLaMA"):
+        families.read(folder, image_tokenizer=vq)
+
+
+def test_weights_that_a_llama_has_not(vq, tmp_path):
+    folder = write_llama(llama(True), tmp_path / "llama")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.self_attn.q_proj.bias"] = torch.zeros(64)
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"q_proj\.bias has no place in a LLaMA"):
+        families.read(folder, image_tokenizer=vq)
+
+
+def test_without_an_image_tokenizer(tmp_path):
+    folder = write_llama(llama(True), tmp_path / "llama")
+    with pytest.raises(ValueError, match="name the image tokenizer"):
+        families.read(folder)

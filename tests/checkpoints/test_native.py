@@ -1,0 +1,174 @@
+import json
+import struct
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from tests.support.models import random_checkpoint
+from tokenshuffle_core.checkpoints import native as checkpoint
+
+
+def rewrite(source, target, change):
+    """A copy whose tensors and metadata went through `change`."""
+    with safe_open(source, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(source)
+    change(tensors, metadata)
+    save_file(tensors, target, metadata)
+    return target
+
+
+def test_round_trip(tiny):
+    original, loaded = random_checkpoint(), checkpoint.load(tiny)
+    assert loaded.config == original.config
+    assert loaded.card["modelspec.title"] == "tiny"
+    assert loaded.card["modelspec.architecture"] == "token-shuffle"
+    assert loaded.text_tokenizer.to_json() == original.text_tokenizer.to_json()
+    for part in ("model", "image_tokenizer"):
+        expected = getattr(original, part).state_dict()
+        found = getattr(loaded, part).state_dict()
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_loading_does_not_import_the_compiler(tiny):
+    """It takes seconds, and PyTorch imports it to draw numbers on the meta device."""
+    code = f"""if True:
+        import sys
+        from tokenshuffle_core import pipeline
+        pipeline.load({str(tiny)!r})
+        print([name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules])
+    """
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_weights_can_be_stored_and_loaded_in_other_types(tmp_path):
+    path = tmp_path / "half.safetensors"
+    checkpoint.save(path, random_checkpoint(), dtype=torch.float16)
+    assert {weight.dtype for weight in load_file(path).values()} == {torch.float16}
+    loaded = checkpoint.load(path, dtype=torch.bfloat16)
+    assert loaded.model.head.weight.dtype == torch.bfloat16
+    assert loaded.image_tokenizer.quant_conv.weight.dtype == torch.float32
+    assert checkpoint.load(path).model.head.weight.dtype == torch.float32
+
+
+def test_the_image_tokenizer_can_be_read_alone(tiny, tmp_path):
+    module = checkpoint.load_image_tokenizer(tiny)
+    checkpoint.save_image_tokenizer(tmp_path / "vq.safetensors", module)
+    images = torch.rand(1, 3, 16, 16)
+    again = checkpoint.load_image_tokenizer(tmp_path / "vq.safetensors")
+    assert torch.equal(again.encode(images), module.encode(images))
+    with pytest.raises(ValueError, match=r"vq\.safetensors .* not a Token-Shuffle checkpoint"):
+        checkpoint.load(tmp_path / "vq.safetensors")
+
+
+def test_a_failed_save_leaves_the_old_file(tiny, tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(tiny.read_bytes())
+    broken = random_checkpoint()
+    broken.model.head = torch.nn.Linear(2, 2, device="meta")  # cannot be written
+    with pytest.raises(NotImplementedError):
+        checkpoint.save(path, broken)
+    assert path.read_bytes() == tiny.read_bytes()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors does not exist"):
+        checkpoint.load(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("length", [0, 4, 100, 5_000, -1])
+def test_truncated_file(tiny, tmp_path, length):
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(tiny.read_bytes()[:length])
+    with pytest.raises(ValueError, match=r"cut\.safetensors is not a readable safetensors file"):
+        checkpoint.load(path)
+
+
+def test_text_named_safetensors(tmp_path):
+    path = tmp_path / "notes.safetensors"
+    path.write_text("these are notes, not weights")
+    with pytest.raises(ValueError, match=r"notes\.safetensors is not a readable safetensors file"):
+        checkpoint.load(path)
+
+
+def test_header_that_claims_more_than_the_file_holds(tmp_path):
+    header = json.dumps(
+        {"x": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4 * 10**12]}}
+    ).encode()
+    path = tmp_path / "huge.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(ValueError, match=r"huge\.safetensors is not a readable"):
+        checkpoint.load(path)
+
+
+def change_config(old: str, new: str):
+    def change(tensors: dict, metadata: dict[str, str]) -> None:
+        assert old in metadata[checkpoint.CONFIG]
+        metadata[checkpoint.CONFIG] = metadata[checkpoint.CONFIG].replace(old, new)
+
+    return change
+
+
+def test_checkpoint_of_another_kind(tmp_path):
+    path = tmp_path / "lora.safetensors"
+    save_file({"lora_up.weight": torch.zeros(2, 2)}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lora\.safetensors .* not a Token-Shuffle checkpoint"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, m: t.pop("model.head.weight"), r"model\.head\.weight is missing"),
+        (lambda t, m: t.update({"model.extra": torch.zeros(1)}), r"model\.extra has no place"),
+        (
+            lambda t, m: t.update({"model.head.weight": torch.zeros(3, 3)}),
+            r"model\.head\.weight has shape \(3, 3\), the configuration asks for \(64, 32\)",
+        ),
+        (
+            lambda t, m: t["model.head.weight"][3, 5:6].fill_(torch.nan),
+            r"model\.head\.weight holds numbers that are not finite",
+        ),
+        (
+            lambda t, m: t["image_tokenizer.encoder.conv_in.weight"][0].fill_(-torch.inf),
+            r"encoder\.conv_in\.weight holds numbers that are not finite",
+        ),
+        (change_config('"layers": 2', '"layers": 1e9'), "layers must be a whole number"),
+        (change_config('"layers": 2', '"layers": 1000000000'), "layers must be at most 10000"),
+        (change_config('"hidden": 64', '"hidden": 1000000000000'), "hidden must be at most"),
+        (lambda t, m: m.update({checkpoint.CONFIG: "{}"}), "configuration is not one of this"),
+        (lambda t, m: m.update({checkpoint.CONFIG: "[1"}), "bad.safetensors"),
+        (lambda t, m: m.update({checkpoint.TEXT_TOKENIZER: "{}"}), "is no tokenizer.json"),
+        (
+            change_config('"heads": 4', '"heads": 5'),
+            "width 32 must be an even multiple of heads 5",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(tiny, tmp_path, change, message):
+    path = rewrite(tiny, tmp_path / "bad.safetensors", change)
+    with pytest.raises(ValueError, match=message) as error:
+        checkpoint.load(path)
+    assert "bad.safetensors" in str(error.value)
+
+
+def test_a_full_disk(tiny, tmp_path):
+    """The limit on a file's size stands for it."""
+    resource = pytest.importorskip("resource", reason="Windows has no such limits")
+    parts, path = checkpoint.load(tiny), tmp_path / "model.safetensors"
+    path.write_text("what lay there")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with pytest.raises(OSError, match=r"model\.safetensors cannot be written"):
+            checkpoint.save(path, parts)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["what lay there"]

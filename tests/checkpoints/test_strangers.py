@@ -1,0 +1,206 @@
+"""Files from strangers: each is refused with a sentence that names it, and no code runs."""
+
+import argparse
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.published import (
+    janus,
+    llama,
+    llamagen,
+    llamagen_vq,
+    write_janus,
+    write_llama,
+    write_llamagen,
+    write_original_janus,
+)
+from tokenshuffle_core.checkpoints import families
+from tokenshuffle_core.checkpoints.source import Source
+
+ROOT = Path(__file__).parents[2]
+
+
+class Evil:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    return write_llamagen(tmp_path)
+
+
+def refused(path: Path, message: str) -> None:
+    with pytest.raises((ValueError, OSError), match=message) as caught:
+        families.load(path)
+    assert "\n" not in str(caught.value)
+    assert path.name in str(caught.value) or "vq_ds16_c2i.pt" in str(caught.value)
+
+
+def test_code_in_a_pickle_does_not_run(model, tmp_path):
+    torch.save({"model": llamagen() | {"evil": Evil(tmp_path / "ran")}}, model)
+    refused(model, r"c2i_B_256\.pt: the pickle asks for .*open.*could run code")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_in_the_image_tokenizer_does_not_run(model, tmp_path):
+    torch.save({"model": Evil(tmp_path / "ran")}, tmp_path / "vq_ds16_c2i.pt")
+    refused(model, "could run code")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_program_of_torchscript(model):
+    """Such a file has a second pickle; older PyTorch would run it whatever is asked for."""
+    with zipfile.ZipFile(model, "a") as archive:
+        archive.writestr("archive/constants.pkl", pickle.dumps(()))
+    refused(model, "holds 2 pickles: it is no state dict")
+
+
+def test_options_of_a_training_are_no_code(model):
+    torch.save({"model": llamagen(), "args": argparse.Namespace(lr=1e-4), "steps": 3}, model)
+    assert families.load(model)
+
+
+def test_a_bare_pickle(model):
+    model.write_bytes(pickle.dumps({"model": 1}))
+    refused(model, "no file of PyTorch's zip format")
+
+
+def test_a_zip_that_unpacks_to_more(model):
+    with zipfile.ZipFile(model, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 2**24)
+    refused(model, "claims to hold more than its")
+
+
+def test_a_shape_that_is_larger_than_its_numbers(model):
+    weights = llamagen()
+    weights["tok_embeddings.weight"] = torch.zeros(1).expand(10**12, 128)
+    torch.save({"model": weights}, model)
+    refused(model, r"tok_embeddings\.weight claims \(1000000000000, 128\)")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers.1.attention.wo.weight": None}, r"layers\.1\.attention\.wo\.weight is missing"),
+        ({"layers.0.ffn_norm.weight": torch.ones(7)}, r"has the shape \(7,\), not \(128,\)"),
+        (
+            {"norm.weight": torch.full((128,), torch.nan)},
+            r"norm\.weight holds numbers that are not",
+        ),
+        ({"output.weight": torch.ones(64, 128, dtype=torch.int64)}, "int64, not weights"),
+        ({"output.weight": torch.ones(64, 128).to_sparse()}, "asks for .*sparse"),
+        ({"output.weight": torch.ones(64, 128, device="meta")}, "asks for .*meta"),
+        ({"steps": bytearray(3)}, "asks for .*bytearray"),
+        ({"tok_embeddings.weight": torch.ones(64)}, r"has the shape \(64,\)"),
+        ({"module.norm.weight": torch.ones(128)}, r"norm\.weight is there twice"),
+    ],
+)
+def test_weights_that_do_not_fit(change, message, model):
+    weights = llamagen() | change
+    torch.save({"model": {n: x for n, x in weights.items() if x is not None}}, model)
+    refused(model, message)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+def test_a_download_that_broke_off(share, model):
+    whole = model.read_bytes()
+    model.write_bytes(whole[: int(share * len(whole))])
+    refused(model, "damaged or cut short")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("folders")
+    write_janus(janus(), folder / "janus")
+    write_original_janus(janus(), folder / "original")
+    write_llama(llama(False), folder / "llama", 3)
+    torch.save({"model": llamagen_vq()}, folder / "vq.pt")
+    write_llamagen(folder / "llamagen")
+    return folder
+
+
+def test_an_index_that_points_outside(folders, tmp_path):
+    shutil.copytree(folders / "original", tmp_path / "original")
+    index = tmp_path / "original" / "pytorch_model.bin.index.json"
+    map_ = json.loads(index.read_text())["weight_map"]
+    for name in ("../vq.pt", "/etc/passwd", "", ".."):
+        index.write_text(json.dumps({"weight_map": dict.fromkeys(map_, name)}))
+        with pytest.raises(ValueError, match="leads out of the folder"):
+            Source(tmp_path / "original")
+
+
+def test_an_index_of_a_missing_shard(folders, tmp_path):
+    shutil.copytree(folders / "original", tmp_path / "original")
+    (tmp_path / "original" / "pytorch_model-00002-of-00002.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=r"00002-of-00002\.bin does not exist"):
+        Source(tmp_path / "original")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "config.json"])
+def test_a_link_out_of_the_folder(name, folders, tmp_path):
+    shutil.copytree(folders / "janus", tmp_path / "janus")
+    file = tmp_path / "janus" / name
+    file.unlink()
+    file.symlink_to(folders / "janus" / name)
+    with pytest.raises(ValueError, match=f"{name} is a link out of its folder"):
+        families.load(tmp_path / "janus")
+
+
+def test_a_cache_of_hugging_face_is_made_of_links(folders, tmp_path):
+    snapshot, blobs = tmp_path / "a" / "snapshots" / "0", tmp_path / "a" / "blobs"
+    snapshot.mkdir(parents=True)
+    shutil.copytree(folders / "janus", blobs)
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    assert families.load(snapshot)
+
+
+def test_a_name_in_two_shards(folders, tmp_path):
+    shutil.copytree(folders / "original", tmp_path / "original")
+    first, second = sorted((tmp_path / "original").glob("*.bin"))
+    shutil.copy(first, second)
+    with pytest.raises(ValueError, match="is in another file of this folder as well"):
+        Source(tmp_path / "original")
+
+
+def test_another_kind_of_model(tmp_path):
+    torch.save({"conv1.weight": torch.ones(3)}, tmp_path / "resnet.pt")
+    with pytest.raises(ValueError, match=r"of no family that is known here .*conv1\.weight"):
+        families.load(tmp_path / "resnet.pt")
+
+
+@pytest.mark.slow
+def test_mutated_files(folders, tmp_path):
+    """A thousand and more files, of each reader, with bytes changed, cut out, doubled and cut off,
+    mostly in their headers: what is not refused computes as any model, and nothing dies. The
+    readers run in processes of their own, so that one that dies is seen."""
+    pytest.importorskip("resource", reason="Windows has no limit on a process's memory")
+    seed = 0
+    report = {}
+    for name in ("native", "janus", "original", "llama", "llamagen", "vq"):
+        run = subprocess.run(
+            [sys.executable, "-m", "tests.support.fuzz", str(folders), name, "250", str(seed)],
+            capture_output=True, text=True, cwd=ROOT, timeout=900, check=False,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr[-2000:]
+        report[name] = json.loads(run.stdout.splitlines()[-1])
+    print(json.dumps(report, indent=1))
+    for name, found in report.items():
+        assert found["tried"] == 250, name
+        assert found["other errors"] == [], name
+        assert found["code executed"] == 0, name
+        assert found["refused"] > 50, name

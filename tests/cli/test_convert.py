@@ -1,0 +1,165 @@
+"""From a published file to a picture, on the command line."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.support.published import (
+    janus,
+    llama,
+    llamagen,
+    llamagen_vq,
+    write_janus,
+    write_llama,
+    write_llamagen,
+    write_original_janus,
+)
+from tokenshuffle_core.checkpoints import families
+from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("published")
+    torch.save({"model": llamagen_vq()}, folder / "vq.pt")
+    return {
+        "llamagen": write_llamagen(folder),
+        "janus": write_janus(janus(), folder / "janus"),
+        "original": write_original_janus(janus(), folder / "original"),
+        "llama": write_llama(llama(True), folder / "llama"),
+        "vq": folder / "vq.pt",
+    }
+
+
+def size_options(width: int, height: int) -> list[str]:
+    return ["--width", str(width), "--height", str(height)]
+
+
+@pytest.mark.parametrize(
+    ("family", "prompt"),
+    [
+        ("llamagen", ["--class", "golden retriever"]),
+        ("llamagen", ["207"]),
+        ("janus", ["a red apple"]),
+        ("original", ["a red apple"]),
+        ("llama", ["a red apple"]),
+    ],
+)
+def test_convert_info_generate(family, prompt, sources, tmp_path, capsys):
+    output = tmp_path / "converted.safetensors"
+    options = ["--image-tokenizer", str(sources["vq"])] if family == "llama" else []
+    assert main(["convert", str(sources[family]), "-o", str(output), *options]) == 0
+    assert main(["info", str(output)]) == 0
+    told = capsys.readouterr().out
+    assert "codebook_size: 64" in told
+    made = []
+    for model in [output, *([sources[family]] if family != "llama" else [])]:
+        picture, codes = tmp_path / "a.png", tmp_path / "codes.npy"
+        assert main([
+            "generate", *prompt, "-o", str(picture), "--model", str(model), "--greedy",
+            "--save-codes", str(codes), *size_options(16, 24),
+        ]) == 0  # fmt: skip
+        assert Image.open(picture).size == (16, 24)
+        made.append(np.load(codes))
+        assert made[-1].shape == (1, 6, 4)
+    assert all(np.array_equal(made[0], other) for other in made)
+
+
+@pytest.mark.parametrize("family", ["llamagen", "janus", "vq"])
+def test_its_image_tokenizer_alone(family, sources, tmp_path):
+    """Codes and back, with the file as it came and with what `convert` made of it."""
+    picture, converted = tmp_path / "a.png", tmp_path / "vq.safetensors"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 32, 3), np.uint8)).save(picture)
+    assert main(["convert", str(sources[family]), "-o", str(converted)]) == 0
+    made = []
+    for model in (sources[family], converted):
+        codes, again = tmp_path / "codes.npy", tmp_path / "again.png"
+        options = ["--model", str(model)]
+        assert main(["encode", str(picture), "-o", str(codes), *options]) == 0
+        assert main(["decode", str(codes), "-o", str(again), *options]) == 0
+        made.append((np.load(codes), np.asarray(Image.open(again))))
+    assert made[0][0].shape == (1, 4, 8)
+    assert all(np.array_equal(a, b) for a, b in zip(*made, strict=True))
+
+
+@pytest.mark.parametrize("family", ["llamagen", "janus"])
+def test_growing(family, sources, tmp_path, capsys):
+    """A window of 2 is there to be trained; the parent's own window computes as before."""
+    output = tmp_path / "grown.safetensors"
+    assert main(["grow", str(sources[family]), "--windows", "2,1", "-o", str(output)]) == 0
+    assert "window 2: keeps" in capsys.readouterr().out
+    parent, grown = families.load(sources[family]), checkpoint.load(output)
+    text, codes = torch.tensor([[5, 3]]), torch.randint(0, 64, (1, 4, 4))
+    padding = torch.zeros(1, dtype=torch.int64)
+    with torch.inference_mode():
+        before = parent.model(text, padding, codes, 1).codes
+        torch.testing.assert_close(grown.model(text, padding, codes, 1).codes, before)
+        logits = grown.model.train()(text, padding, codes, 2).codes
+    assert logits.shape == (1, 4, 4, 64)
+    assert logits.isfinite().all()
+    assert main(["generate", "", "-o", str(tmp_path / "a.png"), "--model", str(output),
+                 *size_options(16, 16)]) == 0  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["convert", "{llama}"], "name the image tokenizer"),
+        (["convert", "{janus}", "--windows", "2"], "other models are grown"),
+        (["convert", "{janus}", "--image-tokenizer", "{vq}"], "Janus brings its image tokenizer"),
+        (["convert", "nothing.pt"], "nothing.pt does not exist"),
+        (["convert", "{llamagen}", "--family", "janus"], "generation_embeddings.weight is"),
+        (["convert", "{llama}", "--image-tokenizer", "{vq}", "--windows", "x"], "must be like 2"),
+    ],
+)
+def test_wrong_inputs(arguments, message, sources, tmp_path, capsys):
+    names = {name: str(path) for name, path in sources.items()}
+    output = tmp_path / "made.safetensors"
+    arguments = [argument.format(**names) for argument in arguments]
+    assert main([*arguments, "-o", str(output)]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_size_that_the_model_was_not_trained_at_is_noted(sources, tmp_path, capsys):
+    options = ["--model", str(sources["llamagen"]), "-o", str(tmp_path / "a.png")]
+    assert main(["generate", "--class", "3", *options, *size_options(16, 16)]) == 0
+    assert "trained at 256x256, not at 16x16" in capsys.readouterr().err
+
+
+def test_weights_go_through_memory_one_by_one(tmp_path):
+    """Of 400 MB never more than 1.3 times a third, beyond what was there before."""
+    wide = {"hidden": 8192, "layers": 3, "width": 1024}
+    weights = llamagen(**wide)
+    torch.save({"model": weights}, tmp_path / "c2i_B_256.pt")
+    torch.save({"model": llamagen_vq()}, tmp_path / "vq_ds16_c2i.pt")
+    size = (tmp_path / "c2i_B_256.pt").stat().st_size
+    del weights
+    before, most, done = anonymous(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(0.002):
+            most = max(most, anonymous())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    families.convert(families.read(tmp_path / "c2i_B_256.pt"), tmp_path / "c2i.safetensors")
+    done.set()
+    thread.join()
+    assert most - before < 1.3 * size / 3
+
+
+def anonymous() -> int:
+    """Bytes of this process's memory that no file is behind."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+    pytest.skip("this system does not tell")

@@ -1,0 +1,51 @@
+"""`train model` on the command line: what it starts from."""
+
+import pytest
+
+from tokenshuffle_core.cli.main import main
+from tokenshuffle_core.pipeline import load
+
+
+def train(codes, output, *options) -> int:
+    steps = ["--preset", "tiny", "--steps", "2", "--batch", "2"]
+    return main(["train", "model", str(codes), "-o", str(output), *steps, *map(str, options)])
+
+
+def test_a_trained_model_learns_to_read_with_another_tokenizer(codes, image_tokenizer, tmp_path):
+    assert train(codes, tmp_path / "1", "--image-tokenizer", image_tokenizer) == 0
+    first = tmp_path / "1" / "final.safetensors"
+    new = ["--text-tokenizer", "new", "--vocabulary", 420]
+    assert train(codes, tmp_path / "2", "--init", first, *new) == 0
+    before, after = load(first), load(tmp_path / "2" / "final.safetensors")
+    assert len(after.text_tokenizer) == after.config.model.text_vocabulary == 420
+    assert len(before.text_tokenizer) != 420
+    path = tmp_path / "tokenizer.json"
+    path.write_text(after.text_tokenizer.to_json(), encoding="utf-8")
+    assert train(codes, tmp_path / "3", "--init", first, "--text-tokenizer", path) == 0
+    again = load(tmp_path / "3" / "final.safetensors").text_tokenizer
+    assert again.to_json() == after.text_tokenizer.to_json()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--lora", 4), "--lora changes a checkpoint as it is: give it with --init"),
+        (("--lora", 4, "--init", "x", "--windows", "1,2"), "and without --windows"),
+        (("--lora", 4, "--init", "x", "--text-tokenizer", "new"), "and without --windows"),
+        (("--init", "x", "--vocabulary", 300), "add --text-tokenizer new"),
+        (("--windows", "two"), "--windows must be numbers with commas"),
+        (("--init", "no.safetensors"), "no.safetensors does not exist"),
+        (("--text-tokenizer", "no.json"), "no.json does not exist"),
+        (("--batch", 0), "batch must be at least 1"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_sentence(
+    options, message, codes, image_tokenizer, tmp_path, capsys
+):
+    if "--init" not in options:
+        options = ("--image-tokenizer", image_tokenizer, *options)
+    assert train(codes, tmp_path / "run", *options) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+    assert message in error

@@ -1,0 +1,346 @@
+"""Composed pictures against pictures pasted by hand, and their captions."""
+
+import json
+import random
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tokenshuffle_core.cli.main import main
+from tokenshuffle_core.data.emoji import captions
+from tokenshuffle_core.data.emoji.build import LANGUAGES, STYLES, read_manifest
+from tokenshuffle_core.data.emoji.compose import Composition, arrange, build, render
+from tokenshuffle_core.data.emoji.english import plural, with_article
+from tokenshuffle_core.data.emoji.phrases import PHRASES
+from tokenshuffle_core.data.emoji.pictures import BACKGROUNDS
+from tokenshuffle_core.data.sources import read_items
+
+COLOURS = {"cat": (250, 0, 0, 255), "dog": (0, 0, 250, 255)}
+PICTURES = {(name, "flat"): Image.new("RGBA", (40, 40), c) for name, c in COLOURS.items()}
+
+
+def pixel(image: Image.Image, x: float, y: float) -> str:
+    """Which subject lies at a place in units of the picture; "" for the background."""
+    found = image.getpixel((int(x * image.width), int(y * image.height)))
+    return next((name for name, colour in COLOURS.items() if found == colour[:3]), "")
+
+
+@pytest.fixture(scope="module")
+def composed(data, tmp_path_factory):
+    """A copy of the data set with a hundred compositions, a third of the combinations held out."""
+    copy = shutil.copytree(data, tmp_path_factory.mktemp("composed") / "data")
+    build(copy, 100, held_out=0.34, seed=1)
+    return copy
+
+
+def entries_of(folder) -> list[dict]:
+    text = (folder / "composed" / "metadata.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "subjects", "places"),
+    [
+        ("single", ("cat",), {(0.02, 0.02): "cat", (0.98, 0.98): "cat"}),
+        ("count", ("cat",) * 2, {(0.25, 0.5): "cat", (0.75, 0.5): "cat", (0.5, 0.1): ""}),
+        ("count", ("dog",) * 3, {(0.5, 0.2): "dog", (0.1, 0.2): "", (0.1, 0.9): "dog"}),
+        ("count", ("dog",) * 4, {(0.1, 0.1): "dog", (0.9, 0.1): "dog", (0.1, 0.9): "dog"}),
+        ("beside", ("cat", "dog"), {(0.25, 0.5): "cat", (0.75, 0.5): "dog", (0.5, 0.1): ""}),
+        ("above", ("cat", "dog"), {(0.5, 0.25): "cat", (0.5, 0.75): "dog", (0.1, 0.5): ""}),
+    ],
+)
+def test_subjects_lie_where_the_kind_says(kind, subjects, places):
+    image = render(arrange(kind, subjects, "flat", "green"), PICTURES, (64, 64))
+    assert (image.mode, image.size) == ("RGB", (64, 64))
+    assert {place: pixel(image, *place) for place in places} == places
+    if "" in places.values():
+        empty = next(place for place, subject in places.items() if not subject)
+        assert image.getpixel((int(empty[0] * 64), int(empty[1] * 64))) == BACKGROUNDS["green"]
+
+
+def test_a_cut_out_is_blended_without_a_fringe():
+    """Transparent pixels are black underneath, which must not darken the edge."""
+    disc = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    disc.paste((255, 255, 255, 255), (16, 16, 48, 48))
+    image = render(arrange("count", ("x",) * 2, "3d", "white"), {("x", "3d"): disc}, (32, 32))
+    assert image.getextrema() == ((255, 255),) * 3
+
+
+def test_a_single_is_the_data_sets_own_picture(composed):
+    records = {(r["subject"], r["style"]): r for r in read_manifest(composed)}
+    singles = [entry for entry in entries_of(composed) if entry["kind"] == "single"]
+    assert len(singles) >= 40
+    for entry in singles:
+        record = records[entry["subjects"][0], entry["style"]]
+        cut_out = Image.open(composed / record["image"])
+        canvas = Image.new("RGB", cut_out.size, BACKGROUNDS[entry["background"]])
+        canvas.paste(cut_out, mask=cut_out)
+        found = np.asarray(Image.open(composed / "composed" / entry["file_name"]), np.int16)
+        assert np.abs(found - np.asarray(canvas, np.int16)).max() <= 1  # a blend's rounding
+
+
+def test_the_folder_is_an_image_folder_that_training_reads(composed):
+    items = read_items(composed / "composed")
+    entries = {entry["file_name"]: entry for entry in entries_of(composed)}
+    assert len(items) == len(entries) == 100
+    for item in items:
+        entry = entries[f"{item.key}.png"]
+        assert list(item.captions) == entry["captions"]
+        assert (item.split, item.repeats) == (entry["split"], entry["repeats"])
+        composition = Composition.of(item.extra)
+        assert composition.subjects == tuple(entry["subjects"])
+        assert composition == arrange(
+            composition.kind, composition.subjects, composition.style, composition.background
+        )
+
+
+def test_kinds_repeats_and_whites(composed):
+    entries = entries_of(composed)
+    assert Counter(e["kind"] for e in entries) == {
+        "single": 40, "count": 20, "beside": 20, "above": 20,
+    }  # fmt: skip
+    singles = [e for e in entries if e["kind"] == "single"]
+    white = {(*e["subjects"], e["style"]) for e in singles if e["background"] == "white"}
+    assert len(white) == len(read_manifest(composed))  # every picture, before any is coloured
+    for e in entries:
+        on_white = e["kind"] == "single" and e["background"] == "white"
+        assert (e["repeats"] > 1) == on_white
+    assert len({e["background"] for e in singles}) > 5
+
+
+def test_what_is_held_out_is_never_trained(composed):
+    entries = entries_of(composed)
+    pairs = {(r["subject"], r["style"]) for r in read_manifest(composed) if r["split"] != "train"}
+    assert len(pairs) == 1
+    for e in entries:
+        shown = {(subject, e["style"]) for subject in e["subjects"]}
+        if e["kind"] == "single":
+            assert (e["split"] == "held-out") == bool(shown & pairs)
+        else:
+            assert not shown & pairs
+    for kinds in (("count",), ("beside", "above")):
+        combinations = {"train": set(), "held-out": set()}
+        for e in entries:
+            if e["kind"] in kinds:
+                combinations[e["split"]].add(tuple(sorted(e["subjects"])))
+        assert len(combinations["train"]) > 0
+        assert len(combinations["held-out"]) > 0
+        assert not combinations["train"] & combinations["held-out"]
+
+
+def test_more_pictures_only_add_to_fewer_and_nothing_is_made_twice(composed, tmp_path):
+    copy = shutil.copytree(composed, tmp_path / "copy")
+    before = entries_of(copy)
+    lost = copy / "composed" / before[7]["file_name"]
+    content = lost.read_bytes()
+    lost.unlink()
+    times = {path: path.stat().st_mtime_ns for path in copy.rglob("composed/*/*.png")}
+    build(copy, 120, held_out=0.34, seed=1, workers=1)
+    after = entries_of(copy)
+    assert after[:100] == before
+    assert len({entry["file_name"] for entry in after}) == 120
+    assert lost.read_bytes() == content
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    assert [e["subjects"] for e in before] != [e["subjects"] for e in entries_seeded(copy, 2)]
+
+
+def entries_seeded(folder, seed) -> list[dict]:
+    build(folder, 100, held_out=0.34, seed=seed)
+    return entries_of(folder)
+
+
+def test_all_compositions_there_are_and_not_one_more(data, tmp_path):
+    """Nine pictures, one of them held out, on ten backgrounds: 90 singles, 8 * 3 * 10 counts; two
+    styles of three subjects and one of two make 6 + 6 + 2 ordered pairs, beside and above."""
+    copy = shutil.copytree(data, tmp_path / "copy")
+    total = 90 + 240 + 2 * 14 * 10
+    build(copy, total, workers=1)
+    assert len({entry["file_name"] for entry in entries_of(copy)}) == total
+    with pytest.raises(ValueError, match=f"611 compositions are more than the {total} that"):
+        build(copy, total + 1)
+
+
+def test_every_caption_says_what_the_picture_shows(composed):
+    names = {r["subject"]: r["names"] for r in read_manifest(composed)}
+    languages = set()
+    for entry in entries_of(composed):
+        texts = entry["captions"]
+        assert 12 <= len(texts) == len(set(texts)) <= 24
+        assert texts[0] == captions.composed(
+            entry["kind"], entry["subjects"], entry["style"], entry["background"]
+        )
+        named = 0
+        for text in texts:
+            said = [
+                language
+                for language in LANGUAGES
+                if all(
+                    any(
+                        name in text or (plural(name) or name) in text
+                        for name in names[s][language]
+                    )
+                    for s in entry["subjects"]
+                )
+            ]
+            assert said, text
+            languages |= set(said)
+            known = [PHRASES[language] for language in said]
+            named += any(p.styles[entry["style"]] in text for p in known)
+            if entry["background"] != "white":
+                colours = [p.backgrounds[entry["background"]] for p in known]
+                assert any(c in text for c in [*colours, f"on {entry['background']}"]), text
+        assert 0 < named < len(texts) + (entry["kind"] == "single")
+    assert languages == set(LANGUAGES)
+
+
+@pytest.mark.parametrize("language", PHRASES)
+def test_both_orders_of_a_pair_mean_the_same_place(language):
+    """Each way names both, and its mirror image, a dog left of a cat, is none of its ways."""
+    phrases = PHRASES[language]
+    assert set(phrases.styles) == set(STYLES)
+    assert set(phrases.backgrounds) == set(BACKGROUNDS)
+    assert len(set(phrases.backgrounds.values())) == len(BACKGROUNDS)
+    for kind in ("beside", "above"):
+        ways = captions.ways(kind, ["cat", "dog"], language)
+        assert len(ways) == len(set(ways)) >= 2
+        assert all("cat" in way and "dog" in way for way in ways)
+        assert {way.index("cat") < way.index("dog") for way in ways} == {True, False}
+        assert not set(ways) & set(captions.ways(kind, ["dog", "cat"], language))
+    assert not set(captions.ways("beside", ["cat", "dog"], language)) & set(
+        captions.ways("above", ["cat", "dog"], language)
+    )
+    for copies in (2, 3, 4):
+        ways = captions.ways("count", ["cat"] * copies, language)
+        assert any(str(copies) in way for way in ways)
+        assert any(phrases.numbers[copies] in way for way in ways)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "caption"),
+    [
+        (("single", ["unicorn"], "3d", "orange"), "a unicorn, 3d style, on an orange background"),
+        (("single", ["hourglass"], None), "an hourglass"),
+        (("single", ["grapes"], "3d"), "grapes, 3d style"),
+        (("count", ["mouse"] * 3, "3d"), "three mice, 3d style"),
+        (("count", ["garlic"] * 2, None), "2 x garlic"),
+        (("beside", ["cat", "owl"], None, "red"), "a cat left of an owl, on a red background"),
+        (("above", ["cat", "dog"], None), "a cat above a dog"),
+        (("count", ["собака"] * 4, None, "blue", "ru"), "четыре штуки: собака, синий фон"),
+        (("beside", ["猫", "狗"], "3d", "white", "zh"), "猫在狗的左边，3D风格"),
+        (
+            ("above", ["ネコ", "イヌ"], "flat", "red", "ja"),
+            "上にネコ、下にイヌ、フラットスタイル、赤い背景",
+        ),
+        (("beside", ["katze", "hund"], "3d", "white", "de"), "links katze, rechts hund, 3D-Stil"),
+    ],
+)
+def test_canonical_captions(arguments, caption):
+    assert captions.composed(*arguments) == caption
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "several"),
+    [
+        ("glass of milk", "a glass of milk", "glasses of milk"),
+        ("bow and arrow", "a bow and arrow", "bows and arrows"),
+        ("face blowing a kiss", "a face blowing a kiss", "faces blowing a kiss"),
+        ("cherries", "cherries", None),
+        ("sushi", "sushi", None),
+        ("octopus", "an octopus", "octopuses"),
+        ("tropical fish", "a tropical fish", "tropical fish"),
+        ("maple leaf", "a maple leaf", "maple leaves"),
+        ("fox", "a fox", "foxes"),
+        ("butterfly", "a butterfly", "butterflies"),
+        ("monkey", "a monkey", "monkeys"),
+        ("ufo", "a ufo", "ufos"),
+    ],
+)
+def test_english_nouns(name, one, several):
+    assert (with_article(name), plural(name)) == (one, several)
+
+
+def test_a_picture_without_names_in_a_language_is_captioned_in_the_others():
+    rng = random.Random(0)
+    names = {"en": ["owl"], "de": ["eule"], "hi": ["उल्लू"]}
+    texts = captions.variations("count", [names] * 2, "3d", "red", rng)
+    assert any("eule" in text for text in texts)
+    assert not any("उल्लू" in text for text in texts)
+
+
+def test_bad_settings_are_refused(data, tmp_path):
+    with pytest.raises(ValueError, match="compositions must be at least 1, not 0"):
+        build(data, 0)
+    with pytest.raises(ValueError, match="white_repeats must be at least 1, not 0"):
+        build(data, 1, white_repeats=0)
+    with pytest.raises(ValueError, match="held_out must be"):
+        build(data, 1, held_out=1)
+    with pytest.raises(FileNotFoundError, match="tokenshuffle data emoji"):
+        build(tmp_path, 1)
+
+
+def test_the_command_composes(data, tmp_path, capsys):
+    copy = shutil.copytree(data, tmp_path / "copy")
+    command = ["data", "emoji", str(copy), "--size", "32", "--held-out", "0.1"]
+    subjects = ["--subjects", str(copy / "subjects.txt"), "--languages", "en,fr"]
+    assert main([*command, *subjects, "--compositions", "20"]) == 0
+    assert capsys.readouterr().out.split()[-1] == str(copy / "composed" / "metadata.jsonl")
+    entries = entries_of(copy)
+    assert len(entries) == 20
+    assert any("style plat" in text for e in entries for text in e["captions"])
+    assert not any("扁平" in text for e in entries for text in e["captions"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "pasted"),
+    [
+        ("single", (96, 64), {(16, 0, 64)}),
+        ("beside", (128, 64), {(0, 0, 64), (64, 0, 64)}),
+        ("beside", (96, 64), {(0, 8, 48), (48, 8, 48)}),
+        ("beside", (64, 64), {(0, 16, 32), (32, 16, 32)}),
+        ("above", (64, 128), {(0, 0, 64), (0, 64, 64)}),
+        ("above", (64, 96), {(8, 0, 48), (8, 48, 48)}),
+        ("above", (128, 64), {(48, 0, 32), (48, 32, 32)}),
+    ],
+)
+def test_subjects_fill_squares_in_the_middle_of_their_boxes(kind, size, pasted):
+    subjects = ("cat",) if kind == "single" else ("cat", "dog")
+    expected = Image.new("RGB", size, BACKGROUNDS["green"])
+    for subject, (left, top, side) in zip(subjects, sorted(pasted), strict=True):
+        expected.paste(COLOURS[subject][:3], (left, top, left + side, top + side))
+    image = render(arrange(kind, subjects, "flat", "green"), PICTURES, size)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(expected))
+
+
+def test_a_pair_often_has_the_size_that_suits_it(data, tmp_path):
+    copy = shutil.copytree(data, tmp_path / "data")
+    build(copy, 200, sizes=[(32, 32), (64, 32), (32, 64)], held_out=0)
+    sizes: dict[str, Counter] = {}
+    for entry in entries_of(copy):
+        with Image.open(copy / "composed" / entry["file_name"]) as image:
+            sizes.setdefault(entry["kind"], Counter())[image.size] += 1
+    for kind, best in (("beside", (64, 32)), ("above", (32, 64))):
+        assert sizes[kind].most_common(1)[0][0] == best
+        assert 0.5 < sizes[kind][best] / sizes[kind].total() < 0.85  # 2/3 are expected
+
+
+def test_singles_on_white_come_in_all_sizes(data, tmp_path):
+    copy = shutil.copytree(data, tmp_path / "data")
+    records = read_manifest(copy)
+    sizes = [(64, 64), (96, 64), (64, 96)]
+    wanted = (len(sizes) + len(BACKGROUNDS) - 1) * len(records)  # all singles
+    build(copy, 5 * wanted // 2, sizes=sizes, white_repeats=5)
+    entries = entries_of(copy)
+    assert len({entry["file_name"] for entry in entries}) == len(entries)
+    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for entry in entries:
+        with Image.open(copy / "composed" / entry["file_name"]) as image:
+            size = image.size
+        assert size in sizes
+        if entry["kind"] == "single" and entry["background"] == "white":
+            found.setdefault((entry["subjects"][0], entry["style"]), []).append(size)
+            assert entry["repeats"] == (5 if size == sizes[0] else 1)
+    assert found.keys() == {(record["subject"], record["style"]) for record in records}
+    assert all(sorted(of_one) == sorted(sizes) for of_one in found.values())

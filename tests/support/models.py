@@ -1,0 +1,38 @@
+"""Tiny models with random weights, and a short training."""
+
+import dataclasses
+
+import torch
+
+from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core.config import PRESETS
+from tokenshuffle_core.image_tokenizer import ImageTokenizer
+from tokenshuffle_core.model import TokenShuffleModel
+from tokenshuffle_core.text_tokenizer import TextTokenizer
+from tokenshuffle_core.training.loop import LoopConfig
+
+TINY = PRESETS["tiny"]
+CONFIG = TINY.model
+LOOP = LoopConfig(
+    steps=100, batch=4, learning_rate=5e-3, warmup=5, validate_every=100, save_minutes=1e9
+)
+
+
+def random_checkpoint() -> checkpoint.Checkpoint:
+    torch.manual_seed(0)
+    config = PRESETS["tiny"]
+    model = TokenShuffleModel(config.model)
+    model.initialise()
+    for parameter in model.parameters():  # logits that differ enough to matter
+        parameter.data *= 2
+    text = TextTokenizer.train(["a red apple"], 512, config.model.max_grid)
+    card = {"modelspec.title": "tiny", "modelspec.resolution": "32x32"}
+    return checkpoint.Checkpoint(config, model, ImageTokenizer(config.image_tokenizer), text, card)
+
+
+def model_of(window: int, **changes) -> TokenShuffleModel:
+    torch.manual_seed(window)
+    model = TokenShuffleModel(dataclasses.replace(CONFIG, windows=(window,), **changes))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    return model.eval()

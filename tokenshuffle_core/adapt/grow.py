@@ -1,0 +1,63 @@
+"""Adds windows to a trained model, as close to what it was as the layers allow.
+
+The new TokenShuffle keeps, of each code's embedding, its projection on the d / s^2 directions that
+hold most of all the embeddings (their leading right singular vectors), and TokenUnshuffle expands
+with the transpose: what the shuffle packs, the unshuffle returns, but for the directions left out.
+Fuse blocks start as the identity. The transformer, the embeddings and the head stay.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from ..checkpoints.native import Checkpoint
+from ..engine.quantize import check_whole
+from ..model import TokenShuffleModel
+
+
+@torch.no_grad()
+def grow(parent: Checkpoint, windows: tuple[int, ...], window_head: int = 0) -> Checkpoint:
+    """A checkpoint that serves `windows`, the first of them by default, made from `parent`.
+
+    Windows that the parent serves keep their layers. `window_head` is the hidden width of new
+    window heads, which start without effect. Raises ValueError where the shape does not allow it,
+    and for quantised weights.
+    """
+    check_whole(parent.model)
+    old = parent.config.model
+    shape = replace(old, windows=windows, window_head=window_head or old.window_head)
+    config = replace(parent.config, model=shape)
+    model = TokenShuffleModel(shape)
+    model.initialise()
+    kept = {
+        name: weight
+        for name, weight in parent.model.state_dict().items()
+        if name in model.state_dict() and not name.startswith("window_embedding")
+    }
+    model.load_state_dict(kept, strict=False)
+    if model.window_embedding is not None:
+        nn.init.zeros_(model.window_embedding.weight)
+        for i, window in enumerate(windows):
+            if parent.model.window_embedding is not None and window in old.windows:
+                known = parent.model.window_embedding.weight[old.windows.index(window)]
+                model.window_embedding.weight[i] = known
+    directions = torch.linalg.svd(model.code_embedding.weight.float(), full_matrices=False).Vh
+    for window in windows:
+        if window > 1 and window not in old.windows:
+            basis = directions[: shape.width // window**2]
+            model.shuffle[str(window)].compress.weight.copy_(basis)
+            model.unshuffle[str(window)].expand.weight.copy_(basis.T)
+            for side in (model.shuffle, model.unshuffle):
+                for block in side[str(window)].fuse:
+                    nn.init.zeros_(block.down.weight)
+        head = model.window_head_of(window)
+        if head is not None and not (old.window_head and window in old.windows):
+            nn.init.zeros_(head.output.weight)
+    return replace(parent, config=config, model=model.eval())
+
+
+def kept_share(parent: Checkpoint, window: int) -> float:
+    """The share of the code embeddings' energy (sum of squares) that a new window keeps."""
+    values = torch.linalg.svdvals(parent.model.code_embedding.weight.float()).square()
+    return (values[: parent.config.model.width // window**2].sum() / values.sum()).item()

@@ -1,0 +1,108 @@
+"""LoRA (arXiv 2106.09685): a low-rank change of linear layers, in a file of its own.
+
+The file has, for each changed layer, `LAYER.lora_down.weight` (rank, in), `LAYER.lora_up.weight`
+(out, rank) and `LAYER.alpha` (scalar), the names that ComfyUI and most trainers use:
+W' = W + strength * alpha / rank * up @ down.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..checkpoints.native import open_safetensors
+from ..engine.quantize import check_whole
+from ..files import write_safetensors
+
+METADATA = "tokenshuffle.lora"
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer with a trainable change beside it, none at the start."""
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.scale = alpha / rank
+        weight = base.weight
+        self.down = nn.Parameter(weight.new_empty(rank, base.in_features, dtype=torch.float32))
+        self.up = nn.Parameter(weight.new_zeros(base.out_features, rank, dtype=torch.float32))
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + F.linear(F.linear(x, self.down), self.up) * self.scale
+
+
+def add_lora(model: nn.Module, rank: int, alpha: float | None = None) -> nn.Module:
+    """Freeze `model` and put a LoRA beside each of its linear layers, in place; `alpha` is the rank
+    where None. Raises ValueError for a rank below 1."""
+    if rank < 1:
+        raise ValueError(f"the rank of a LoRA must be at least 1, not {rank}")
+    model.requires_grad_(False)
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for name in layers:
+        base = model.get_submodule(name)
+        model.set_submodule(name, LoraLinear(base, rank, alpha or float(rank)))
+    return model
+
+
+def save_lora(path: str | Path, model: nn.Module, card: dict[str, str] | None = None) -> None:
+    """Write the LoRA of a model that `add_lora` has prepared."""
+    tensors, ranks = {}, set()
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLinear):
+            rank = len(module.down)
+            ranks.add(rank)
+            tensors[f"{name}.lora_down.weight"] = module.down.detach().cpu().contiguous()
+            tensors[f"{name}.lora_up.weight"] = module.up.detach().cpu().contiguous()
+            tensors[f"{name}.alpha"] = torch.tensor(module.scale * rank)
+    metadata = {METADATA: json.dumps({"ranks": sorted(ranks)}), **(card or {})}
+    write_safetensors(path, tensors, metadata)
+
+
+def read_lora(path: str | Path, model: nn.Module) -> dict[str, tuple[Tensor, Tensor, float]]:
+    """The changes in a file: layer of `model` -> up (out, rank), down (rank, in), alpha.
+
+    Raises FileNotFoundError, or ValueError where the file is no LoRA of a Token-Shuffle model or
+    was trained on one of another shape, or the model's weights are quantised.
+    """
+    check_whole(model)
+    with open_safetensors(path) as file:
+        if METADATA not in (file.metadata() or {}):
+            raise ValueError(f"{path} is not a LoRA of a Token-Shuffle model")
+        names = set(file.keys())
+        layers = {name.removesuffix(".lora_up.weight") for name in names if ".lora_up." in name}
+        parts = ("lora_up.weight", "lora_down.weight", "alpha")
+        expected = {f"{layer}.{part}" for layer in layers for part in parts}
+        if names != expected:
+            odd = min(names ^ expected)
+            state = "is missing" if odd in expected else "has no place in a LoRA"
+            raise ValueError(f"{path}: {odd} {state}")
+        changes = {}
+        for layer in sorted(layers):
+            up, down, alpha = (file.get_tensor(f"{layer}.{part}") for part in parts)
+            if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0] or alpha.ndim:
+                raise ValueError(f"{path}: the shapes of {layer} do not belong together")
+            changes[layer] = up, down, float(alpha)
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    for layer, (up, down, _) in changes.items():
+        found = tuple(linear[layer].weight.shape) if layer in linear else None
+        if found != (len(up), down.shape[1]):
+            raise ValueError(
+                f"{path} changes {layer} of shape {(len(up), down.shape[1])}, which in this model "
+                f"{f'has {found}' if found else 'does not exist'}: it was trained on another model"
+            )
+    return changes
+
+
+@torch.no_grad()
+def merge_lora(model: nn.Module, path: str | Path, strength: float = 1.0) -> None:
+    """Change the model's weights in place by the LoRA in `path`. Raises as `read_lora`; the model
+    is then unchanged."""
+    for layer, (up, down, alpha) in read_lora(path, model).items():
+        weight = model.get_submodule(layer).weight
+        change = strength * alpha / len(down) * (up.float() @ down.float())
+        weight.copy_(weight.float() + change.to(weight.device))

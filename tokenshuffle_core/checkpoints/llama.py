@@ -1,0 +1,123 @@
+"""Any LLaMA of the `transformers` library as the start of a Token-Shuffle model: its transformer,
+its text embedding and its text tokenizer; what concerns codes is new."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config import Config, GenerationConfig, ImageTokenizerConfig, ModelConfig
+from ..model import TokenShuffleModel
+from ..text_tokenizer import TextTokenizer
+from .native import load_image_tokenizer
+from .published import Published, Weights, count, llama_layers, shape_of
+from .source import Source
+from .vq import image_tokenizer
+
+MARK = "model.embed_tokens.weight"
+MAX_GRID, MAX_PROMPT = 256, 512
+# A transformer that these change is another one than ours.
+PLAIN = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
+
+
+def read(
+    source: Source, vq: Path | None = None, side: int | None = None, windows: tuple[int, ...] = (2,)
+) -> Published:
+    """A folder with config.json, tokenizer.json and weights, and the image tokenizer `vq` whose
+    codes the model will predict. Raises FileNotFoundError or ValueError."""
+    if vq is None:
+        raise ValueError(
+            f"{source.path} is a LLaMA: name the image tokenizer that it shall draw with"
+        )
+    images, image_weights = _image_tokenizer(vq)
+    text_tokenizer = TextTokenizer.from_file(source.file("tokenizer.json"), MAX_GRID)
+    shape = shape_from(source, source.config, "model.")
+    own = shape["text_vocabulary"]
+    shape["text_vocabulary"] = max(own, len(text_tokenizer))
+    model = ModelConfig(
+        **shape, codebook_size=images.codebook_size, windows=windows, max_prompt=MAX_PROMPT,
+        max_grid=MAX_GRID, text_head="lm_head.weight" in source,
+    )  # fmt: skip
+    side = side or 256
+    config = Config(images, model, GenerationConfig(side, side))
+    weights: Weights = {name: partial(_given, x) for name, x in _new_layers(model).items()}
+    weights |= llama_layers(source, "model.", model.layers)
+    weights["text_embedding.weight"] = lambda: _longer(source[MARK], model.text_vocabulary)
+    if model.text_head:
+        weights["text_head.weight"] = lambda: _longer(
+            source["lm_head.weight"], model.text_vocabulary
+        )
+    card = {
+        "modelspec.title": source.path.resolve().name,
+        "modelspec.description": "A LLaMA that has not seen an image code yet: to be trained.",
+    }
+    return Published(source.path, config, text_tokenizer, card, weights, image_weights)
+
+
+def shape_from(source: Source, described: dict, prefix: str) -> dict:
+    """Fields of ModelConfig from the description of a LLaMA in the `transformers` library, checked
+    against its weights. Raises ValueError for what our transformer does not compute."""
+    for name, plain in PLAIN.items():
+        if described.get(name, plain) != plain:
+            raise ValueError(f"{source.path}: {name} {described[name]!r} is not supported")
+    vocabulary, width = shape_of(source, f"{prefix}embed_tokens.weight", 2)
+    layers = count(source, f"{prefix}layers.{{}}.input_layernorm.weight")
+    try:
+        heads = int(described.get("num_attention_heads", 32))
+        kv_heads = int(described.get("num_key_value_heads") or heads)
+        context = int(described.get("max_position_embeddings", 2048))
+        norm_eps = float(described.get("rms_norm_eps", 1e-6))
+        theta, scaling = _rope(described)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise ValueError(f"{source.path}: config.json is not of a LLaMA: {error}") from None
+    if described.get("head_dim") not in (None, width // max(heads, 1)):
+        raise ValueError(
+            f"{source.path}: heads of {described['head_dim']} are not supported, only of "
+            f"{width} / {heads}"
+        )
+    return {
+        "text_vocabulary": vocabulary, "width": width, "layers": layers, "heads": heads,
+        "kv_heads": kv_heads, "context": context, "norm_eps": norm_eps, "rope_theta": theta,
+        "hidden": shape_of(source, f"{prefix}layers.0.mlp.gate_proj.weight", 2)[0],
+        "rope_scaling": scaling,
+    }  # fmt: skip
+
+
+def _rope(described: dict) -> tuple[float, tuple[float, ...] | None]:
+    """The base of the rotary embedding, and its scaling; newer files hold both in one place."""
+    found = described.get("rope_parameters") or described.get("rope_scaling") or {}
+    theta = float(found.get("rope_theta") or described.get("rope_theta") or 10_000)
+    kind = found.get("rope_type") or found.get("type") or "default"
+    if kind == "default":
+        return theta, None
+    if kind != "llama3":
+        raise ValueError(f"rope scaling of the kind {kind!r} is not supported")
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    return theta, tuple(float(found[name]) for name in names)
+
+
+def _image_tokenizer(path: Path) -> tuple[ImageTokenizerConfig, Weights]:
+    """A published one, or one of ours."""
+    if path.suffix == ".safetensors":
+        module = load_image_tokenizer(path)
+        return module.config, {n: partial(_given, x) for n, x in module.state_dict().items()}
+    return image_tokenizer(Source(path, ("ema", "model")))
+
+
+def _new_layers(model: ModelConfig) -> dict[str, Tensor]:
+    """The weights that a LLaMA has not, drawn as in any new model."""
+    made = TokenShuffleModel(replace(model, layers=1, hidden=1, text_vocabulary=1, text_head=False))
+    made.config = model  # the number of layers counts in drawing
+    made.initialise()
+    return {n: x for n, x in made.state_dict().items() if not n.startswith(("transformer", "text"))}
+
+
+def _given(x: Tensor) -> Tensor:
+    return x
+
+
+def _longer(table: Tensor, rows: int) -> Tensor:
+    """With rows for new tokens, drawn around nothing as those of a new model are."""
+    return torch.cat([table, torch.randn(rows - len(table), table.shape[1]).to(table) * 0.02])

@@ -1,0 +1,107 @@
+"""LlamaGen's class-conditional models (arXiv 2406.06525): window 1, two axes of positions, and a
+class for a prompt."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..class_names import ClassNames
+from ..config import Config, GenerationConfig, ModelConfig
+from .published import Published, Weights, count, shape_of
+from .source import Source
+from .vq import image_tokenizer
+
+HEADS = {3200: 32, 4096: 32}  # of a width; the other models have heads of 64
+TOKENIZERS = ("vq_ds16_c2i.pt", "vq_ds8_c2i.pt")
+MARK = "cls_embedding.embedding_table.weight"  # what only these models have
+
+
+def read(source: Source, vq: Path | None = None, side: int | None = None) -> Published:
+    """A model and the file of its image tokenizer, by default the published one beside it; `side`
+    is the pixels of the pictures that it was trained on, by default what its file's name says.
+
+    Raises FileNotFoundError or ValueError.
+    """
+    images, image_weights = image_tokenizer(Source(vq or _beside(source), ("ema", "model")))
+    codes, width = shape_of(source, "tok_embeddings.weight", 2)
+    classes = shape_of(source, MARK, 2)[0] - 1
+    layers = count(source, "layers.{}.attention.wqkv.weight")
+    side = side or int((re.findall(r"(?:_|\b)(256|384|512)(?:_|\b)", source.path.stem) or [256])[0])
+    heads = HEADS.get(width) or width // 64
+    model = ModelConfig(
+        text_vocabulary=classes + 1, codebook_size=codes, width=width, layers=layers, heads=heads,
+        kv_heads=heads, hidden=shape_of(source, "layers.0.feed_forward.w1.weight", 2)[0],
+        windows=(1,), rope_axes=2, context=64**2 + 5, max_prompt=1, max_grid=64,
+    )  # fmt: skip
+    generation = GenerationConfig(side, side, cfg=4.0, schedule="constant", top_k=2000)
+    names = imagenet() if classes == len(imagenet()) else [f"class {i}" for i in range(classes)]
+    card = {
+        "modelspec.title": source.path.stem,
+        "modelspec.author": "FoundationVision",
+        "modelspec.description": "LlamaGen, class-conditional: the prompt is a class of ImageNet, "
+        "by its number or its name.",
+        "modelspec.resolution": f"{side}x{side}",
+    }
+    config = Config(images, model, generation)
+    return Published(
+        source.path, config, ClassNames(names), card, _model(source, model), image_weights
+    )
+
+
+@cache
+def imagenet() -> list[str]:
+    """The names of the 1,000 classes of ILSVRC 2012, in their order."""
+    file = Path(__file__).parent.with_name("imagenet_classes.txt")
+    return file.read_text(encoding="utf-8").splitlines()
+
+
+def _beside(source: Source) -> Path:
+    folder = source.path.parent
+    for name in TOKENIZERS:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(
+        f"{source.path} needs its image tokenizer: put {TOKENIZERS[0]} beside it, or name its file"
+    )
+
+
+def _model(source: Source, model: ModelConfig) -> Weights:
+    names = {
+        "text_embedding.weight": MARK,
+        "code_embedding.weight": "tok_embeddings.weight",
+        "transformer.norm.weight": "norm.weight",
+        "head.weight": "output.weight",
+    }
+    weights: Weights = {}
+    for i in range(model.layers):
+        ours, theirs = f"transformer.blocks.{i}.", f"layers.{i}."
+        names |= {
+            f"{ours}attention_norm.weight": f"{theirs}attention_norm.weight",
+            f"{ours}mlp_norm.weight": f"{theirs}ffn_norm.weight",
+            f"{ours}attention.o_proj.weight": f"{theirs}attention.wo.weight",
+            f"{ours}mlp.gate_proj.weight": f"{theirs}feed_forward.w1.weight",
+            f"{ours}mlp.up_proj.weight": f"{theirs}feed_forward.w3.weight",
+            f"{ours}mlp.down_proj.weight": f"{theirs}feed_forward.w2.weight",
+        }
+        for part, letter in enumerate("qkv"):
+            weights[f"{ours}attention.{letter}_proj.weight"] = (
+                lambda name=f"{theirs}attention.wqkv.weight", part=part: _projection(
+                    source[name], part, model
+                )
+            )
+    return weights | {ours: lambda name=theirs: source[name] for ours, theirs in names.items()}
+
+
+def _projection(qkv: Tensor, part: int, model: ModelConfig) -> Tensor:
+    """One of the three in a matrix. The rotary pairs of queries and keys, there (2 i, 2 i + 1), are
+    (i, i + head_size / 2) here."""
+    if qkv.shape != (3 * model.width, model.width):
+        raise ValueError(f"attention.wqkv.weight has the shape {tuple(qkv.shape)}")
+    weight = qkv.chunk(3)[part]
+    if part == 2:
+        return weight
+    order = torch.arange(model.head_size).view(-1, 2).T.flatten()
+    return weight.view(model.heads, model.head_size, -1)[:, order].flatten(0, 1)

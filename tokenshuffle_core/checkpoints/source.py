@@ -1,0 +1,206 @@
+"""The tensors of a checkpoint that others published, in whatever files they lie.
+
+Safetensors, or a pickle that PyTorch has saved as a zip, which is read with `weights_only=True`
+alone; one file, or a folder with an index of several. All of it is memory-mapped, and a tensor is
+read when it is asked for. Nothing is believed: a file that claims more than it holds, or that asks
+for code to run, is refused with a sentence that names it.
+"""
+
+import argparse
+import json
+import pickletools
+import re
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .native import is_finite, open_safetensors
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+# What wraps a state dict in such a file, and what distributed training writes before its names.
+WRAPPERS = ("model", "module", "state_dict")
+PREFIXES = ("_fsdp_wrapped_module.", "_orig_mod.", "module.")
+INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+# What a pickle of tensors asks for; argparse's namespace is a mere record, in which trainings leave
+# their options.
+PLAIN = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage"
+    r"|torch (Size|float32|float16|bfloat16)|argparse Namespace"
+)
+LOCK = threading.Lock()  # PyTorch's list of what is safe is one for all threads
+
+
+class Source:
+    """Names -> tensors. Raises FileNotFoundError, or ValueError with one sentence.
+
+    Attributes: `path` as it was given, `shapes` of all tensors, and `config`, what a folder's
+    config.json holds.
+    """
+
+    def __init__(self, path: str | Path, wrappers: tuple[str, ...] = WRAPPERS):
+        self.path = Path(path)
+        if not self.path.exists():
+            raise FileNotFoundError(f"{path} does not exist")
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._readers: dict[str, Callable[[], Tensor]] = {}
+        for file in self._files():
+            for name, shape, reader in _tensors(file, wrappers):
+                if name in self.shapes:
+                    raise ValueError(f"{file}: {name} is in another file of this folder as well")
+                self.shapes[name], self._readers[name] = shape, reader
+        if not self.shapes:
+            raise ValueError(f"{path} holds no weights")
+        self.config = self.json("config.json") if self.path.is_dir() else {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.shapes
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The tensor, whose numbers must be finite. Raises ValueError."""
+        if name not in self.shapes:
+            raise ValueError(f"{self.path}: {name} is missing")
+        tensor = self._readers[name]()
+        if not tensor.is_floating_point():
+            raise ValueError(f"{self.path}: {name} holds {tensor.dtype}, not weights")
+        if tensor.numel() and not is_finite(tensor):
+            raise ValueError(f"{self.path}: {name} holds numbers that are not finite")
+        return tensor
+
+    def json(self, name: str) -> dict:
+        """A JSON file of the folder. Raises as the class does."""
+        file = self.file(name)
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file} is no JSON: {error}") from None
+        if not isinstance(found, dict):
+            raise ValueError(f"{file} is no JSON object")
+        return found
+
+    def file(self, name: str) -> Path:
+        """A file of the folder by its name, which must not lead out of it, by a link neither, but
+        for one of a cache of Hugging Face's. Raises as the class does."""
+        if name in ("", "..") or Path(name).name != name:
+            raise ValueError(f"{self.path}: the name {name!r} leads out of the folder")
+        file, folder = self.path / name, self.path.resolve()
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} does not exist or is not a file")
+        homes = [folder]
+        if folder.parent.name == "snapshots":
+            homes.append(folder.parent.parent / "blobs")
+        if file.resolve().parent not in homes:
+            raise ValueError(f"{file} is a link out of its folder: put the file itself there")
+        return file
+
+    def _files(self) -> Iterator[Path]:
+        if not self.path.is_dir():
+            yield self.path
+            return
+        for name in INDICES:
+            if (self.path / name).is_file():
+                index = self.json(name).get("weight_map")
+                if not isinstance(index, dict) or not all(
+                    isinstance(x, str) for x in index.values()
+                ):
+                    raise ValueError(f"{self.path / name} has no weight_map of file names")
+                yield from (self.file(shard) for shard in sorted(set(index.values())))
+                return
+        for name in WHOLE:
+            if (self.path / name).is_file():
+                yield self.file(name)
+                return
+        raise FileNotFoundError(f"{self.path} holds none of {', '.join((*INDICES, *WHOLE))}")
+
+
+def _tensors(
+    file: Path, wrappers: tuple[str, ...]
+) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Tensor]]]:
+    if file.suffix in PICKLES:
+        for name, tensor in read_pickle(file, wrappers).items():
+            yield name, tuple(tensor.shape), lambda tensor=tensor: tensor
+        return
+    opened = open_safetensors(file)
+    for name in opened.keys():  # noqa: SIM118
+        shape = tuple(opened.get_slice(name).get_shape())
+        yield name, shape, lambda name=name: opened.get_tensor(name)
+
+
+def read_pickle(path: Path, wrappers: tuple[str, ...] = WRAPPERS) -> dict[str, Tensor]:
+    """The state dict of a file that PyTorch has saved as a zip, memory-mapped.
+
+    Raises ValueError for one that asks for code, that claims more than it holds, or that is no
+    state dict.
+    """
+    _check_zip(path)
+    try:
+        with LOCK, torch.serialization.safe_globals([argparse.Namespace]):
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever a damaged pickle makes the reader raise
+        text = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {text})") from None
+    for name in wrappers:
+        if isinstance(found, dict) and isinstance(found.get(name), dict):
+            found = found[name]
+            break
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no state dict")
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in found.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            continue
+        for prefix in PREFIXES:
+            name = name.replace(prefix, "")
+        if name in tensors:
+            raise ValueError(f"{path}: {name} is there twice")
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise ValueError(f"{path}: {name} is no plain tensor")
+        if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+            raise ValueError(
+                f"{path}: {name} claims {tuple(tensor.shape)} numbers, more than it has"
+            )
+        tensors[name] = tensor.detach()
+    return tensors
+
+
+def _check_zip(path: Path) -> None:
+    """PyTorch stores its records as they are: one that unpacks to more would be a bomb. And its
+    pickles ask for what PLAIN names, where they hold tensors alone."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            _check_size(path, entries)
+            pickles = [archive.read(entry) for entry in entries if entry.filename.endswith(".pkl")]
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+        raise ValueError(
+            f"{path} is no file of PyTorch's zip format ({error}): it may be damaged or cut short, "
+            "or older than PyTorch 1.6"
+        ) from None
+    if len(pickles) != 1:  # TorchScript, which is a program, has two
+        raise ValueError(f"{path} holds {len(pickles)} pickles: it is no state dict")
+    try:
+        asked = [
+            argument
+            for operation, argument, _ in pickletools.genops(pickles[0])
+            if operation.name in ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")
+        ]
+    except Exception as error:
+        raise ValueError(f"{path}: its pickle is damaged ({error})") from None
+    for name in asked:
+        if not PLAIN.fullmatch(str(name)):
+            raise ValueError(
+                f"{path}: the pickle asks for {str(name)[:100]!r}; only plain tensors are read, "
+                "since others could run code"
+            )
+
+
+def _check_size(path: Path, entries: list[zipfile.ZipInfo]) -> None:
+    size = path.stat().st_size
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or (
+        sum(entry.file_size for entry in entries) > size
+    ):
+        raise ValueError(f"{path} claims to hold more than its {size} bytes")

@@ -1,0 +1,157 @@
+"""What several commands of the command line share: their options, and what these mean."""
+
+import argparse
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from ..config import SCHEDULES, WEIGHT_KINDS, GenerationConfig
+
+
+def command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_model(parser, lora: bool = True) -> None:
+    parser.add_argument(
+        "--model", metavar="FILE", help="checkpoint, or a published model as it "
+        "came: a file of LlamaGen, a folder of Janus (default: the bundled model)",
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
+    if lora:
+        parser.add_argument(
+            "--lora",
+            action="append",
+            default=[],
+            metavar="FILE[=STRENGTH]",
+            help="change the model by a LoRA; may be given more than once",
+        )
+        parser.add_argument(
+            "--weights",
+            choices=WEIGHT_KINDS,
+            help="convert the weights to 8 bits on loading: half the memory of a 16-bit file; fp8 "
+            "is also faster on recent GPUs",
+        )
+
+
+def add_sampling(parser) -> None:
+    parser.add_argument("--cfg", type=float, help="guidance scale; 1 is off")
+    parser.add_argument("--schedule", choices=SCHEDULES, help="how guidance grows over the picture")
+    parser.add_argument("--temperature", type=float, help="0 is greedy")
+    parser.add_argument("--top-k", type=int, help="keep the K most likely codes; 0 is off")
+    parser.add_argument(
+        "--top-p", type=float, help="keep the most likely codes of mass P; 1 is off"
+    )
+    parser.add_argument(
+        "--window", type=int, help="of those that the model serves: larger is faster and coarser"
+    )
+
+
+def settings_of(options, defaults: GenerationConfig) -> GenerationConfig:
+    names = ("width", "height", "cfg", "schedule", "temperature", "top_k", "top_p", "window")
+    given = {name: getattr(options, name, None) for name in names}
+    return replace(defaults, **{name: value for name, value in given.items() if value is not None})
+
+
+def device_of(name: str):
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"device {name!r} does not exist on this machine") from None
+    return device
+
+
+def own_device(name: str) -> str:
+    """The name of this process's device: torchrun gives every process of a machine a GPU."""
+    import torch
+
+    local = os.environ.get("LOCAL_RANK")
+    shared = name in ("auto", "cuda") and torch.cuda.is_available()
+    return f"cuda:{local}" if shared and local else name
+
+
+def process() -> tuple[int, int]:
+    """This process's number and how many there are: torchrun's, or those of the only one."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def load(options):
+    from ..adapt.lora import merge_lora
+    from ..checkpoints import families
+    from ..checkpoints import native as checkpoint
+    from ..engine.quantize import quantize
+
+    loaded = families.load(options.model or checkpoint.BUNDLED, device_of(options.device))
+    for text in options.lora:
+        merge_lora(loaded.model, *file_and_strength(text))
+    if options.weights:
+        quantize(loaded.model, options.weights)
+    return loaded
+
+
+def file_and_strength(text: str) -> tuple[str, float]:
+    path, equals, strength = text.rpartition("=")
+    if not equals:
+        return text, 1.0
+    try:
+        return path, float(strength)
+    except ValueError:
+        raise ValueError(f"--lora {text}: {strength!r} is not a number") from None
+
+
+def identity(options) -> dict:
+    """Which weights are scored, whatever their files are called."""
+    from ..checkpoints import native as checkpoint
+
+    loras = [file_and_strength(text) for text in options.lora]
+    return {
+        "sha256": _sha256(options.model or checkpoint.BUNDLED),
+        "lora": [[_sha256(path), strength] for path, strength in loras],
+        "weights": options.weights,
+    }
+
+
+def _sha256(path: str | Path) -> str:
+    digest = hashlib.sha256()
+    folder = Path(path)
+    parts = sorted(part for part in folder.iterdir() if part.is_file()) if folder.is_dir() else []
+    for part in parts or [path]:
+        with open(part, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def run_of(options):
+    """The model, and how this process, one of torchrun's perhaps, draws with it."""
+    from ..bulk import Run
+
+    check_batch(options)
+    options.device = own_device(options.device)
+    pipeline = load(options)
+    settings = settings_of(options, pipeline.config.generation)
+    return pipeline, Run(identity(options), settings, options.seed, options.batch, *process())
+
+
+def check_batch(options) -> None:
+    if options.batch < 1:
+        raise ValueError(f"--batch must be at least 1, not {options.batch}")
+
+
+def check_output(path: str, suffix: str) -> Path:
+    output = Path(path)
+    if output.suffix.lower() != suffix:
+        raise ValueError(f"output {path} must end in {suffix}")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"output folder {output.parent} does not exist: make it first")
+    return output

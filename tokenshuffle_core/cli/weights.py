@@ -1,0 +1,119 @@
+"""The commands that make one checkpoint of another: `tokenshuffle convert`, `merge`, `quantize`,
+`grow`."""
+
+from pathlib import Path
+
+from ..checkpoints import FAMILIES
+from .options import add_model, check_output, command, load
+
+
+def add(commands) -> None:
+    """Add the commands `convert`, `merge`, `quantize` and `grow`."""
+    parser = command(
+        commands, "convert", _convert, "Write a checkpoint of a model that others published."
+    )
+    parser.add_argument(
+        "source", type=Path, metavar="SOURCE",
+        help="a .pt file of LlamaGen, or a folder of Janus, Janus-Pro or a LLaMA with its "
+        "config.json and tokenizer.json",
+    )  # fmt: skip
+    parser.add_argument("-o", "--output", required=True, metavar="FILE.safetensors")
+    parser.add_argument(
+        "--family",
+        choices=FAMILIES,
+        help="where it is not found out by itself",
+    )
+    parser.add_argument(
+        "--image-tokenizer", type=Path, metavar="FILE",
+        help="where it is not in the source: LlamaGen's vq_ds16_c2i.pt is looked for beside it",
+    )  # fmt: skip
+    parser.add_argument("--side", type=int, help="pixels of the pictures that it was trained on")
+    parser.add_argument(
+        "--windows", metavar="N,N,...", help="of a model that starts from a LLaMA (default: 2)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="default: as it is stored"
+    )
+    parser = command(
+        commands, "merge", _merge, "Write a checkpoint with LoRA files merged into it."
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="FILE.safetensors")
+    add_model(parser)
+    parser = command(commands, "quantize", _quantize, "Write a checkpoint with smaller weights.")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE.safetensors")
+    add_model(parser)
+    parser = command(commands, "grow", _grow, "Give a checkpoint other windows, to train it on.")
+    parser.add_argument("source", nargs="?", metavar="MODEL", help="the same as --model")
+    parser.add_argument(
+        "--windows", "--window", required=True, metavar="N,N,...",
+        help="the first is the default one",
+    )  # fmt: skip
+    parser.add_argument(
+        "--window-head", type=int, default=0, metavar="WIDTH",
+        help="predict the codes of a window one after another, with so wide a head",
+    )  # fmt: skip
+    parser.add_argument("-o", "--output", required=True, metavar="FILE.safetensors")
+    add_model(parser)
+
+
+def _convert(options) -> None:
+    import torch
+
+    from ..checkpoints import families, source
+    from ..checkpoints import native as checkpoint
+
+    output = check_output(options.output, ".safetensors")
+    family = options.family or families.family_of(source.Source(options.source))
+    if family == "vq":
+        checkpoint.save_image_tokenizer(output, families.load_image_tokenizer(options.source))
+    else:
+        windows = options.windows and _windows(options.windows)
+        published = families.read(
+            options.source, family, options.image_tokenizer, options.side, windows
+        )
+        dtype = options.dtype and getattr(torch, options.dtype)
+        families.convert(published, output, dtype)
+    print(output)
+
+
+def _windows(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--windows {text} must be like 2 or 1,2,4") from None
+
+
+def _merge(options) -> None:
+    from ..checkpoints import native as checkpoint
+
+    output = check_output(options.output, ".safetensors")
+    if not options.lora:
+        raise ValueError("merge needs at least one --lora FILE")
+    checkpoint.save(output, load(options))
+    print(output)
+
+
+def _quantize(options) -> None:
+    from ..checkpoints import native as checkpoint
+
+    output = check_output(options.output, ".safetensors")
+    if not options.weights:
+        raise ValueError("quantize needs --weights int8 or --weights fp8")
+    checkpoint.save(output, load(options))
+    print(output)
+
+
+def _grow(options) -> None:
+    from ..adapt.grow import grow, kept_share
+    from ..checkpoints import native as checkpoint
+
+    output = check_output(options.output, ".safetensors")
+    windows = _windows(options.windows)
+    options.model = options.source or options.model
+    parent = load(options)
+    checkpoint.save(output, grow(parent, windows, options.window_head))
+    for window in windows:
+        if window > 1 and window not in parent.config.model.windows:
+            share = kept_share(parent, window)
+            print(f"window {window}: keeps {share:.1%} of the code embeddings' energy")
+    print(output)

@@ -1,0 +1,292 @@
+"""Composed pictures: subjects of the emoji data set on a coloured ground, counted and arranged.
+
+The folder is an ordinary image folder, RGB pictures and a `metadata.jsonl`. Each line also says
+how its picture was composed, so that a model's pictures can be scored against it.
+"""
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from itertools import combinations, cycle
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from ...files import atomic_path
+from ..buckets import Size
+from . import captions
+from .build import is_rendered, read_manifest
+from .pictures import BACKGROUNDS
+
+FOLDER = "composed"  # inside the data set's folder
+KINDS = ("single", "count", "single", "beside", "above")  # in turn: two singles in five pictures
+COUNTS = (2, 3, 4)
+WHITE_SHARE = 0.5  # the share of pictures of several subjects on white
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in units of the picture
+LEFT, RIGHT = (0, 0, 0.5, 1), (0.5, 0, 1, 1)
+TOP, BOTTOM = (0, 0, 1, 0.5), (0, 0.5, 1, 1)
+QUARTERS = ((0, 0, 0.5, 0.5), (0.5, 0, 1, 0.5), (0, 0.5, 0.5, 1), (0.5, 0.5, 1, 1))
+ROWS: dict[int, tuple[Box, ...]] = {  # several copies, row by row
+    1: ((0, 0, 1, 1),),
+    2: (LEFT, RIGHT),
+    3: (TOP, *QUARTERS[2:]),
+    4: QUARTERS,
+}
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What a picture shows: `subjects` in `boxes`, all in one style, on a named background. Each
+    subject fills the largest square in the middle of its box.
+
+    `kind` is "single", "count" (copies of one subject), "beside" or "above" (the first of two
+    subjects is at the left or at the top).
+    """
+
+    kind: str
+    subjects: tuple[str, ...]
+    style: str
+    background: str
+    boxes: tuple[Box, ...]
+
+    @classmethod
+    def of(cls, entry: dict) -> "Composition":
+        """From a line of `metadata.jsonl`."""
+        parts = {field.name: entry[field.name] for field in fields(cls)}
+        subjects, boxes = tuple(parts.pop("subjects")), tuple(map(tuple, parts.pop("boxes")))
+        return cls(subjects=subjects, boxes=boxes, **parts)
+
+
+def arrange(kind: str, subjects: tuple[str, ...], style: str, background: str) -> Composition:
+    """The composition with the boxes that its kind and its number of subjects have."""
+    boxes = {"beside": (LEFT, RIGHT), "above": (TOP, BOTTOM)}.get(kind) or ROWS[len(subjects)]
+    return Composition(kind, subjects, style, background, boxes)
+
+
+def render(
+    composition: Composition, pictures: Mapping[tuple[str, str], Image.Image], size: Size
+) -> Image.Image:
+    """An RGB picture of `size` (width, height) pixels; `pictures` holds the RGBA cut-out of each
+    (subject, style)."""
+    canvas = Image.new("RGBA", size, BACKGROUNDS[composition.background])
+    for subject, box in zip(composition.subjects, composition.boxes, strict=True):
+        left, top, side = square_in(box, size)
+        canvas.alpha_composite(fit(pictures[subject, composition.style], side), (left, top))
+    return canvas.convert("RGB")
+
+
+def square_in(box: Box, size: Size) -> tuple[int, int, int]:
+    """Left, top and side in pixels of the largest square in the middle of a box."""
+    width, height = size
+    left, top = round(box[0] * width), round(box[1] * height)
+    wide, high = round(box[2] * width) - left, round(box[3] * height) - top
+    side = min(wide, high)
+    return left + (wide - side) // 2, top + (high - side) // 2, side
+
+
+def fit(cut_out: Image.Image, side: int) -> Image.Image:
+    """A square RGBA picture resized without a fringe of the colour of its transparent pixels."""
+    if cut_out.size == (side, side):
+        return cut_out
+    resized = cut_out.convert("RGBa").resize((side, side), Image.Resampling.LANCZOS)
+    return resized.convert("RGBA")
+
+
+def build(
+    data: str | Path,
+    count: int,
+    *,
+    kinds: tuple[str, ...] = KINDS,
+    sizes: list[Size] | None = None,
+    held_out: float = 0.05,
+    white_repeats: int = 8,
+    seed: int = 0,
+    workers: int = 2,
+) -> Path:
+    """Compose `count` pictures from the data set in `data`, as an image folder in its `composed`.
+
+    They are of the `kinds` in turn. Returns the path of its `metadata.jsonl`: file_name, captions,
+    repeats (how often the picture counts in an epoch), split ("train" or "held-out") and the
+    fields of `Composition`. Pictures have `sizes` (width, height), or the data set's size where
+    None: every single subject on white comes in all of them, every other picture half of the time
+    in the one that gives its subjects the most room (the first of these). A single subject on
+    white in the first size counts `white_repeats` times: it is what most prompts ask for. A
+    subject-style pair that the data set holds out is held out here, and only as a single; so is a
+    share `held_out` of the pairs of subjects and of the pairs of a subject and a count, in every
+    style and order. More pictures of the same seed only add to fewer; what is rendered already is
+    kept. Raises ValueError for a bad setting, FileNotFoundError where there is no data set.
+    """
+    data = Path(data)
+    if count < 1:
+        raise ValueError(f"the number of compositions must be at least 1, not {count}")
+    if white_repeats < 1:
+        raise ValueError(f"white_repeats must be at least 1, not {white_repeats}")
+    if not 0 <= held_out < 1:
+        raise ValueError(f"held_out must be at least 0 and below 1, not {held_out}")
+    records = read_manifest(data)
+    names = {r["subject"]: {"en": [r["subject"]]} | r["names"] for r in records}
+    paths = {(r["subject"], r["style"]): data / r["image"] for r in records}
+    if not sizes:
+        with Image.open(data / records[0]["image"]) as image:
+            sizes = [image.size]
+    directory = data / FOLDER
+    for kind in KINDS:
+        (directory / kind).mkdir(parents=True, exist_ok=True)
+    plan = _plan(records, count, kinds, sizes, held_out, seed)
+    entries, jobs = [], []
+    for i, (composition, size, split) in enumerate(plan):
+        file_name = _file_name(composition, size if size != sizes[0] else None, paths)
+        texts = captions.variations(
+            composition.kind,
+            [names[subject] for subject in composition.subjects],
+            composition.style,
+            composition.background,
+            random.Random(f"{seed} captions {i}"),
+        )
+        on_white = composition.kind == "single" and composition.background == "white"
+        repeats = white_repeats if on_white and size == sizes[0] else 1
+        entry = {"file_name": file_name, "captions": texts, "repeats": repeats, "split": split}
+        entries.append(entry | asdict(composition))
+        if not is_rendered(directory / file_name, size):
+            keys = {(subject, composition.style) for subject in composition.subjects}
+            sources = {key: paths[key] for key in keys}
+            jobs.append((composition, sources, directory / file_name, size))
+    with ProcessPoolExecutor(workers) as pool:
+        done = pool.map(_save, jobs, chunksize=64)
+        for _ in tqdm(done, total=len(jobs), desc="composing", unit="picture", disable=None):
+            pass
+    with atomic_path(directory / "metadata.jsonl") as temporary:
+        lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+        temporary.write_text("".join(lines), encoding="utf-8")
+    return directory / "metadata.jsonl"
+
+
+def _plan(
+    records: list[dict],
+    count: int,
+    kinds: tuple[str, ...],
+    sizes: list[Size],
+    held_out: float,
+    seed: int,
+) -> list[tuple[Composition, Size, str]]:
+    """`count` different compositions with their sizes and splits."""
+    trained: dict[str, list[str]] = {}  # style -> subjects
+    for record in records:
+        if record["split"] == "train":
+            trained.setdefault(record["style"], []).append(record["subject"])
+    subjects = sorted({record["subject"] for record in records})
+    copies = [(subject,) * n for subject in subjects for n in COUNTS]
+    pairs = list(combinations(subjects, 2))
+    rng = random.Random(f"{seed} held-out")
+    apart = {
+        combination
+        for group in (copies, pairs)
+        for combination in rng.sample(group, round(held_out * len(group)))
+    }
+    sources = {"single": _singles(records, sizes, random.Random(f"{seed} single"))}
+    for kind in ("count", "beside", "above"):
+        sources[kind] = _several(kind, trained, sizes, apart, random.Random(f"{seed} {kind}"))
+    sources = {kind: source for kind, source in sources.items() if kind in kinds}
+    planned: list[tuple[Composition, Size, str]] = []
+    for kind in cycle(kinds):
+        if len(planned) == count:
+            return planned
+        if kind in sources and (drawn := next(sources[kind], None)):
+            planned.append(drawn)
+        else:
+            sources.pop(kind, None)
+        if not sources:
+            raise ValueError(
+                f"{count} compositions are more than the {len(planned)} that these pictures allow"
+            )
+
+
+def _singles(
+    records: list[dict], sizes: list[Size], rng: random.Random
+) -> Iterator[tuple[Composition, Size, str]]:
+    """Every picture on white in the first size, then on white in the other sizes and on every
+    other colour in some size."""
+    white, *others = BACKGROUNDS
+    first = [(record, white, sizes[0]) for record in records]
+    more = [(record, white, size) for record in records for size in sizes[1:]]
+    more += [(record, colour, None) for record in records for colour in others]
+    for placed in (first, more):
+        rng.shuffle(placed)
+        for record, colour, size in placed:
+            composition = arrange("single", (record["subject"],), record["style"], colour)
+            yield composition, size or _size(composition, sizes, rng), record["split"]
+
+
+def _several(
+    kind: str,
+    trained: dict[str, list[str]],
+    sizes: list[Size],
+    apart: set[tuple[str, ...]],
+    rng: random.Random,
+) -> Iterator[tuple[Composition, Size, str]]:
+    """Compositions of several subjects, drawn until there is no other one."""
+    white, *others = BACKGROUNDS
+    styles = [style for style, subjects in trained.items() for _ in subjects]
+    choices = {
+        style: len(COUNTS) * len(subjects)
+        if kind == "count"
+        else len(subjects) * (len(subjects) - 1)
+        for style, subjects in trained.items()
+    }
+    drawn = set()
+    while len(drawn) < len(BACKGROUNDS) * sum(choices.values()):
+        style = rng.choice(styles)
+        if kind == "count":
+            subjects = (rng.choice(trained[style]),) * rng.choice(COUNTS)
+        else:
+            subjects = tuple(rng.choices(trained[style], k=2))
+        background = white if rng.random() < WHITE_SHARE else rng.choice(others)
+        composition = arrange(kind, subjects, style, background)
+        if composition in drawn or (kind != "count" and subjects[0] == subjects[1]):
+            continue
+        drawn.add(composition)
+        split = "held-out" if tuple(sorted(subjects)) in apart else "train"
+        yield composition, _size(composition, sizes, rng), split
+
+
+def _size(composition: Composition, sizes: list[Size], rng: random.Random) -> Size:
+    """The one that gives subjects the most room half of the time, any of `sizes` else."""
+    if len(sizes) == 1 or rng.random() < 0.5:
+        return roomiest(composition, sizes)
+    return rng.choice(sizes)
+
+
+def roomiest(composition: Composition, sizes: Sequence[Size]) -> Size:
+    """The first of `sizes` in which the smallest subject is the largest."""
+    return max(sizes, key=lambda size: min(square_in(box, size)[2] for box in composition.boxes))
+
+
+def _file_name(
+    composition: Composition, size: Size | None, paths: dict[tuple[str, str], Path]
+) -> str:
+    """ "beside/cat_red-apple_flat_white_192x128.png", without the size where None."""
+    several = len(composition.subjects) if composition.kind == "count" else 0
+    names = [paths[subject, composition.style].stem for subject in composition.subjects]
+    parts = [str(several), names[0]] if several else names
+    parts = [*parts, composition.style, composition.background]
+    if size:
+        parts.append(f"{size[0]}x{size[1]}")
+    return f"{composition.kind}/{'_'.join(parts)}.png"
+
+
+def _save(job: tuple[Composition, dict[tuple[str, str], Path], Path, Size]) -> None:
+    composition, sources, target, size = job
+    pictures = {key: _read(path) for key, path in sources.items()}
+    with atomic_path(target) as temporary:
+        render(composition, pictures, size).save(temporary, "PNG")
+
+
+@lru_cache(maxsize=256)
+def _read(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGBA")

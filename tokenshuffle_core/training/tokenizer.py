@@ -1,0 +1,211 @@
+"""Training of the image tokenizer on random crops of pictures.
+
+It is convolutional, so crops teach it what whole pictures would at a fraction of the cost; the
+last part of the training sees whole pictures, because GroupNorm and attention do notice the size.
+"""
+
+import hashlib
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from ..checkpoints import native as checkpoint
+from ..config import ImageTokenizerConfig
+from ..data.emoji.pictures import sheet_of
+from ..data.sources import Item, read_items
+from ..image_tokenizer import ImageTokenizer
+from .batches import Batches
+from .distributed import max_of_all, rank
+from .loop import LoopConfig, fit, generator
+
+CPU = torch.device("cpu")
+WHOLE_SHARE = 0.15  # the share of the steps, at the end, that sees whole pictures
+UNQUANTISED = 200  # first steps of a plain autoencoder: its latents are where the codebook starts
+REVIVE_EVERY = 100  # steps between two looks for codes that nothing uses
+VALIDATION_PICTURES = 64
+READERS = 8  # threads that decode and scale pictures, for which Pillow releases the GIL
+
+
+class TokenizerTask:
+    """L1 + L2 + edge (finite difference) reconstruction losses, and the codebook's."""
+
+    idle_parameters = True  # the codebook's, at first
+
+    def __init__(
+        self,
+        items: list[Item],
+        config: LoopConfig,
+        crop: int,
+        side: int,
+        codebook_size: int,
+        device: torch.device,
+        trained: bool = False,
+    ):
+        """`trained` says that the codebook has been, so that it is used from the first step on."""
+        self.train = [item for item in items if item.split == "train"]
+        self.side = side
+        self.unreadable: set[str] = set()  # keys
+        keys = "\n".join(item.key for item in self.train)
+        self.about = {"pictures": hashlib.sha256(keys.encode()).hexdigest()}
+        held_out = [item for item in items if item.split == "held-out"] or self.train
+        step = max(1, len(held_out) // VALIDATION_PICTURES)
+        places = range(0, len(held_out), step)[:VALIDATION_PICTURES]
+        self.validation = _tensor([self._square(held_out, i) for i in places]).to(device)
+        visits = [i for i, item in enumerate(self.train) for _ in range(item.repeats)]
+        self.batches = Batches([torch.tensor(visits)], config.batch, config.seed)
+        self.config = config
+        self.crop = crop
+        self.device = device
+        self.readers = ThreadPoolExecutor(READERS)
+        self.unquantised = 0 if trained else min(UNQUANTISED, config.steps // 10)
+        self.looked = None  # the last step that looked for codes that nothing uses
+        self.state = {"used": torch.zeros(codebook_size, dtype=torch.uint8, device=device)}
+
+    def batch(self, step: int, piece: int, pieces: int) -> Tensor:
+        """Every `pieces`-th of the step's pictures from `piece` on, (n, 3, crop, crop) in 0..1;
+        near the end fewer but whole pictures, one for each of the `pieces` at least."""
+        crop, count = self._crop(step), self._count(step, pieces)
+        _, indices = self.batches.at(step)
+        random = generator(self.config.seed + 1, step)
+        room = self.side - crop + 1
+        corners = torch.randint(0, room, (count, 2), generator=random).tolist()
+        places = indices[:count].tolist()[piece::pieces]
+        pictures = self.readers.map(lambda i: self._square(self.train, i), places)
+        crops = [
+            picture.crop((left, top, left + crop, top + crop))
+            for picture, (left, top) in zip(pictures, corners[piece::pieces], strict=True)
+        ]
+        return _tensor(crops).to(self.device)
+
+    def _crop(self, step: int) -> int:
+        whole = step >= self.config.steps * (1 - WHOLE_SHARE)
+        return self.side if whole else self.crop
+
+    def _count(self, step: int, pieces: int) -> int:
+        """The same number of pixels in every step keeps memory and step time even."""
+        return max(pieces, self.config.batch * self.crop**2 // self._crop(step) ** 2)
+
+    def _square(self, items: list[Item], i: int) -> Image.Image:
+        """`square` of item i, or of the next one that can be read."""
+        for place in range(i, i + len(items)):
+            item = items[place % len(items)]
+            if item.key in self.unreadable:
+                continue
+            try:
+                return square(item, self.side)
+            except ValueError as error:
+                if rank() == 0:
+                    print(f"note: {error}: another one takes its place", file=sys.stderr)
+                self.unreadable.add(item.key)
+        raise ValueError("none of the pictures can be read")
+
+    def loss(self, module: ImageTokenizer, step: int, piece: int, pieces: int):
+        if step % REVIVE_EVERY == 0 and step != self.looked:
+            self._revive(module, step, pieces)
+        images = self.batch(step, piece, pieces)
+        latent = module.latent(images)
+        quantized = module.quantizer(latent)
+        continuous = step < self.unquantised
+        vectors = F.normalize(latent, dim=1) if continuous else quantized.vectors
+        reconstruction = module.pixels(vectors)
+        if not continuous:
+            self.state["used"][quantized.codes.flatten()] = 1
+            max_of_all(self.state["used"])
+        l1 = F.l1_loss(reconstruction, images)
+        l2 = F.mse_loss(reconstruction, images)
+        edges = sum(
+            F.l1_loss(reconstruction.diff(dim=dim), images.diff(dim=dim)) for dim in (-1, -2)
+        )
+        loss = l1 + 4 * l2 + edges + (0 if continuous else quantized.loss)
+        psnr = -10 * l2.detach().log10()
+        share = len(images) * pieces / self._count(step, pieces)  # whole ones may not divide evenly
+        return loss * share, {"psnr": psnr, "codebook_loss": quantized.loss.detach()}
+
+    @torch.no_grad()
+    def _revive(self, module: ImageTokenizer, step: int, pieces: int) -> None:
+        """Give codes that nothing chose for REVIVE_EVERY steps the place of a random latent of the
+        whole batch, the same in all processes."""
+        if 0 < step <= self.config.steps // 2:
+            dead = (self.state["used"] == 0).nonzero().flatten()
+            parts = [module.latent(self.batch(step, piece, pieces)) for piece in range(pieces)]
+            in_order = [parts[i % pieces][i // pieces] for i in range(self._count(step, pieces))]
+            latent = torch.stack(in_order).float().movedim(1, -1).flatten(0, 2)
+            pick = torch.randint(
+                0, len(latent), (len(dead),), generator=generator(self.config.seed + 2, step)
+            )
+            module.quantizer.codebook.weight[dead] = F.normalize(latent[pick], dim=-1)
+        self.state["used"].zero_()
+        self.looked = step
+
+    def validate(self, module: ImageTokenizer) -> dict[str, float]:
+        codes = torch.cat([module.encode(part) for part in self.validation.split(16)])
+        images = torch.cat([module.decode(part) for part in codes.split(16)])
+        error = (images - self.validation).square().mean((1, 2, 3))
+        return {
+            "validation_psnr": (-10 * error.log10()).mean().item(),
+            "codes_used": float(codes.unique().numel()),
+        }
+
+    def sheet(self, module: ImageTokenizer) -> Image.Image:
+        images = self.validation[:24]
+        decoded = module.decode(module.encode(images))
+        return sheet_of(torch.stack([images, decoded], 1).flatten(0, 1), columns=12)
+
+    def save(self, module: ImageTokenizer, path: Path) -> None:
+        checkpoint.save_image_tokenizer(path, module)
+
+
+def square(item: Item, side: int) -> Image.Image:
+    """The middle of the item's picture, scaled to `side` x `side` pixels. Raises as `picture`."""
+    return ImageOps.fit(item.picture(), (side, side), Image.Resampling.LANCZOS)
+
+
+def _tensor(pictures: list[Image.Image]) -> Tensor:
+    pixels = np.stack([np.asarray(picture) for picture in pictures])
+    return torch.from_numpy(pixels).movedim(-1, 1).float() / 255
+
+
+def train_tokenizer(
+    source: Path,
+    directory: Path,
+    config: ImageTokenizerConfig,
+    loop: LoopConfig,
+    *,
+    init: Path | None = None,
+    crop: int = 64,
+    side: int = 128,
+    resume: bool = False,
+    device: torch.device = CPU,
+) -> Path:
+    """Train an image tokenizer on the pictures of `source`; returns the path of its weights.
+
+    It starts fresh with the shape `config`, or from the one in the file `init`. Pictures are
+    brought to squares of `side` pixels. Raises as `read_items` and `fit`, and ValueError for sizes
+    that do not fit.
+    """
+    torch.manual_seed(loop.seed)
+    if init:
+        module = checkpoint.load_image_tokenizer(init)
+    else:
+        module = ImageTokenizer(config)
+        nn.init.normal_(module.quantizer.codebook.weight)
+    stride = module.config.stride
+    for name, size in (("crop", crop), ("side", side)):
+        if size < 1 or size % stride or size < crop:
+            raise ValueError(
+                f"{name} {size} does not fit: it must be a multiple of {stride} pixels, and side "
+                "no smaller than crop"
+            )
+    module.to(device)
+    items = read_items(source, captioned=False)
+    if all(item.split == "held-out" for item in items):
+        raise ValueError(f"{source} has no pictures to train on: all are held out")
+    size = module.config.codebook_size
+    task = TokenizerTask(items, loop, crop, side, size, device, trained=init is not None)
+    return fit(module, task, loop, directory, resume)
