@@ -102,9 +102,9 @@ def test_no_circle():
     graph = {
         name: {
             module
-            for module in imports(path, at_run_time=True) & names.keys() - {name}
-            # A package is imported on the way to its modules: only its own names count.
-            if not (module in packages(names) and name.startswith(f"{module}."))
+            for imported in imports(path, at_run_time=True)
+            for module in (imported, *ancestors(imported))
+            if module in names and module != name and module not in ancestors(name)
         }
         for name, path in names.items()
     }
@@ -114,8 +114,10 @@ def test_no_circle():
         pytest.fail(" -> ".join(error.args[1]))
 
 
-def packages(names: dict[str, Path]) -> set[str]:
-    return {name for name, path in names.items() if path.name == "__init__.py"}
+def ancestors(module: str) -> list[str]:
+    """The packages that are imported on the way to a module."""
+    parts = module.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
 def test_only_the_host_folder_touches_comfyui():

@@ -3,21 +3,24 @@ another one."""
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..model import TokenShuffleModel
 from ..transformer import KVCache
 from .cpu_transformer import FewRows
 from .cuda_graphs import capture
 from .quantize import kind_of
 
+if TYPE_CHECKING:
+    from ..model import TokenShuffleModel
+
 Sample = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (states, noise, scale) -> codes
 Step = Callable[[Tensor], Tensor]  # codes -> states
 
 
-def windows_ahead(model: TokenShuffleModel, device: torch.device, batch: int) -> int:
+def windows_ahead(model: "TokenShuffleModel", device: torch.device, batch: int) -> int:
     """How many windows a step should sample (see `sampler.decode`).
 
     Where reading the weights takes all the time, more rows cost next to nothing: on a GPU, and on a
@@ -34,7 +37,7 @@ def windows_ahead(model: TokenShuffleModel, device: torch.device, batch: int) ->
 
 
 def accelerated(
-    model: TokenShuffleModel,
+    model: "TokenShuffleModel",
     cache: KVCache,
     window: int,
     ahead: int,

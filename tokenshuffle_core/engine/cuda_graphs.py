@@ -11,12 +11,15 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..model import TokenShuffleModel
 from ..transformer import KVCache, positions_of
+
+if TYPE_CHECKING:
+    from ..model import TokenShuffleModel
 
 CHUNK = 512  # positions
 QUEUE = 8  # steps that the host may ask for before the device has done them
@@ -109,7 +112,9 @@ class Captured:
 class CapturedStep:
     """`model.step` of `ahead` windows; of fewer, as at the end of a picture, without a graph."""
 
-    def __init__(self, model: TokenShuffleModel, cache: StaticCache, window: int, ahead: int, pool):
+    def __init__(
+        self, model: "TokenShuffleModel", cache: StaticCache, window: int, ahead: int, pool
+    ):
         self.cache = cache
         self.ahead = ahead
         self.pool = pool
@@ -138,7 +143,7 @@ class CapturedStep:
 
 
 def capture(
-    model: TokenShuffleModel,
+    model: "TokenShuffleModel",
     cache: KVCache,
     window: int,
     ahead: int,
