@@ -2,11 +2,15 @@
 
 import difflib
 import json
+from functools import cache
+from pathlib import Path
 
 
 class ClassNames:
-    """In the place of a text tokenizer: a prompt is one token, the class, and no prompt is the
-    class behind the last one, which the model learned for no class."""
+    """The prompt encoder of a class-conditional model: a prompt is one token, the class, and no
+    prompt is the class behind the last one, which the model learned for no class."""
+
+    kind = "classes"
 
     def __init__(self, names: list[str]):
         self.names = names
@@ -19,9 +23,9 @@ class ClassNames:
         try:
             names = json.loads(text)["classes"]
         except (KeyError, TypeError) as error:
-            raise ValueError(f"the stored class names are none: {error}") from None
+            raise ValueError(f"the stored class names cannot be read: {error}") from None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError("the stored class names are no list of names")
+            raise ValueError("the stored class names are not a list of names")
         return cls(names)
 
     def to_json(self) -> str:
@@ -61,3 +65,10 @@ class ClassNames:
     def frame(self, ids: list[int], rows: int, columns: int, length: int = 0) -> list[int]:
         """As TextTokenizer.frame: nothing surrounds a class."""
         return ids or [self.pad]
+
+
+@cache
+def imagenet() -> list[str]:
+    """The names of the 1,000 classes of ILSVRC 2012, in their order."""
+    file = Path(__file__).with_name("imagenet_classes.txt")
+    return file.read_text(encoding="utf-8").splitlines()

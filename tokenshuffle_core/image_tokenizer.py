@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ImageTokenizerConfig
-from .embedding import Embedding
 from .engine import strips
 
 LARGE = 2**27  # numbers of a feature map of which there is room for two
@@ -183,7 +182,7 @@ class VectorQuantizer(nn.Module):
 
     def __init__(self, size: int, dim: int):
         super().__init__()
-        self.codebook = Embedding(size, dim)
+        self.codebook = nn.Embedding(size, dim)
 
     def vectors(self, codes: Tensor) -> Tensor:
         """codes (B, h, w) int64 -> unit vectors (B, dim, h, w)."""

@@ -11,7 +11,6 @@ An elastic model serves several windows: each has its own TokenShuffle and Token
 same transformer, and an embedding that tells the transformer which of them follows.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -19,8 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .embedding import Embedding
-from .engine.cpu_linear import Linear
 from .shuffle import TokenShuffle, TokenUnshuffle, WindowHead, shuffle
 from .transformer import KVCache, Layout, Transformer
 
@@ -34,10 +31,10 @@ class TokenShuffleModel(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.text_embedding = Embedding(config.text_vocabulary, config.width)
-        self.code_embedding = Embedding(config.codebook_size, config.width)
+        self.text_embedding = nn.Embedding(config.text_vocabulary, config.width)
+        self.code_embedding = nn.Embedding(config.codebook_size, config.width)
         self.window_embedding = (
-            Embedding(len(config.windows), config.width) if len(config.windows) > 1 else None
+            nn.Embedding(len(config.windows), config.width) if len(config.windows) > 1 else None
         )
         shape = (config.fuse_blocks, config.norm_eps)
         self.shuffle = _by_window(config, lambda s: TokenShuffle(config.width, s, *shape))
@@ -47,9 +44,13 @@ class TokenShuffleModel(nn.Module):
             config, lambda s: WindowHead(config, s) if config.window_head and s > 1 else None
         )
         hidden = config.head_hidden
-        self.head_input = Linear(config.width, hidden, bias=True) if hidden else None
-        self.head = Linear(hidden or config.width, config.codebook_size, bias=hidden > 0)
-        self.text_head = Linear(config.width, config.text_vocabulary) if config.text_head else None
+        self.head_input = nn.Linear(config.width, hidden, bias=True) if hidden else None
+        self.head = nn.Linear(hidden or config.width, config.codebook_size, bias=hidden > 0)
+        self.text_head = (
+            nn.Linear(config.width, config.text_vocabulary, bias=False)
+            if config.text_head
+            else None
+        )
 
     def initialise(self) -> None:
         """Fresh weights: sqrt(2 / 5d) for linear layers (SmallInit, arXiv 1910.05895), residual
@@ -164,35 +165,28 @@ class TokenShuffleModel(nn.Module):
         windows: int,
         window: int | None = None,
         layout: Layout | None = None,
-        transformer: Callable[..., Tensor] | None = None,
     ) -> tuple[KVCache, Tensor]:
         """Run the prompt; text and padding as in `forward`, `windows` how many will follow, and
-        `layout` where they stand. `transformer` as in `step`.
+        `layout` where they stand.
 
         Returns the cache and the code states (B, 1, s * s, d) of the first window.
         """
         capacity = text.shape[1] + windows
         dtype = self.code_embedding.weight.dtype
         cache = KVCache(self.config, padding, capacity, dtype, layout)
-        hidden = (transformer or self.transformer)(self.embed_text(text, window), cache=cache)
+        hidden = self.transformer(self.embed_text(text, window), cache=cache)
         return cache, self.code_states(hidden[:, -1:], window)
 
-    def step(
-        self,
-        cache: KVCache,
-        codes: Tensor,
-        window: int | None = None,
-        transformer: Callable[..., Tensor] | None = None,
-    ) -> Tensor:
+    def step(self, cache: KVCache, codes: Tensor, window: int | None = None) -> Tensor:
         """Append windows of codes (B, n, s, s).
 
         The cache's rows may be several times B: prompts that go on with the same codes, as
         guidance has them. Returns the code states (rows, n, s * s, d) of the window that follows
-        each. `transformer` computes as the model's own.
+        each.
         """
         x = self.embed_codes(codes.flatten(0, 1), window).view(*codes.shape[:2], -1)
         x = x.repeat(len(cache.padding) // len(x), 1, 1)
-        return self.code_states((transformer or self.transformer)(x, cache=cache), window)
+        return self.code_states(self.transformer(x, cache=cache), window)
 
 
 def _by_window(config: ModelConfig, make) -> nn.ModuleDict:

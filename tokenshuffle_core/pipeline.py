@@ -1,32 +1,141 @@
-"""From a prompt to a picture, and between pictures and codes: what the command line and the
-ComfyUI nodes both call."""
+"""From a prompt to a picture, and between pictures and codes: what Python, the command line and the
+ComfyUI nodes call."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .checkpoints import native as checkpoint
-from .config import GenerationConfig
-from .engine import windows_ahead
+from . import checkpoints
+from .config import Config, GenerationConfig
 from .image_tokenizer import ImageTokenizer
-from .sampler import Progress, decode
+from .model import TokenShuffleModel
+from .sampler import Progress, sample
+from .text_tokenizer import PromptEncoder
 
 MAX_SEED = 2**64
 
 
+class Pictures(NamedTuple):
+    """Finished pictures, on the CPU."""
+
+    images: Tensor  # (B, height, width, 3) float32 in 0..1
+    codes: Tensor  # (B, rows, columns) int64
+
+
 def load(
-    path: str | Path = checkpoint.BUNDLED,
+    path: str | Path = checkpoints.BUNDLED,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    *,
+    image_tokenizer: str | Path | None = None,
 ) -> "Pipeline":
-    """A pipeline from a checkpoint, the bundled model by default. Raises as `checkpoint.load`."""
-    return Pipeline(**vars(checkpoint.load(path, device, dtype)))
+    """The bundled model, a checkpoint, or a model as LlamaGen, Janus or LLaMA published it, with
+    its weights on `device`.
+
+    `path` is a file or a folder, `dtype` that of the model, by default `default_dtype(device)`; the
+    image tokenizer is small and stays float32. `image_tokenizer` is the file of one that does not
+    come with the model: a LLaMA needs it. Raises FileNotFoundError, or ValueError with one sentence
+    that names the file.
+    """
+    found = checkpoints.read(path, image_tokenizer=image_tokenizer)
+    return Pipeline(
+        found.config,
+        found.load_model(device, dtype or checkpoints.default_dtype(device)),
+        found.load_image_tokenizer(device),
+        found.text_tokenizer,
+        found.card,
+    )
 
 
-class Pipeline(checkpoint.Checkpoint):
-    """A loaded checkpoint with the methods that take a prompt to a picture."""
+@dataclass
+class Pipeline:
+    """A model in memory: its modules, what encodes its prompts, and its model card."""
+
+    config: Config
+    model: TokenShuffleModel
+    image_tokenizer: ImageTokenizer
+    text_tokenizer: PromptEncoder
+    card: dict[str, str]
+
+    def generate(
+        self,
+        prompt: str,
+        negative: str = "",
+        settings: GenerationConfig | None = None,
+        *,
+        seed: int = 0,
+        count: int = 1,
+        save_memory: bool = False,
+    ) -> Pictures:
+        """Draw `count` pictures; picture i is that of seed + i, in a batch of any size.
+
+        `settings` are the checkpoint's own where None; `save_memory` as in `decode`. Raises
+        ValueError with one sentence for whatever does not fit the model.
+        """
+        *_, last = self.stream(prompt, negative, settings, seed=seed, count=count)
+        return Pictures(self.decode(last.codes, save_memory), last.codes.cpu())
+
+    def stream(
+        self,
+        prompt: str,
+        negative: str = "",
+        settings: GenerationConfig | None = None,
+        *,
+        seed: int = 0,
+        count: int = 1,
+    ) -> Iterator[Progress]:
+        """As `generate`, a window of the batch at a time: yields after each, the codes of those to
+        come being 0. The last one holds all codes, for `decode`."""
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"the number of pictures must be at least 1, not {count}")
+        settings = settings or self.config.generation
+        seeds = [seed + i for i in range(count)]
+        prompts = [self.encode_prompt(prompt)] * count
+        return self.sample(prompts, self.encode_prompt(negative), settings, seeds)
+
+    def sample(
+        self,
+        prompts: list[list[int]],
+        negative: list[int],
+        settings: GenerationConfig,
+        seeds: list[int],
+        *,
+        given: Tensor | None = None,
+        device: torch.device | None = None,
+        engine: bool = True,
+    ) -> Iterator[Progress]:
+        """As `stream`, with the ids (`encode_prompt`) and the seed of each picture.
+
+        `given` (B, H, W) int64 holds codes to keep, and -1 in the windows to sample. `device`,
+        here and below, is where to compute, for a host that keeps weights elsewhere; `engine` False
+        leaves out what makes decoding faster. Raises ValueError.
+        """
+        for seed in seeds:
+            check_seed(seed)
+        if len(prompts) != len(seeds):
+            raise ValueError(f"there are {len(prompts)} prompts for {len(seeds)} seeds")
+        grid = self.grid(settings)
+        device = device or self.model.head.weight.device
+        generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        if given is not None:
+            self._check_given(given, grid, len(seeds), self.window(settings))
+            given = given.to(device)
+        framed = [self.text_tokenizer.frame(ids, *grid) for ids in prompts]
+        return sample(
+            self.model,
+            framed,
+            [self.text_tokenizer.frame(negative, *grid, len(each)) for each in framed],
+            grid,
+            settings,
+            generators,
+            self.text_tokenizer.pad,
+            given,
+            engine=engine,
+        )
 
     def encode_prompt(self, text: str) -> list[int]:
         """Token ids of a prompt. The empty prompt is allowed: it asks for any picture.
@@ -34,7 +143,7 @@ class Pipeline(checkpoint.Checkpoint):
         Raises ValueError where the prompt has more tokens than the model was made for.
         """
         if any("\ud800" <= c <= "\udfff" for c in text):  # half of a pair, as from a broken paste
-            raise ValueError("the prompt holds a character that is no text (a lone surrogate)")
+            raise ValueError("the prompt holds a character that is not text (a lone surrogate)")
         ids = self.text_tokenizer.encode(text)
         if len(ids) > self.config.model.max_prompt:
             raise ValueError(
@@ -77,53 +186,6 @@ class Pipeline(checkpoint.Checkpoint):
             )
         return rows, columns
 
-    def sample(
-        self,
-        prompt: list[int] | list[list[int]],
-        negative: list[int],
-        settings: GenerationConfig,
-        *,
-        seed: int | list[int],
-        count: int = 1,
-        given: Tensor | None = None,
-        device: torch.device | None = None,
-    ) -> Iterator[Progress]:
-        """Sample `count` pictures; yields after each finished window of the batch.
-
-        `prompt` and `negative` are `encode_prompt`'s ids (a list of prompts gives each picture
-        its own). Picture i is drawn with seed + i, or with its own of a list of seeds, and is
-        the same in a batch of any size.
-        `given` (B, H, W) int64 holds codes to keep, and -1 in the windows to sample. `device`,
-        here and below, is where to compute, for a host that keeps weights elsewhere. Raises
-        ValueError.
-        """
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"the number of pictures must be at least 1, not {count}")
-        for each in seed if isinstance(seed, list) else [seed]:
-            check_seed(each)
-        seeds = seed if isinstance(seed, list) else [seed + i for i in range(count)]
-        grid = self.grid(settings)
-        prompts = prompt if prompt and isinstance(prompt[0], list) else [prompt] * count
-        if len(prompts) != count:
-            raise ValueError(f"there are {len(prompts)} prompts for {count} pictures")
-        device = device or self.model.head.weight.device
-        generators = [torch.Generator(device).manual_seed(seed % MAX_SEED) for seed in seeds]
-        if given is not None:
-            self._check_given(given, grid, count, self.window(settings))
-            given = given.to(device)
-        framed = [self.text_tokenizer.frame(ids, *grid) for ids in prompts]
-        return decode(
-            self.model,
-            framed,
-            [self.text_tokenizer.frame(negative, *grid, len(each)) for each in framed],
-            grid,
-            settings,
-            generators,
-            self.text_tokenizer.pad,
-            given,
-            windows_ahead(self.model, device, count),
-        )
-
     def _check_given(self, given: Tensor, grid: tuple[int, int], count: int, window: int) -> None:
         expected = (count, grid[0] * window, grid[1] * window)
         if given.shape != expected:
@@ -140,38 +202,21 @@ class Pipeline(checkpoint.Checkpoint):
         if not torch.equal(kept, first.repeat_interleave(window, 2).expand_as(kept)):
             raise ValueError(f"the given codes must fill whole windows of {window} x {window}")
 
-    def generate(
-        self,
-        prompt: str,
-        negative: str = "",
-        settings: GenerationConfig | None = None,
-        *,
-        seed: int = 0,
-        count: int = 1,
-        tiled: bool = False,
-        progress: Callable[[Progress], None] | None = None,
-    ) -> Tensor:
-        """Prompt -> images float32 (count, height, width, 3) in 0..1, on the CPU.
-
-        `settings` are the checkpoint's own where none are given; `progress` is called after each
-        window. Raises ValueError with one sentence for whatever does not fit.
-        """
-        settings = settings or self.config.generation
-        prompt_ids, negative_ids = self.encode_prompt(prompt), self.encode_prompt(negative)
-        for step in self.sample(prompt_ids, negative_ids, settings, seed=seed, count=count):
-            if progress:
-                progress(step)
-        return self.decode(step.codes, tiled)
-
     def decode(
-        self, codes: Tensor, tiled: bool = False, device: torch.device | None = None
+        self, codes: Tensor, save_memory: bool = False, device: torch.device | None = None
     ) -> Tensor:
-        """Codes int64 (B, h, w) -> images float32 (B, H, W, 3) in 0..1, on the CPU."""
-        return decode_codes(self.image_tokenizer, codes, tiled, device)
+        """Codes int64 (B, h, w) -> images float32 (B, H, W, 3) in 0..1, on the CPU. `save_memory`
+        takes longer for large pictures. Raises ValueError for codes of another model."""
+        return decode_codes(self.image_tokenizer, codes, save_memory, device)
 
     def encode(self, images: Tensor, device: torch.device | None = None) -> Tensor:
-        """Images float (B, H, W, 3) in 0..1 -> codes int64 (B, h, w), on the CPU."""
+        """Images float (B, H, W, 3) in 0..1 -> codes int64 (B, h, w), on the CPU. Raises ValueError
+        for sizes that are not multiples of the image tokenizer's stride."""
         return encode_images(self.image_tokenizer, images, device)
+
+    def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write one checkpoint file; `dtype` converts all weights but 8-bit ones. Raises OSError."""
+        checkpoints.save(path, self, dtype)
 
 
 def check_seed(seed: int) -> None:
@@ -183,7 +228,7 @@ def check_seed(seed: int) -> None:
 def decode_codes(
     image_tokenizer: ImageTokenizer,
     codes: Tensor,
-    tiled: bool = False,
+    save_memory: bool = False,
     device: torch.device | None = None,
 ) -> Tensor:
     """As `Pipeline.decode`, with an image tokenizer alone. Raises ValueError for foreign codes."""
@@ -193,7 +238,7 @@ def decode_codes(
             f"shape {tuple(codes.shape)}"
         )
     device = device or image_tokenizer.quantizer.codebook.weight.device
-    images = image_tokenizer.decode(codes.to(device, torch.int64), tiled)
+    images = image_tokenizer.decode(codes.to(device, torch.int64), save_memory)
     return images.movedim(1, -1).float().cpu()
 
 

@@ -7,9 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from . import engine as engines
 from .config import GenerationConfig
-from .engine import accelerated
-from .engine.cpu_transformer import FewRows
 from .guidance import guide, scale_at
 from .model import TokenShuffleModel
 from .shuffle import shuffle
@@ -99,7 +98,7 @@ def sample_windows(
 
 
 @torch.inference_mode()
-def decode(
+def sample(
     model: TokenShuffleModel,
     prompts: list[list[int]],
     negatives: list[list[int]],
@@ -108,7 +107,7 @@ def decode(
     generators: list[torch.Generator],
     pad: int,
     given: Tensor | None = None,
-    ahead: int = 1,
+    ahead: int | None = None,
     engine: bool = True,
 ) -> Iterator[Progress]:
     """Sample pictures window by window, all of a batch in step; yields after each window, and once
@@ -122,12 +121,19 @@ def decode(
     A step samples `ahead` windows (Jacobi decoding, arXiv 2305.10427): the next one from what is
     known, those behind it from guesses. The noise of a window is fixed, so a guess that is what is
     sampled in its place is right, and the windows up to the first wrong one are done: they are
-    those that a step each would give, but for rounding. `engine` is what makes steps faster where
-    they run (see engine.py).
+    those that a step each would give, but for rounding. None leaves their number to the engine,
+    which makes steps faster on the device and is without effect on the pictures; `engine` False is
+    the plain loop over the plain model.
     """
     rows, columns = grid
     window, windows = settings.window or model.config.window, rows * columns
     batch, device = len(prompts), generators[0].device
+    if engine:
+        engines.prepare(model, device)
+        ahead = ahead or engines.windows_ahead(model, device, batch)
+    else:
+        engines.release(model)
+        ahead = ahead or 1
     noise_shape = (window**2, model.config.codebook_size)
     picture = torch.zeros(batch, rows * window, columns * window, dtype=torch.int64, device=device)
     # All windows (B, windows, s, s): known codes, then guesses; 0 or -1 where there is none yet.
@@ -143,26 +149,25 @@ def decode(
         scales = torch.tensor(scales, device=device)
     text, padding = pad_left(prompts + negatives if guided else prompts, pad, device)
     layout = model.layout(text.shape[1], columns * window, window)
-    transformer = FewRows.of(model.transformer, device) if engine else None
-    cache, states = model.prefill(text, padding, windows - 1, window, layout, transformer)
+    cache, states = model.prefill(text, padding, windows - 1, window, layout)
     if done:
         picture[:, : done // columns * window] = given[:, : done // columns * window]
         for _ in range(done):  # the noise of a window does not depend on where sampling starts
             draw_noise(noise_shape, generators)
         yield Progress(done, windows, window, picture)
         if done < windows:
-            states = model.step(cache, codes[:, :done], window, transformer)[:, -1:]
-    sample = partial(sample_windows, model, window, settings)
+            states = model.step(cache, codes[:, :done], window)[:, -1:]
+    choose = partial(sample_windows, model, window, settings)
     step = partial(model.step, cache, window=window)
     if engine:
-        sample, step, cache = accelerated(model, cache, window, ahead, sample, transformer)
+        choose, step, cache = engines.accelerated(model, cache, window, ahead, choose)
     noise = torch.empty(batch, 0, *noise_shape, device=device)
     while done < windows:  # `states` are those of the windows from `done` on
         end = done + states.shape[1]
         while noise.shape[1] < end - done:
             noise = torch.cat([noise, draw_noise(noise_shape, generators)[:, None]], 1)
         scale = scales[done:end] if guided else None
-        sampled = sample(states, noise, scale).view(batch, -1, window, window)
+        sampled = choose(states, noise, scale).view(batch, -1, window, window)
         if kept is not None:
             sampled = torch.where(kept[:, done:end], codes[:, done:end], sampled)
         right = 1

@@ -11,8 +11,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .embedding import Embedding
-from .engine.cpu_linear import Linear
 
 
 def shuffle(x: Tensor, window: int) -> Tensor:
@@ -38,9 +36,9 @@ class FuseBlock(nn.Module):
     def __init__(self, width: int, norm_eps: float):
         super().__init__()
         self.norm = nn.RMSNorm(width, eps=norm_eps)
-        self.up = Linear(width, 2 * width)
+        self.up = nn.Linear(width, 2 * width, bias=False)
         self.act = nn.GELU()
-        self.down = Linear(2 * width, width)
+        self.down = nn.Linear(2 * width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.down(self.act(self.up(self.norm(x))))
@@ -53,7 +51,7 @@ class TokenShuffle(nn.Module):
         super().__init__()
         self.window = window
         plain = window == 1
-        self.compress = nn.Identity() if plain else Linear(width, width // window**2)
+        self.compress = nn.Identity() if plain else nn.Linear(width, width // window**2, bias=False)
         self.fuse = nn.Sequential(
             *(FuseBlock(width, norm_eps) for _ in range(0 if plain else blocks))
         )
@@ -72,7 +70,7 @@ class TokenUnshuffle(nn.Module):
         self.fuse = nn.Sequential(
             *(FuseBlock(width, norm_eps) for _ in range(0 if plain else blocks))
         )
-        self.expand = nn.Identity() if plain else Linear(width // window**2, width)
+        self.expand = nn.Identity() if plain else nn.Linear(width // window**2, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.expand(unshuffle(self.fuse(x), self.window))
@@ -89,11 +87,11 @@ class WindowHead(nn.Module):
 
     def __init__(self, config: ModelConfig, window: int):
         super().__init__()
-        self.code_embedding = Embedding(config.codebook_size, config.window_head)
+        self.code_embedding = nn.Embedding(config.codebook_size, config.window_head)
         self.relations = nn.Parameter(torch.empty(window**2, window**2, config.window_head))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.input = Linear(config.width, config.window_head)
-        self.output = Linear(config.window_head, config.width)
+        self.input = nn.Linear(config.width, config.window_head, bias=False)
+        self.output = nn.Linear(config.window_head, config.width, bias=False)
 
     def forward(self, states: Tensor, chosen: Tensor, first: int = 0) -> Tensor:
         """States (..., n, d) of the window's codes first, first + 1, ... -> the same shape.

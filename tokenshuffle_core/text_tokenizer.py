@@ -12,6 +12,7 @@ templates of theirs (PromptConfig).
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import ClassVar, Protocol
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -26,8 +27,22 @@ def special_tokens(max_grid: int) -> list[str]:
     return [PAD, BEGIN, IMAGE_START, IMAGE_END, *sides]
 
 
+class PromptEncoder(Protocol):
+    """What turns a prompt into ids: a `TextTokenizer`, or `ClassNames`."""
+
+    kind: ClassVar[str]  # "text" or "classes", which a checkpoint stores
+    pad: int  # the id in front of shorter prompts
+
+    def encode(self, text: str) -> list[int]: ...
+    def frame(self, ids: list[int], rows: int, columns: int, length: int = 0) -> list[int]: ...
+    def to_json(self) -> str: ...
+    def __len__(self) -> int: ...
+
+
 class TextTokenizer:
     """Raises ValueError where the tokenizer lacks a token that the prompt's template needs."""
+
+    kind = "text"
 
     def __init__(self, tokenizer: Tokenizer, prompt: PromptConfig | None = None):
         # A prompt that spells a special token means these characters, not the token.
@@ -94,7 +109,8 @@ class TextTokenizer:
         text = text.strip()
         return self._plain(self.glued_before + text + self.glued_after) if text else []
 
-    def decode(self, ids: list[int]) -> str:
+    def text_of(self, ids: list[int]) -> str:
+        """The inverse of `encode`, but for what normalisation has changed."""
         return self.tokenizer.decode(ids).strip()
 
     def frame(self, ids: list[int], rows: int, columns: int, length: int = 0) -> list[int]:
@@ -138,4 +154,4 @@ def _parse(text: str, name: str) -> Tokenizer:
     try:
         return Tokenizer.from_str(text)
     except Exception as error:  # the library raises plain Exception
-        raise ValueError(f"{name} is no tokenizer.json: {error}") from None
+        raise ValueError(f"{name} is not a tokenizer.json: {error}") from None

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .engine.cpu_linear import Linear
 
 
 class KVCache:
@@ -143,10 +142,10 @@ class Attention(nn.Module):
         self.head_size = config.head_size
         self.grouped = config.kv_heads != config.heads
         kv_width = config.kv_heads * config.head_size
-        self.q_proj = Linear(config.width, config.width)
-        self.k_proj = Linear(config.width, kv_width)
-        self.v_proj = Linear(config.width, kv_width)
-        self.o_proj = Linear(config.width, config.width)
+        self.q_proj = nn.Linear(config.width, config.width, bias=False)
+        self.k_proj = nn.Linear(config.width, kv_width, bias=False)
+        self.v_proj = nn.Linear(config.width, kv_width, bias=False)
+        self.o_proj = nn.Linear(config.width, config.width, bias=False)
 
     def forward(self, x, angles, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
         q, k, v = (
@@ -168,9 +167,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.gate_proj = Linear(width, hidden)
-        self.up_proj = Linear(width, hidden)
-        self.down_proj = Linear(hidden, width)
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -3,15 +3,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tokenshuffle_core.engine.cpu_linear import MANY, MANY_IN_FLOAT16, Linear
+from tokenshuffle_core.engine.cpu_linear import MANY, MANY_IN_16_BITS, CpuLinear, product
 
 ENGINES = torch.backends.quantized.supported_engines
+
+
+def linear(columns: int, rows: int, dtype: torch.dtype = torch.float32) -> CpuLinear:
+    return CpuLinear(nn.Linear(columns, rows, bias=False, dtype=dtype))
 
 
 @pytest.mark.parametrize("columns", [64, 768, 1024, 1031, 1250, 2048])
 @pytest.mark.parametrize("shape", [(1,), (2,), (1, 3), (2, 2), (5, 1), (8,), (9,), (2, 40)])
 def test_few_rows_are_those_of_torch(columns, shape):
-    layer, x = Linear(columns, 96), torch.randn(*shape, columns)
+    layer, x = linear(columns, 96), torch.randn(*shape, columns)
     expected = F.linear(x, layer.weight)
     with torch.inference_mode():
         torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
@@ -24,28 +28,36 @@ def test_few_rows_are_those_of_torch(columns, shape):
 @pytest.mark.parametrize("columns", [768, 2048])
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_short_floats_are_within_their_precision(dtype, columns, rows):
-    layer, x = Linear(columns, 96).to(dtype), torch.randn(rows, columns, dtype=dtype)
+    layer, x = linear(columns, 96, dtype), torch.randn(rows, columns, dtype=dtype)
     exact = x.double() @ layer.weight.double().T
     error = (layer(x) - exact).norm() / exact.norm()
     assert error < 2 * torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("columns", [512, 2048])
-def test_weights_may_change(columns, mode):
-    layer, x = Linear(columns, 16), torch.randn(2, columns)
-    with mode():
-        layer(x)
+def test_a_weight_that_changed_is_noticed(columns):
+    layer = linear(columns, 16)
+    with torch.no_grad():
+        assert layer.products[0].is_current()
         layer.weight += 1
-        torch.testing.assert_close(layer(x), F.linear(x, layer.weight), rtol=1e-4, atol=1e-4)
-        for _ in range(4):  # the memory of the one before may be used again
-            layer.weight = nn.Parameter(torch.randn(16, columns))
-            torch.testing.assert_close(layer(x), F.linear(x, layer.weight), rtol=1e-4, atol=1e-4)
+        assert not layer.products[0].is_current()
+    for _ in range(4):  # the memory of the one before may be used again
+        layer.weight = nn.Parameter(torch.randn(16, columns))
+        assert layer.plain[0].weight is layer.weight
+        assert not layer.products[0].is_current()
+        layer = CpuLinear(layer.plain[0])
+        assert layer.products[0].is_current()
 
 
-def stored(columns: int, rows: int, dtype: torch.dtype, std: float = 0.02) -> Linear:
+def test_biases():
+    plain, x = nn.Linear(64, 16), torch.randn(2, 3, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(CpuLinear(plain)(x), plain(x), rtol=1e-5, atol=1e-5)
+
+
+def stored(columns: int, rows: int, dtype: torch.dtype, std: float = 0.02) -> nn.Linear:
     """With the weights of a file of this dtype, in float32."""
-    layer = Linear(columns, rows)
+    layer = nn.Linear(columns, rows, bias=False)
     layer.weight = nn.Parameter((torch.randn(rows, columns) * std).to(dtype).float())
     return layer
 
@@ -55,9 +67,10 @@ def stored(columns: int, rows: int, dtype: torch.dtype, std: float = 0.02) -> Li
 @pytest.mark.parametrize("std", [1e-4, 0.02, 1.0, 300.0])
 @pytest.mark.parametrize("rows", [1, 2, 24, 64])
 def test_weights_of_short_floats_lose_nothing(dtype, std, rows):
-    layer, x = stored(512, 96, dtype, std), torch.randn(3, rows, 512)
-    assert layer.product([layer]).rows == (MANY_IN_FLOAT16 if "fbgemm" in ENGINES else MANY)
-    exact = x[:1].double() @ layer.weight.double().T
+    plain, x = stored(512, 96, dtype, std), torch.randn(3, rows, 512)
+    layer = CpuLinear(plain)
+    assert layer.products[0].rows == (MANY_IN_16_BITS if "fbgemm" in ENGINES else MANY)
+    exact = x[:1].double() @ plain.weight.double().T
     assert (layer(x[:1]) - exact).norm() < 1e-6 * exact.norm()
 
 
@@ -66,31 +79,37 @@ def test_weights_of_short_floats_lose_nothing(dtype, std, rows):
 def test_one_weight_that_would_lose_keeps_float32(value):
     layer = stored(512, 96, torch.float16)
     layer.weight[50, 7] = value
-    assert layer.product([layer]).rows == MANY or value == 1e-9  # less than 2^-24 of the largest
+    assert product([layer]).rows == MANY or value == 1e-9  # less than 2^-24 of the largest
 
 
 @torch.inference_mode()
 def test_of_all_zeros():
-    layer = Linear(64, 16)
-    layer.weight.zero_()
-    assert not layer(torch.randn(2, 64)).any()
+    plain = nn.Linear(64, 16, bias=False)
+    plain.weight.zero_()
+    assert not CpuLinear(plain)(torch.randn(2, 64)).any()
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_layers_with_one_input_are_one_product(dtype):
-    layers, x = [stored(256, rows, dtype) for rows in (64, 32, 16)], torch.randn(4, 256)
-    product = layers[0].product(layers)
-    assert layers[0].product(layers) is product
+@pytest.mark.parametrize("columns", [256, 2048])
+def test_layers_with_one_input_are_one_product(dtype, columns):
+    layers, x = [stored(columns, rows, dtype) for rows in (64, 32, 16)], torch.randn(4, columns)
     expected = torch.cat([F.linear(x, layer.weight) for layer in layers], 1)
-    torch.testing.assert_close(product.of(x), expected, rtol=1e-5, atol=1e-5)
-    layers[1].weight = nn.Parameter(torch.randn(32, 256))
-    expected[:, 64:96] = F.linear(x, layers[1].weight)
-    torch.testing.assert_close(layers[0].product(layers).of(x), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(product(layers).of(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "columns", "share"), [
+    (torch.float16, 256, 0.5), (torch.float32, 256, 0.0), (torch.float32, 2048, 1.0),
+])  # fmt: skip
+def test_bytes_that_are_packed(dtype, columns, share):
+    """Of 16-bit numbers a copy of half the size; of others only what has to be cut."""
+    layer = stored(columns, 96, dtype)
+    expected = share if dtype == torch.float32 or "fbgemm" in ENGINES else 0.0
+    assert product([layer]).nbytes == expected * layer.weight.nbytes
 
 
 def test_gradients_are_those_of_torch():
-    layer, x = Linear(64, 16), torch.randn(2, 64)
+    layer, x = linear(64, 16), torch.randn(2, 64)
     layer(x).square().sum().backward()
     weight = layer.weight.detach().clone().requires_grad_(True)
     F.linear(x, weight).square().sum().backward()

@@ -7,44 +7,105 @@ import torch
 from torch import nn
 
 from tests.support.models import CONFIG, model_of
-from tokenshuffle_core import pipeline
+from tokenshuffle_core import engine
+from tokenshuffle_core.adapt.lora import add_lora
 from tokenshuffle_core.config import GenerationConfig
-from tokenshuffle_core.engine import cpu_linear as linear
-from tokenshuffle_core.engine import windows_ahead
-from tokenshuffle_core.engine.cpu_linear import Linear
-from tokenshuffle_core.engine.cpu_transformer import FewRows
+from tokenshuffle_core.engine.cpu_linear import CpuLinear
+from tokenshuffle_core.engine.cpu_transformer import CpuTransformer
 from tokenshuffle_core.engine.cuda_graphs import StaticCache
-from tokenshuffle_core.sampler import decode, pad_left
+from tokenshuffle_core.engine.quantize import quantize
+from tokenshuffle_core.pipeline import load
+from tokenshuffle_core.sampler import pad_left, sample
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
 
 
-@pytest.mark.parametrize("float16", [True, False])
+CPU = torch.device("cpu")
+
+
+def codes_of(loaded, settings, seeds: list[int], engine: bool) -> torch.Tensor:
+    prompts = [loaded.encode_prompt("a red apple, 3d style")] * len(seeds)
+    steps = loaded.sample(prompts, [], settings, seeds=seeds, engine=engine)
+    return list(steps)[-1].codes
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_pictures_are_those_of_the_plain_loop(temperature, float16, monkeypatch):
-    """That is with torch's own layers, and a window a step."""
-    float16 = float16 and linear._multiplies_float16()
-    monkeypatch.setattr(linear, "_multiplies_float16", lambda: float16)
-    loaded = pipeline.load()
+def test_pictures_are_those_of_the_plain_loop(temperature, stored):
+    """With several windows a step, and of two pictures with one."""
+    loaded = load()
+    if stored == torch.float32:  # numbers that 16 bits do not hold
+        for parameter in loaded.model.parameters():
+            parameter.data *= 1 + 1e-4
     settings = replace(loaded.config.generation, temperature=temperature)
-    assert windows_ahead(loaded.model, torch.device("cpu"), 1) > 1
+    assert engine.windows_ahead(loaded.model, CPU, 1) > 1
+    for seeds in ([0], [1], [7, 8]):
+        fast = codes_of(loaded, settings, seeds, True)
+        assert any(isinstance(module, CpuTransformer) for module in loaded.model.modules())
+        assert torch.equal(fast, codes_of(loaded, settings, seeds, False))
+        assert not engine.packed_nbytes(loaded.model)
 
-    def pictures() -> list[torch.Tensor]:
-        """Two with several windows a step, then two with a few rows."""
-        ids = loaded.encode_prompt("a red apple, 3d style"), []
-        found = [list(loaded.sample(*ids, settings, seed=seed))[-1].codes for seed in range(2)]
-        return [*found, list(loaded.sample(*ids, settings, seed=7, count=2))[-1].codes]
 
-    made = []
-    of = FewRows.of
-    monkeypatch.setattr(FewRows, "of", lambda *args: made.append(of(*args)) or made[-1])
-    fast = pictures()
-    most = linear.MANY_IN_FLOAT16 if float16 else linear.MANY
-    assert [few_rows.rows for few_rows in made] == [most] * 3
-    monkeypatch.setattr(Linear, "forward", nn.Linear.forward)
-    monkeypatch.setattr(FewRows, "of", lambda *_: None)
-    monkeypatch.setattr(pipeline, "windows_ahead", lambda *_: 1)
-    assert all(map(torch.equal, fast, pictures()))
+@pytest.mark.parametrize("kind", [None, "int8", "fp8"])
+def test_release_leaves_what_was_loaded(kind):
+    model = load().model
+    if kind:
+        quantize(model, kind)
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    pointers = {name: p.data_ptr() for name, p in parameters.items()}
+    for _ in range(2):
+        engine.prepare(model, CPU)
+        assert dict(model.named_modules()).keys() == modules.keys()
+        assert dict(model.named_parameters()).keys() == parameters.keys()
+        assert dict(model.named_modules()) != modules
+        engine.release(model)
+        assert engine.packed_nbytes(model) == 0
+        assert dict(model.named_modules()) == modules
+        assert all(p is parameters[name] for name, p in model.named_parameters())
+        assert {name: p.data_ptr() for name, p in model.named_parameters()} == pointers
+        tensors = {id(x) for m in model.modules() for x in vars(m).values() if torch.is_tensor(x)}
+        assert not tensors
+
+
+def test_bytes_beside_the_weights():
+    """Two for each weight of a linear layer, where the file has 16 bits a weight."""
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("this CPU has no kernel that multiplies 16-bit weights")
+    model = load().model
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    engine.prepare(model, CPU)
+    assert engine.packed_nbytes(model) == sum(2 * layer.weight.numel() for layer in linear)
+
+
+def test_weights_are_packed_once_and_again_when_they_changed():
+    model = load().model
+    engine.prepare(model, CPU)
+    before = model.transformer
+    engine.prepare(model, CPU)
+    assert model.transformer is before
+    with torch.no_grad():
+        model.transformer.blocks[3].mlp.up_proj.weight.mul_(2)
+    engine.prepare(model, CPU)
+    assert model.transformer is not before
+    before = model.head
+    model.head.weight = nn.Parameter(model.head.weight * 2)
+    engine.prepare(model, CPU)
+    assert model.head is not before
+    assert model.head.weight is before.weight
+
+
+def test_only_plain_layers_are_exchanged():
+    model = add_lora(model_of(2), 2)
+    before = dict(model.named_modules())
+    engine.prepare(model, CPU)
+    bases = {name for name in before if name.endswith(".base")}
+    assert {n for n, m in model.named_modules() if m is not before[n]} == bases
+    other = model_of(2)
+    engine.prepare(other, torch.device("meta"))
+    assert not [m for m in other.modules() if isinstance(m, (CpuLinear, CpuTransformer))]
+    engine.prepare(other.bfloat16(), CPU)
+    assert isinstance(other.head, CpuLinear)
+    assert not isinstance(other.transformer, CpuTransformer)
 
 
 @torch.inference_mode()
@@ -79,10 +140,10 @@ def test_graphs_change_no_picture(cfg, head, temperature, ahead):
     model = model_of(2, window_head=head).cuda()
     settings = GenerationConfig(cfg=cfg, temperature=temperature)
 
-    def run(engine: bool) -> torch.Tensor:
+    def run(fast: bool) -> torch.Tensor:
         random = [torch.Generator("cuda").manual_seed(i) for i in range(2)]
         prompts = [[1, 5, 6], [1, 5, 6, 7]], [[1], [1, 2]]
-        *_, last = decode(model, *prompts, (30, 30), settings, random, 0, None, ahead, engine)
+        *_, last = sample(model, *prompts, (30, 30), settings, random, 0, None, ahead, fast)
         return last.codes.cpu()
 
     assert torch.equal(run(True), run(False))

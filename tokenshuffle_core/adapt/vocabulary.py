@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.native import Checkpoint
-from ..class_names import ClassNames
 from ..model import TokenShuffleModel
 from ..text_tokenizer import TextTokenizer
 
@@ -19,8 +18,8 @@ def change_text_tokenizer(parent: Checkpoint, tokenizer: TextTokenizer) -> Check
     new one starts at the mean of those that the old tokenizer splits its text into. Raises
     ValueError for a parent that reads classes, not text.
     """
-    if isinstance(parent.text_tokenizer, ClassNames):
-        raise ValueError("a model of classes has no text tokenizer that another could replace")
+    if not isinstance(parent.text_tokenizer, TextTokenizer):
+        raise ValueError("a class-conditional model does not read text")
     shape = replace(parent.config.model, text_vocabulary=len(tokenizer))
     model = TokenShuffleModel(shape)
     weights = parent.model.state_dict()
@@ -37,7 +36,7 @@ def _embedding(known: Tensor, token: int, old: TextTokenizer, new: TextTokenizer
     if same is not None:
         return known[same]
     # Part of a character has no text of its own, but in a byte-level vocabulary it has bytes.
-    text = new.decode([token])
+    text = new.text_of([token])
     pieces = [old.tokenizer.token_to_id(c) for c in name] if "\ufffd" in text else old.encode(text)
     pieces = [piece for piece in pieces if piece is not None]
     return known[pieces].mean(0) if pieces else known.mean(0)

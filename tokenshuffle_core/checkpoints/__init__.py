@@ -1,3 +1,137 @@
-"""Checkpoints that others published, of these families, as our own."""
+"""Model files, our own and those that others published, read in one way.
 
-FAMILIES = ("llamagen", "janus", "llama", "vq")
+A family is a module with a function `read` that gives a `Checkpoint`; `read` here finds out which
+one a file or a folder belongs to.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ..files import TYPES, Planned, write_safetensors_in_turn
+from ..image_tokenizer import ImageTokenizer
+from . import janus, llama, llamagen, native, vq
+from .checkpoint import Checkpoint, checked, fill, skeleton
+from .native import SIZES, save, save_image_tokenizer
+from .source import PICKLES, Source
+
+__all__ = [
+    "BUNDLED",
+    "FAMILIES",
+    "PICKLES",
+    "SIZES",
+    "Checkpoint",
+    "convert",
+    "default_dtype",
+    "load_image_tokenizer",
+    "read",
+    "save",
+    "save_image_tokenizer",
+    "skeleton",
+]
+
+BUNDLED = Path(__file__).parent.parent / "weights" / "emoji.safetensors"
+FAMILIES = ("llamagen", "janus", "llama", "vq")  # that others published
+
+
+def read(
+    path: str | Path,
+    family: str | None = None,
+    *,
+    image_tokenizer: str | Path | None = None,
+    side: int | None = None,
+    windows: tuple[int, ...] | None = None,
+) -> Checkpoint:
+    """What lies at `path`: a checkpoint of our own, or a file or folder as others published it.
+
+    `family`, one of FAMILIES, is found out where None. `image_tokenizer` is the file of one that
+    comes apart, `side` the pixels of the pictures that the model was trained on, `windows` those of
+    a new model that starts from a LLaMA. Raises FileNotFoundError, or ValueError with one sentence.
+    """
+    family = family or _family_of(path)
+    if family is None:
+        return native.read(path)
+    source = Source(path)
+    image_tokenizer = image_tokenizer and Path(image_tokenizer)
+    if windows and family != "llama":
+        raise ValueError("windows are chosen for a LLaMA; other models are grown")
+    if family == "llamagen":
+        return llamagen.read(source, image_tokenizer, side)
+    if family == "janus":
+        return janus.read(source, image_tokenizer, side)
+    if family == "llama":
+        return llama.read(source, image_tokenizer, side, windows or (2,))
+    raise ValueError(f"{path}: a model must be of llamagen, janus or llama, not {family}")
+
+
+def load_image_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> ImageTokenizer:
+    """The image tokenizer of any checkpoint, or one that stands alone, in float32. Raises as
+    `read`."""
+    family = _family_of(path)
+    if family not in (None, "vq"):
+        return read(path, family).load_image_tokenizer(device)
+    config, weights = vq.read(path) if family else native.read_image_tokenizer(path)
+    return fill(skeleton(config), weights, f"{path}: image_tokenizer.", device, torch.float32)
+
+
+def convert(
+    source: str | Path,
+    output: str | Path,
+    family: str | None = None,
+    *,
+    image_tokenizer: str | Path | None = None,
+    side: int | None = None,
+    windows: tuple[int, ...] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write what lies at `source` as one checkpoint of our own, a tensor at a time.
+
+    An image tokenizer without a model is written alone. `dtype` is the model's, by default that of
+    its text embedding; the other arguments and errors are those of `read`, and OSError where
+    `output` cannot be written.
+    """
+    family = family or _family_of(source)
+    if family == "vq":
+        return save_image_tokenizer(output, load_image_tokenizer(source))
+    found = read(source, family, image_tokenizer=image_tokenizer, side=side, windows=windows)
+    if found.weights:
+        raise ValueError(f"{source}: its weights are {found.weights} and stay so: copy the file")
+    config = found.config
+    dtype = dtype or found.model["text_embedding.weight"]().dtype
+    dtype = dtype if dtype in TYPES else torch.float32
+    planned = {}
+    for prefix, shape, weights, to in (
+        ("model", config.model, found.model, dtype),
+        ("image_tokenizer", config.image_tokenizer, found.image_tokenizer, torch.float32),
+    ):
+        for name, empty in skeleton(shape).state_dict().items():
+            key = f"{prefix}.{name}"
+            make = partial(checked, weights[name], f"{source}: {key}", empty.shape)
+            planned[key] = Planned(tuple(empty.shape), to, make)
+    metadata = native.metadata_of(config, found.text_tokenizer, found.card)
+    return write_safetensors_in_turn(output, planned, metadata)
+
+
+def default_dtype(device: str | torch.device) -> torch.dtype:
+    """bfloat16 where the device computes it natively, float16 on older CUDA cards, else float32."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
+    return torch.float32
+
+
+def _family_of(path: str | Path) -> str | None:
+    """Which of FAMILIES it is, by names that only these have; None for a single safetensors file
+    of none of them, such as our own. Raises FileNotFoundError or ValueError."""
+    source = Source(path)
+    marks = {"llamagen": (llamagen.MARK,), "janus": janus.MARKS, "llama": (llama.MARK,)}
+    for family, names in (marks | {"vq": (vq.MARK,)}).items():
+        if any(name in source for name in names):
+            return family
+    if source.path.is_dir() or source.path.suffix in PICKLES:
+        raise ValueError(
+            f"{path} is not of a family that is known here ({', '.join(FAMILIES)}): it has weights "
+            f"such as {', '.join(sorted(source.shapes)[:3])}"
+        )
+    return None

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..config import Config, GenerationConfig, ModelConfig, PromptConfig
 from ..text_tokenizer import TextTokenizer
-from .llama import shape_from
-from .published import Published, llama_layers, shape_of
+from . import vq
+from .checkpoint import Checkpoint, shape_of
+from .llama import llama_layers, shape_from
 from .source import Source
-from .vq import image_tokenizer
 
 # Our words for the parts -> their names.
 ORIGINAL = {
@@ -49,14 +49,16 @@ SIDE = 384  # pixels of the pictures that it was trained on
 MAX_PROMPT = 1024
 
 
-def read(source: Source, vq: Path | None = None, side: int | None = None) -> Published:
+def read(
+    source: Source, image_tokenizer: Path | None = None, side: int | None = None
+) -> Checkpoint:
     """A folder with config.json, tokenizer.json and weights. Raises FileNotFoundError or
     ValueError."""
-    if vq:
+    if image_tokenizer:
         raise ValueError("Janus brings its image tokenizer: none is to be named")
     layout = ORIGINAL if ORIGINAL["codes"] in source else TRANSFORMERS
     shape_of(source, layout["codes"], 2)
-    images, image_weights = image_tokenizer(source, layout["vq"])
+    images, image_weights = vq.image_tokenizer(source, layout["vq"])
     hidden, codes = (shape_of(source, f"{layout['head'][i]}.weight", 2)[0] for i in (0, 1))
     described = source.config.get(layout["config"])
     if not isinstance(described, dict):
@@ -87,7 +89,7 @@ def read(source: Source, vq: Path | None = None, side: int | None = None) -> Pub
         for part in ("weight", "bias"):
             weights[f"{ours}.{part}"] = lambda name=f"{theirs}.{part}": source[name]
     config = Config(images, model, generation, prompt)
-    return Published(source.path, config, text_tokenizer, card, weights, image_weights)
+    return Checkpoint(source.path, config, text_tokenizer, card, weights, image_weights)
 
 
 @torch.inference_mode(False)

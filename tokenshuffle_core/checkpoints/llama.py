@@ -8,13 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import Config, GenerationConfig, ImageTokenizerConfig, ModelConfig
+from ..config import Config, GenerationConfig, ModelConfig
 from ..model import TokenShuffleModel
 from ..text_tokenizer import TextTokenizer
-from .native import load_image_tokenizer
-from .published import Published, Weights, count, llama_layers, shape_of
+from . import native, vq
+from .checkpoint import Checkpoint, Weights, count, shape_of
 from .source import Source
-from .vq import image_tokenizer
 
 MARK = "model.embed_tokens.weight"
 MAX_GRID, MAX_PROMPT = 256, 512
@@ -23,15 +22,17 @@ PLAIN = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
 
 
 def read(
-    source: Source, vq: Path | None = None, side: int | None = None, windows: tuple[int, ...] = (2,)
-) -> Published:
-    """A folder with config.json, tokenizer.json and weights, and the image tokenizer `vq` whose
-    codes the model will predict. Raises FileNotFoundError or ValueError."""
-    if vq is None:
-        raise ValueError(
-            f"{source.path} is a LLaMA: name the image tokenizer that it shall draw with"
-        )
-    images, image_weights = _image_tokenizer(vq)
+    source: Source,
+    image_tokenizer: Path | None = None,
+    side: int | None = None,
+    windows: tuple[int, ...] = (2,),
+) -> Checkpoint:
+    """A folder with config.json, tokenizer.json and weights, and the file of the image tokenizer
+    whose codes the model will predict, our own or a published one. Raises FileNotFoundError or ValueError."""
+    if image_tokenizer is None:
+        raise ValueError(f"{source.path} is a LLaMA: name the image tokenizer to use")
+    ours = image_tokenizer.suffix == ".safetensors"
+    images, image_weights = (native.read_image_tokenizer if ours else vq.read)(image_tokenizer)
     text_tokenizer = TextTokenizer.from_file(source.file("tokenizer.json"), MAX_GRID)
     shape = shape_from(source, source.config, "model.")
     own = shape["text_vocabulary"]
@@ -53,7 +54,7 @@ def read(
         "modelspec.title": source.path.resolve().name,
         "modelspec.description": "A LLaMA that has not seen an image code yet: to be trained.",
     }
-    return Published(source.path, config, text_tokenizer, card, weights, image_weights)
+    return Checkpoint(source.path, config, text_tokenizer, card, weights, image_weights)
 
 
 def shape_from(source: Source, described: dict, prefix: str) -> dict:
@@ -85,6 +86,27 @@ def shape_from(source: Source, described: dict, prefix: str) -> dict:
     }  # fmt: skip
 
 
+def llama_layers(source: Source, prefix: str, layers: int) -> Weights:
+    """The blocks and the norm of `transformers`' LLaMA."""
+    names = {"norm.weight": f"{prefix}norm.weight"}
+    for i in range(layers):
+        ours, theirs = f"blocks.{i}.", f"{prefix}layers.{i}."
+        for part in ("q", "k", "v", "o"):
+            names[f"{ours}attention.{part}_proj.weight"] = f"{theirs}self_attn.{part}_proj.weight"
+        for part in ("gate", "up", "down"):
+            names[f"{ours}mlp.{part}_proj.weight"] = f"{theirs}mlp.{part}_proj.weight"
+        names[f"{ours}attention_norm.weight"] = f"{theirs}input_layernorm.weight"
+        names[f"{ours}mlp_norm.weight"] = f"{theirs}post_attention_layernorm.weight"
+    for name in names.values():
+        if name not in source:
+            raise ValueError(f"{source.path}: {name} is missing")
+    others = {name for name in source.shapes if name.startswith(f"{prefix}layers.")}
+    for name in sorted(others - set(names.values())):
+        if not name.endswith("rotary_emb.inv_freq"):
+            raise ValueError(f"{source.path}: {name} has no place in a LLaMA")
+    return {f"transformer.{o}": lambda theirs=t: source[theirs] for o, t in names.items()}
+
+
 def _rope(described: dict) -> tuple[float, tuple[float, ...] | None]:
     """The base of the rotary embedding, and its scaling; newer files hold both in one place."""
     found = described.get("rope_parameters") or described.get("rope_scaling") or {}
@@ -96,14 +118,6 @@ def _rope(described: dict) -> tuple[float, tuple[float, ...] | None]:
         raise ValueError(f"rope scaling of the kind {kind!r} is not supported")
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     return theta, tuple(float(found[name]) for name in names)
-
-
-def _image_tokenizer(path: Path) -> tuple[ImageTokenizerConfig, Weights]:
-    """A published one, or one of ours."""
-    if path.suffix == ".safetensors":
-        module = load_image_tokenizer(path)
-        return module.config, {n: partial(_given, x) for n, x in module.state_dict().items()}
-    return image_tokenizer(Source(path, ("ema", "model")))
 
 
 def _new_layers(model: ModelConfig) -> dict[str, Tensor]:

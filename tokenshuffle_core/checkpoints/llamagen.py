@@ -2,30 +2,31 @@
 class for a prompt."""
 
 import re
-from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..class_names import ClassNames
+from ..class_names import ClassNames, imagenet
 from ..config import Config, GenerationConfig, ModelConfig
-from .published import Published, Weights, count, shape_of
+from . import vq
+from .checkpoint import Checkpoint, Weights, count, shape_of
 from .source import Source
-from .vq import image_tokenizer
 
 HEADS = {3200: 32, 4096: 32}  # of a width; the other models have heads of 64
 TOKENIZERS = ("vq_ds16_c2i.pt", "vq_ds8_c2i.pt")
 MARK = "cls_embedding.embedding_table.weight"  # what only these models have
 
 
-def read(source: Source, vq: Path | None = None, side: int | None = None) -> Published:
+def read(
+    source: Source, image_tokenizer: Path | None = None, side: int | None = None
+) -> Checkpoint:
     """A model and the file of its image tokenizer, by default the published one beside it; `side`
     is the pixels of the pictures that it was trained on, by default what its file's name says.
 
     Raises FileNotFoundError or ValueError.
     """
-    images, image_weights = image_tokenizer(Source(vq or _beside(source), ("ema", "model")))
+    images, image_weights = vq.read(image_tokenizer or _beside(source))
     codes, width = shape_of(source, "tok_embeddings.weight", 2)
     classes = shape_of(source, MARK, 2)[0] - 1
     layers = count(source, "layers.{}.attention.wqkv.weight")
@@ -46,16 +47,9 @@ def read(source: Source, vq: Path | None = None, side: int | None = None) -> Pub
         "modelspec.resolution": f"{side}x{side}",
     }
     config = Config(images, model, generation)
-    return Published(
+    return Checkpoint(
         source.path, config, ClassNames(names), card, _model(source, model), image_weights
     )
-
-
-@cache
-def imagenet() -> list[str]:
-    """The names of the 1,000 classes of ILSVRC 2012, in their order."""
-    file = Path(__file__).parent.with_name("imagenet_classes.txt")
-    return file.read_text(encoding="utf-8").splitlines()
 
 
 def _beside(source: Source) -> Path:

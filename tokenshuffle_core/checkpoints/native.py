@@ -1,4 +1,5 @@
-"""One safetensors file: model, image tokenizer, text tokenizer, configuration and model card.
+"""Our own format: one safetensors file with the model, the image tokenizer, the text tokenizer, the
+configuration and a model card.
 
 Weights carry the prefix `model.` or `image_tokenizer.`; everything else is JSON or text in the
 file's metadata. The card uses the keys of the ModelSpec standard (`modelspec.title`, ...). An
@@ -7,50 +8,87 @@ image tokenizer can also stand alone in a file of its own.
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from ..class_names import ClassNames
 from ..config import Config, ImageTokenizerConfig
-from ..engine.quantize import kind_of, quantize, quantized_names
+from ..engine.quantize import kind_of, quantized_names
 from ..files import write_safetensors
 from ..image_tokenizer import ImageTokenizer
-from ..model import TokenShuffleModel
-from ..text_tokenizer import TextTokenizer
+from ..text_tokenizer import PromptEncoder, TextTokenizer
+from .checkpoint import Checkpoint, Weights
 
-BUNDLED = Path(__file__).parent.parent / "weights" / "emoji.safetensors"
+if TYPE_CHECKING:
+    from ..pipeline import Pipeline
+
 CONFIG = "tokenshuffle.config"
 IMAGE_TOKENIZER = "tokenshuffle.image_tokenizer"
 TEXT_TOKENIZER = "tokenshuffle.text_tokenizer"
 WEIGHTS = "tokenshuffle.weights"  # their kind, where `quantize` has made them smaller
+PROMPTS = "tokenshuffle.prompts"  # what they are: text where the key is missing, or classes
 SIZES = "tokenshuffle.sizes"  # in the card: the sizes that the model was trained at
 ARCHITECTURE = "token-shuffle"
+FOR_MACHINES = (CONFIG, IMAGE_TOKENIZER, TEXT_TOKENIZER, WEIGHTS, PROMPTS)
 
 
-@dataclass
-class Checkpoint:
-    config: Config
-    model: TokenShuffleModel
-    image_tokenizer: ImageTokenizer
-    text_tokenizer: TextTokenizer | ClassNames
-    card: dict[str, str]
+def read(path: str | Path) -> Checkpoint:
+    """Raises FileNotFoundError, or ValueError with one sentence that names the file."""
+    file = open_safetensors(path)
+    metadata = file.metadata() or {}
+    if CONFIG not in metadata or TEXT_TOKENIZER not in metadata:
+        raise ValueError(f"{path} is a safetensors file, but not a Token-Shuffle checkpoint")
+    try:
+        config = Config.from_json(metadata[CONFIG])
+        text_tokenizer = _prompt_encoder(metadata, config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    card = {key: value for key, value in metadata.items() if key not in FOR_MACHINES}
+    return Checkpoint(
+        Path(path),
+        config,
+        text_tokenizer,
+        card,
+        _weights(file, "model."),
+        _weights(file, "image_tokenizer."),
+        metadata.get(WEIGHTS),
+    )
 
 
-def save(path: str | Path, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:
-    """Write `checkpoint` to one file; `dtype` converts the weights on the way."""
-    metadata = metadata_of(checkpoint.config, checkpoint.text_tokenizer, checkpoint.card)
-    if kind := kind_of(checkpoint.model):
+def read_image_tokenizer(path: str | Path) -> tuple[ImageTokenizerConfig, Weights]:
+    """Of a checkpoint, or one that stands alone. Raises as `read`."""
+    file = open_safetensors(path)
+    metadata = file.metadata() or {}
+    if IMAGE_TOKENIZER not in metadata:
+        raise ValueError(f"{path} does not hold a Token-Shuffle image tokenizer")
+    try:
+        config = ImageTokenizerConfig(**json.loads(metadata[IMAGE_TOKENIZER]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: the image tokenizer's configuration: {error}") from None
+    return config, _weights(file, "image_tokenizer.")
+
+
+def save(path: str | Path, pipeline: "Pipeline", dtype: torch.dtype | None = None) -> None:
+    """Write a pipeline to one file; `dtype` converts all weights but 8-bit ones."""
+    metadata = metadata_of(pipeline.config, pipeline.text_tokenizer, pipeline.card)
+    if kind := kind_of(pipeline.model):
         metadata[WEIGHTS] = kind
-    modules = {"model": checkpoint.model, "image_tokenizer": checkpoint.image_tokenizer}
+    modules = {"model": pipeline.model, "image_tokenizer": pipeline.image_tokenizer}
     _write(path, modules, metadata, dtype)
 
 
+def save_image_tokenizer(path: str | Path, module: ImageTokenizer) -> None:
+    """Write an image tokenizer alone."""
+    _write(path, {"image_tokenizer": module}, {IMAGE_TOKENIZER: _to_json(module.config)}, None)
+
+
 def metadata_of(
-    config: Config, text_tokenizer: TextTokenizer | ClassNames, card: dict[str, str]
+    config: Config, text_tokenizer: PromptEncoder, card: dict[str, str]
 ) -> dict[str, str]:
     """What a file holds beside its weights."""
     return {
@@ -60,105 +98,36 @@ def metadata_of(
         CONFIG: config.to_json(),
         IMAGE_TOKENIZER: _to_json(config.image_tokenizer),
         TEXT_TOKENIZER: text_tokenizer.to_json(),
+        PROMPTS: text_tokenizer.kind,
     }
 
 
-def save_image_tokenizer(path: str | Path, module: ImageTokenizer) -> None:
-    """Write an image tokenizer alone."""
-    _write(path, {"image_tokenizer": module}, {IMAGE_TOKENIZER: _to_json(module.config)}, None)
+def open_safetensors(path: str | Path):
+    """`safe_open` whose errors are one sentence: FileNotFoundError or ValueError."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist or is not a file")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is not a readable safetensors file ({error}): it may be damaged, cut short "
+            "in a download, or of another kind"
+        ) from None
 
 
-def load(
-    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
-) -> Checkpoint:
-    """Read a checkpoint; the weights are memory-mapped and go straight to `device`.
-
-    `dtype` is the model's; without one it is `default_dtype(device)`. The image tokenizer is
-    small and stays float32. Raises FileNotFoundError, or ValueError with one sentence that names
-    the file where it is no Token-Shuffle checkpoint.
-    """
-    dtype = dtype or default_dtype(device)
-    with open_safetensors(path, device) as file:
-        metadata = file.metadata() or {}
-        config = _config(metadata, path)
-        try:
-            text_tokenizer = read_text_tokenizer(metadata, config)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        if len(text_tokenizer) > config.model.text_vocabulary:
-            raise ValueError(
-                f"{path}: the text tokenizer has {len(text_tokenizer)} tokens, text_vocabulary "
-                f"is {config.model.text_vocabulary}"
-            )
-        with torch.device("meta"):
-            model = TokenShuffleModel(config.model)
-            image_tokenizer = ImageTokenizer(config.image_tokenizer)
-        if WEIGHTS in metadata:
-            try:
-                quantize(model, metadata[WEIGHTS])
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from None
-        _fill(model, "model", file, path, dtype)
-        _fill(image_tokenizer, "image_tokenizer", file, path, torch.float32)
-    return Checkpoint(config, model.eval(), image_tokenizer.eval(), text_tokenizer, card(metadata))
-
-
-def load_image_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> ImageTokenizer:
-    """Read only the image tokenizer of a checkpoint, or one that stands alone. Raises as `load`."""
-    with open_safetensors(path, device) as file:
-        metadata = file.metadata() or {}
-        if IMAGE_TOKENIZER not in metadata:
-            raise ValueError(f"{path} holds no Token-Shuffle image tokenizer")
-        try:
-            config = ImageTokenizerConfig(**json.loads(metadata[IMAGE_TOKENIZER]))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: the image tokenizer's configuration: {error}") from None
-        with torch.device("meta"):
-            module = ImageTokenizer(config)
-        _fill(module, "image_tokenizer", file, path, torch.float32)
-    return module.eval()
-
-
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """All of the file's metadata, without reading a weight. Raises as `load`."""
-    with open_safetensors(path) as file:
-        return file.metadata() or {}
-
-
-def read_config(path: str | Path) -> Config:
-    """The configuration alone. Raises as `load`."""
-    return _config(read_metadata(path), path)
-
-
-def read_text_tokenizer(metadata: dict[str, str], config: Config) -> TextTokenizer | ClassNames:
-    """What reads prompts. Raises ValueError."""
+def _prompt_encoder(metadata: dict[str, str], config: Config) -> PromptEncoder:
     text = metadata[TEXT_TOKENIZER]
-    if text.startswith('{"classes"'):
+    # Files from before there was a key for it tell by how they begin.
+    kind = metadata.get(PROMPTS, "classes" if text.startswith('{"classes"') else "text")
+    if kind == ClassNames.kind:
         return ClassNames.from_json(text)
     return TextTokenizer.from_json(text, config.prompt)
 
 
-def card(metadata: dict[str, str]) -> dict[str, str]:
-    """The part of the metadata that is written for people."""
-    for_machines = (CONFIG, IMAGE_TOKENIZER, TEXT_TOKENIZER, WEIGHTS)
-    return {key: value for key, value in metadata.items() if key not in for_machines}
-
-
-def default_dtype(device: str | torch.device) -> torch.dtype:
-    """bfloat16 where the device computes it natively, float16 on older CUDA cards, else float32."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
-    return torch.float32
-
-
-def _config(metadata: dict[str, str], path: str | Path) -> Config:
-    if CONFIG not in metadata or TEXT_TOKENIZER not in metadata:
-        raise ValueError(f"{path} is a safetensors file, but not a Token-Shuffle checkpoint")
-    try:
-        return Config.from_json(metadata[CONFIG])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+def _weights(file, prefix: str) -> Weights:
+    names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+    return {name.removeprefix(prefix): partial(file.get_tensor, name) for name in names}
 
 
 def _to_json(config: ImageTokenizerConfig) -> str:
@@ -173,49 +142,3 @@ def _write(path, modules: dict[str, nn.Module], metadata: dict[str, str], dtype)
             to = tensor.dtype if name in kept else dtype or tensor.dtype
             tensors[f"{prefix}.{name}"] = tensor.detach().to("cpu", to).contiguous()
     write_safetensors(path, tensors, metadata)
-
-
-def open_safetensors(path: str | Path, device: str | torch.device = "cpu"):
-    """`safe_open` whose errors are one sentence: FileNotFoundError or ValueError."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist or is not a file")
-    try:
-        return safe_open(path, framework="pt", device=str(device))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is not a readable safetensors file ({error}): it may be damaged, cut short "
-            "in a download, or of another kind"
-        ) from None
-
-
-def _fill(module: nn.Module, prefix: str, file, path: str | Path, dtype: torch.dtype) -> None:
-    """Give a module on the meta device its weights, after checking every name and shape."""
-    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    stored = {k.removeprefix(f"{prefix}.") for k in file.keys() if k.startswith(f"{prefix}.")}  # noqa: SIM118
-    for name in sorted(expected.keys() ^ stored):
-        state = "is missing" if name in expected else "has no place in the configuration"
-        raise ValueError(f"{path}: {prefix}.{name} {state}")
-    for name, shape in expected.items():
-        found = tuple(file.get_slice(f"{prefix}.{name}").get_shape())
-        if found != tuple(shape):
-            raise ValueError(
-                f"{path}: {prefix}.{name} has shape {found}, the configuration asks for "
-                f"{tuple(shape)}"
-            )
-    kept = quantized_names(module)
-    weights = {}
-    for name in expected:
-        weight = file.get_tensor(f"{prefix}.{name}")
-        if not is_finite(weight):
-            raise ValueError(f"{path}: {prefix}.{name} holds numbers that are not finite")
-        if name in kept and weight.dtype != kept[name]:
-            raise ValueError(f"{path}: {prefix}.{name} is {weight.dtype}, not {kept[name]}")
-        weights[name] = weight if name in kept else weight.to(dtype)
-    module.load_state_dict(weights, assign=True)
-
-
-def is_finite(x: Tensor) -> bool:
-    """Whether no number is infinite or nan: the least or the greatest one would be so as well."""
-    ends = torch.stack((x.float() if x.itemsize == 1 else x).aminmax())
-    return bool(ends.isfinite().all())

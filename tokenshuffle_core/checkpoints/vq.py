@@ -2,12 +2,13 @@
 
 import re
 from functools import partial
+from pathlib import Path
 
 from ..config import ImageTokenizerConfig
-from ..image_tokenizer import ImageTokenizer
-from .published import Weights, count, meta, shape_of
-from .source import Source
+from .checkpoint import Weights, count, shape_of, skeleton
+from .source import WRAPPERS, Source
 
+MARK = "quantize.embedding.weight"  # what a file of its own has
 # Parts of names, ours -> LlamaGen's and those of the `transformers` library.
 LLAMAGEN = {
     "encoder": "conv_blocks", "decoder": "conv_blocks", "block": "res",
@@ -19,13 +20,19 @@ TRANSFORMERS = {
 }  # fmt: skip
 
 
+def read(path: str | Path) -> tuple[ImageTokenizerConfig, Weights]:
+    """Of a file of its own, with averaged weights where the file has them. Raises
+    FileNotFoundError or ValueError."""
+    return image_tokenizer(Source(path, ("ema", *WRAPPERS)))
+
+
 def image_tokenizer(source: Source, prefix: str = "") -> tuple[ImageTokenizerConfig, Weights]:
     """Its shape, read off the weights, and where each of these comes from. Raises ValueError."""
     names = {name.removeprefix(prefix) for name in source.shapes if name.startswith(prefix)}
     layout = LLAMAGEN if any(".conv_blocks." in name for name in names) else TRANSFORMERS
     config = _config(source, prefix, layout)
     weights: Weights = {}
-    for name in meta(ImageTokenizer, config):
+    for name in skeleton(config).state_dict():
         theirs = prefix + _theirs(name, config, layout)
         weights[name] = partial(source.__getitem__, theirs)
     return config, weights

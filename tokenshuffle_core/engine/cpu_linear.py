@@ -3,70 +3,86 @@
 import math
 import weakref
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .quantize import QuantizedLinear, multiply, pack
+
 # Rows from which on a product is computed longer than its weight is read.
-MANY, MANY_IN_FLOAT16 = 8, 64
+MANY, MANY_IN_16_BITS, MANY_IN_8_BITS = 8, 64, 64
 # What MKL reads at the memory's speed: a matrix of so many columns for two rows, and for four.
 COLUMNS_FOR_2, COLUMNS_FOR_4 = 1536, 768
 
 
 class Product(NamedTuple):
-    """Layers with the same input as one function, which reads their weights once."""
+    """Layers with the same input as one function, but for their biases."""
 
-    rows: int  # at most
     of: Callable[[Tensor], Tensor]  # x (rows, columns), row by row in memory -> (rows, out)
+    rows: int  # at most
+    nbytes: int  # of what was packed for it, beside the weights
+
+    layers: Sequence[nn.Module]
+    weights: list[weakref.ref]  # those that were packed
+    versions: list[tuple]
+
+    def is_current(self) -> bool:
+        """Whether the layers still have the weights that were packed."""
+        now = [layer.weight for layer in self.layers]
+        same = all(packed() is weight for packed, weight in zip(self.weights, now, strict=True))
+        return same and self.versions == [_version(weight) for weight in now]
 
 
-class Linear(nn.Linear):
-    """`nn.Linear` that reads its weight once for a few rows on a CPU."""
+class CpuLinear(nn.Module):
+    """Stands in for a linear layer and shares its parameters, but reads the weight once for a few
+    rows. More rows, and all that needs gradients, are left to the layer."""
 
-    def __init__(self, columns: int, rows: int, bias: bool = False):
-        super().__init__(columns, rows, bias)
-        self._products: dict[int, tuple] = {}  # of how many layers -> their weights, the product
+    def __init__(self, plain: nn.Linear | QuantizedLinear):
+        super().__init__()
+        self._parameters = plain._parameters  # the same dict: what replaces one replaces both
+        self.plain = (plain,)  # in a tuple, so that it does not become a submodule
+        self.products = [product([plain])]
 
     def forward(self, x: Tensor) -> Tensor:
-        count = x.numel() // self.in_features
-        if count > MANY_IN_FLOAT16 or torch.is_grad_enabled() or x.device.type != "cpu":
-            return F.linear(x, self.weight, self.bias)
-        product = self.product([self])
-        if count > product.rows:
-            return F.linear(x, self.weight, self.bias)
-        y = row_major(product.of(x.reshape(count, -1))).view(*x.shape[:-1], -1)
+        count = x.numel() // x.shape[-1]
+        if count > self.products[0].rows or torch.is_grad_enabled():
+            return self.plain[0](x)
+        y = row_major(self.products[0].of(x.reshape(count, -1))).view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
-    def product(self, layers: Sequence["Linear"]) -> Product:
-        """Of layers of which this is the first, but for biases; it is kept until one of the weights
-        changes."""
-        weights = [layer.weight for layer in layers]
-        known, versions, product = self._products.get(len(layers), ((), (), None))
-        same = len(known) > 0 and all(a() is b for a, b in zip(known, weights, strict=True))
-        if not same or versions != _versions(weights):
-            product = _product(weights)
-            known = [weakref.ref(weight) for weight in weights]
-            self._products[len(layers)] = known, _versions(weights), product
+
+def product(layers: Sequence[nn.Linear | QuantizedLinear]) -> Product:
+    """Of layers with the same input, packed from their weights as they are now."""
+    weights = [layer.weight for layer in layers]
+    state = layers, [weakref.ref(w) for w in weights], [_version(w) for w in weights]
+    if isinstance(layers[0], QuantizedLinear):
+        packed = pack(layers)
+        nbytes = 0 if packed is None else sum(weight.nbytes for weight in weights)
+        return Product(partial(multiply, layers, packed=packed), MANY_IN_8_BITS, nbytes, *state)
+    return Product(*_of_weights([weight.detach() for weight in weights]), *state)
+
+
+def _version(weight: Tensor) -> tuple:
+    """Changes with the weight's numbers, where they are changed in place."""
+    return weight.data_ptr(), None if weight.is_inference() else weight._version
+
+
+def _of_weights(weights: Sequence[Tensor]) -> tuple[Callable[[Tensor], Tensor], int, int]:
+    """The first three fields of their product."""
+    if product := _in_16_bits(weights):
         return product
+    cut = [_cut(weight) for weight in weights]
+    copied = sum(c.nbytes for c, w in zip(cut, weights, strict=True) if c is not w)
+    if len(cut) == 1:
+        return partial(few_rows, weight=cut[0]), MANY, copied
+    return lambda x: torch.cat([few_rows(x, w) for w in cut], 1), MANY, copied
 
 
-def _versions(weights: Sequence[Tensor]) -> list[tuple]:
-    return [(w.data_ptr(), None if w.is_inference() else w._version) for w in weights]
-
-
-def _product(weights: Sequence[nn.Parameter]) -> Product:
-    if product := _float16_product([weight.detach() for weight in weights]):
-        return product
-    weight = (weights[0] if len(weights) == 1 else _joined(weights)).detach()
-    if (count := _blocks_of(*weight.shape)) > 1:
-        weight = weight.unflatten(1, (count, -1)).movedim(1, 0).contiguous()
-    return Product(MANY, lambda x: few_rows(x, weight))
-
-
-def _float16_product(weights: Sequence[Tensor]) -> Product | None:
+def _in_16_bits(
+    weights: Sequence[Tensor],
+) -> tuple[Callable[[Tensor], Tensor], int, int] | None:
     """By FBGEMM's kernel, which reads half the bytes and computes in float32; for weights that lose
     nothing as float16, which are those of a file in float16 or bfloat16."""
     if weights[0].dtype != torch.float32 or not _multiplies_float16():
@@ -75,12 +91,13 @@ def _float16_product(weights: Sequence[Tensor]) -> Product | None:
     if scale is None:
         return None
     whole = weights[0] if len(weights) == 1 else torch.cat(list(weights))
+    nbytes = 2 * whole.numel()
     whole = whole if scale == 1 else whole * scale
     packed = torch.ops.quantized.linear_prepack_fp16(whole, None)
     multiply = torch.ops.quantized.linear_dynamic_fp16
     if scale == 1:
-        return Product(MANY_IN_FLOAT16, lambda x: multiply(x, packed))
-    return Product(MANY_IN_FLOAT16, lambda x: multiply(x, packed).mul_(1 / scale))
+        return lambda x: multiply(x, packed), MANY_IN_16_BITS, nbytes
+    return lambda x: multiply(x, packed).mul_(1 / scale), MANY_IN_16_BITS, nbytes
 
 
 def _float16_scale(weights: Sequence[Tensor]) -> float | None:
@@ -137,18 +154,10 @@ def row_major(x: Tensor) -> Tensor:
     return x if x.is_contiguous() else torch.stack(x.unbind())
 
 
-def _joined(weights: Sequence[nn.Parameter]) -> Tensor:
-    """The weights one under the other; they are moved to where they stand so, the first time."""
-    ends = [weight.data_ptr() + weight.nbytes for weight in weights[:-1]]
-    storages = {weight.untyped_storage().data_ptr() for weight in weights}
-    if len(storages) > 1 or ends != [weight.data_ptr() for weight in weights[1:]]:
-        with torch.inference_mode(weights[0].is_inference()):  # others may be trained again
-            whole = torch.cat([weight.detach() for weight in weights])
-        parts = whole.split([len(weight) for weight in weights])
-        for weight, part in zip(weights, parts, strict=True):
-            weight.data = part
-    rows, first = sum(map(len, weights)), weights[0]
-    return first.detach().as_strided((rows, first.shape[1]), first.stride())
+def _cut(weight: Tensor) -> Tensor:
+    """The weight, or a copy cut into blocks of columns."""
+    count = _blocks_of(*weight.shape)
+    return weight if count == 1 else weight.unflatten(1, (count, -1)).movedim(1, 0).contiguous()
 
 
 def _blocks_of(rows: int, columns: int) -> int:

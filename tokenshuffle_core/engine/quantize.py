@@ -8,17 +8,15 @@ saves memory but no time.
 
 import warnings
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import WEIGHT_KINDS
-from .cpu_linear import Product
 
 KINDS = dict(zip(WEIGHT_KINDS, (torch.int8, torch.float8_e4m3fn), strict=True))
-KEPT = 64  # rows of a step of decoding at most, for which the kernel's form is kept
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
@@ -29,8 +27,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.weight = _fixed(torch.empty(rows, columns, dtype=dtype))
         self.scale = _fixed(torch.empty(rows, 1, dtype=torch.float32))
-        self.bias = _fixed(torch.empty(rows)) if bias else None
-        self._packed: dict[int, tuple] = {}  # of how many layers -> weights, the kernel's form
+        self.register_parameter("bias", _fixed(torch.empty(rows)) if bias else None)
 
     @classmethod
     def of(cls, layer: nn.Linear, dtype: torch.dtype) -> "QuantizedLinear":
@@ -45,19 +42,6 @@ class QuantizedLinear(nn.Module):
         fp8 = self._multiplies_fp8(x.device)
         y = self._scaled(x) if fp8 else multiply([self], x)
         return y if self.bias is None else y + self.bias
-
-    def product(self, layers: Sequence["QuantizedLinear"]) -> Product:
-        """Of layers of which this is the first."""
-        return Product(KEPT, partial(multiply, layers))
-
-    def packed(self, layers: Sequence["QuantizedLinear"]):
-        """`_pack` of layers of which this is the first, kept for the next few rows."""
-        weights = [layer.weight for layer in layers]
-        known, packed = self._packed.get(len(layers), ((), None))
-        if not known or any(a is not b for a, b in zip(weights, known, strict=True)):
-            packed = _pack(layers)
-            self._packed[len(layers)] = weights, packed
-        return packed
 
     def _scaled(self, x: Tensor) -> Tensor:
         rows, scale = quantized(x.flatten(0, -2).float(), self.weight.dtype)
@@ -84,10 +68,12 @@ def _device_multiplies_fp8(device: torch.device) -> bool:
     return True
 
 
-def multiply(layers: Sequence[QuantizedLinear], x: Tensor) -> Tensor:
-    """x (..., in) -> what each of these layers makes of it, side by side (..., sum of out)."""
-    first = layers[0]
-    if x.device.type != "cpu" or first.weight.dtype != torch.int8:
+def multiply(layers: Sequence[QuantizedLinear], x: Tensor, packed=None) -> Tensor:
+    """x (..., in) -> what each of these layers makes of it, side by side (..., sum of out).
+
+    `packed` is what `pack` returned for the layers; without it they are packed for this one use.
+    """
+    if x.device.type != "cpu" or layers[0].weight.dtype != torch.int8:
         # Scaled before the multiplication: without, float16 would overflow.
         y = [F.linear(x, layer.weight.to(x.dtype) * layer.scale.to(x.dtype)) for layer in layers]
         return y[0] if len(y) == 1 else torch.cat(y, dim=-1)
@@ -96,13 +82,15 @@ def multiply(layers: Sequence[QuantizedLinear], x: Tensor) -> Tensor:
     # The kernel finds one scale for all rows, from the least and the greatest number: with those
     # two in a row behind them, it is that of each row whatever the others are.
     rows = torch.cat([rows / largest, _ends(rows.shape[1])])
-    packed = first.packed(layers) if len(rows) <= KEPT + 1 else _pack(layers)
+    packed = pack(layers) if packed is None else packed
     y = torch.ops.quantized.linear_dynamic(rows, packed, not VNNI)[:-1]
     return (y * largest).to(x.dtype).view(*x.shape[:-1], -1)
 
 
-def _pack(layers: Sequence[QuantizedLinear]):
-    """The int8 weights of the layers in the form that the CPU's kernel reads."""
+def pack(layers: Sequence[QuantizedLinear]):
+    """The int8 weights of the layers in the form that the CPU's kernel reads; None for others."""
+    if layers[0].weight.dtype != torch.int8:
+        return None
     weight = torch.cat([layer.weight for layer in layers])
     scale = torch.cat([layer.scale for layer in layers]).flatten().double()
     with warnings.catch_warnings():  # newer PyTorch means to move these kernels elsewhere
@@ -152,7 +140,7 @@ def quantize(model: nn.Module, kind: str) -> nn.Module:
 
 def kind_of(model: nn.Module) -> str | None:
     """The kind that `quantize` has made of the model, None where it has not."""
-    dtypes = {module.weight.dtype for module in model.modules() if type(module) is QuantizedLinear}
+    dtypes = {parameter.dtype for parameter in model.parameters()}
     return next((kind for kind, dtype in KINDS.items() if dtype in dtypes), None)
 
 
@@ -164,9 +152,10 @@ def check_whole(model: nn.Module) -> None:
 
 def quantized_names(model: nn.Module) -> dict[str, torch.dtype]:
     """The names of what must keep its dtype -> that dtype."""
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     return {
-        f"{name}.{part}": tensor.dtype
-        for name, module in model.named_modules()
-        if type(module) is QuantizedLinear
-        for part, tensor in (("weight", module.weight), ("scale", module.scale))
+        name: dtypes[name]
+        for weight, dtype in dtypes.items()
+        if dtype in KINDS.values()
+        for name in (weight, f"{weight.removesuffix('weight')}scale")
     }

@@ -1,0 +1,136 @@
+"""What every family of checkpoints is read as, and how its weights become modules."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..config import Config, ImageTokenizerConfig, ModelConfig
+from ..engine.quantize import quantize, quantized_names
+from ..image_tokenizer import ImageTokenizer
+from ..model import TokenShuffleModel
+from ..text_tokenizer import PromptEncoder
+
+if TYPE_CHECKING:
+    from .source import Source
+
+Weights = dict[str, Callable[[], Tensor]]  # our name -> reads it
+
+
+@dataclass
+class Checkpoint:
+    """A file or a folder whose weights are read when they are asked for.
+
+    `weights` names the kind of the model's 8-bit weights, None for whole ones.
+    """
+
+    path: Path
+    config: Config
+    text_tokenizer: PromptEncoder
+    card: dict[str, str]
+    model: Weights
+    image_tokenizer: Weights
+    weights: str | None = None
+
+    def __post_init__(self):
+        """Raises ValueError for a text tokenizer that the model has too few embeddings for."""
+        tokens, rows = len(self.text_tokenizer), self.config.model.text_vocabulary
+        if tokens > rows:
+            raise ValueError(
+                f"{self.path}: the text tokenizer has {tokens} tokens, text_vocabulary is {rows}"
+            )
+
+    def load_model(self, device: str | torch.device, dtype: torch.dtype) -> TokenShuffleModel:
+        """Raises ValueError where the weights are not those of the configuration."""
+        model = skeleton(self.config.model)
+        if self.weights:
+            quantize(model, self.weights)
+        return fill(model, self.model, f"{self.path}: model.", device, dtype)
+
+    def load_image_tokenizer(self, device: str | torch.device) -> ImageTokenizer:
+        """In float32, since it is small. Raises as `load_model`."""
+        where = f"{self.path}: image_tokenizer."
+        module = skeleton(self.config.image_tokenizer)
+        return fill(module, self.image_tokenizer, where, device, torch.float32)
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves new weights as they are: on the meta device there is nothing to draw, and drawing
+    would import PyTorch's compiler, which takes a second."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+def skeleton(shape: ModelConfig | ImageTokenizerConfig) -> TokenShuffleModel | ImageTokenizer:
+    """The module of this shape on the meta device: names and shapes without numbers."""
+    make = TokenShuffleModel if isinstance(shape, ModelConfig) else ImageTokenizer
+    with torch.device("meta"), _NothingDrawn():
+        return make(shape)
+
+
+def fill(
+    module: nn.Module, weights: Weights, where: str, device: str | torch.device, dtype: torch.dtype
+) -> nn.Module:
+    """Give a skeleton its weights, on `device` and, but for 8-bit ones, in `dtype`, for inference.
+
+    Raises ValueError, which starts with `where`, for a name or a shape that differs and for
+    numbers that are not finite.
+    """
+    expected = module.state_dict()
+    for name in sorted(expected.keys() ^ weights.keys()):
+        state = "is missing" if name in expected else "has no place in the configuration"
+        raise ValueError(f"{where}{name} {state}")
+    kept = quantized_names(module)
+    found = {}
+    for name, empty in expected.items():
+        weight = checked(weights[name], f"{where}{name}", empty.shape)
+        if weight.dtype != kept.get(name, weight.dtype):
+            raise ValueError(f"{where}{name} is {weight.dtype}, not {kept[name]}")
+        found[name] = weight.to(device, kept.get(name, dtype))
+    module.load_state_dict(found, assign=True)
+    return module.eval()
+
+
+def checked(read: Callable[[], Tensor], where: str, shape: torch.Size) -> Tensor:
+    """The tensor, of the shape that its configuration asks for, with finite numbers. Raises
+    ValueError."""
+    x = read()
+    if x.shape != shape:
+        raise ValueError(
+            f"{where} has shape {tuple(x.shape)}, the configuration asks for {tuple(shape)}"
+        )
+    if not is_finite(x):
+        raise ValueError(f"{where} holds numbers that are not finite")
+    return x
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether no number is infinite or nan: the least or the greatest one would be so as well."""
+    ends = torch.stack((x.float() if x.itemsize == 1 else x).aminmax())
+    return bool(ends.isfinite().all())
+
+
+def shape_of(source: "Source", name: str, dimensions: int) -> tuple[int, ...]:
+    """The shape of a tensor that must be there. Raises ValueError."""
+    if name not in source:
+        raise ValueError(f"{source.path}: {name} is missing")
+    if len(source.shapes[name]) != dimensions or 0 in source.shapes[name]:
+        raise ValueError(f"{source.path}: {name} has the shape {source.shapes[name]}")
+    return source.shapes[name]
+
+
+def count(source: "Source", pattern: str) -> int:
+    """How many layers there are, with {} for their number in the pattern. Raises ValueError."""
+    layers = 0
+    while pattern.format(layers) in source:
+        layers += 1
+    if not layers:
+        raise ValueError(f"{source.path}: {pattern.format(0)} is missing")
+    return layers
