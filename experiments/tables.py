@@ -134,8 +134,8 @@ There are two data sets of 80 subjects in two styles.
   nats per code on held-out combinations, conditioned on all earlier codes.
 - **Singles**: 160 pictures that the model memorises. "retrieval" is the share of pictures sampled
   from their prompts whose nearest reference, among the style's 80 subjects, is the prompted one.
-  "held-out" is the same for 16 subject-style pairs that are not in the training data. "fit" is nats
-  per code on the training pictures, and "PSNR" in dB compares the sampled picture with its original.
+  "held-out" is the same for 16 subject-style pairs that are not in the training data. "fit" is
+  nats per code on the training pictures, "PSNR" in dB compares a sampled picture with its original.
 
 Tables show only models that have scores. Brackets hold 95 % intervals: over the seeds (Student's t)
 where there are several, over the pictures (Wilson) where a retrieval has one seed. A difference, in
