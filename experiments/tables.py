@@ -1,4 +1,4 @@
-"""The tables of docs/experiments.md, made from what lies in experiments/results.
+"""The tables of docs/experiments.md, written from experiments/results.
 
 python -m experiments.tables
 """
@@ -19,7 +19,7 @@ RESULTS = ROOT / "results"
 TIMES = RESULTS / "times.json"
 DOCUMENT = ROOT.parent / "docs" / "experiments.md"
 SEEDS = range(10)
-OWN = ("rank", "size", "after", "parent")  # keys of a variant that are none of a recipe
+OWN = ("rank", "size", "after", "parent")  # keys of a variant that a recipe does not have
 ORDER = ("windows", "compression", "fuse_blocks", "guidance", "elastic", "window_head", "growing")
 
 
@@ -92,7 +92,7 @@ def results_of(variant: str, data: str) -> dict[int, dict]:
 
 def document() -> str:
     sections = [HEAD.strip(), *(section(read_table(name)) for name in ORDER)]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(filter(None, sections)) + "\n"
 
 
 def write_document() -> None:
@@ -124,23 +124,24 @@ def plot_growing(path: Path) -> None:
 HEAD = """
 # Experiments
 
-The paper's claims, and two steps beyond it, on data that anyone can get. Every number here is
-measured by `python -m experiments.run TABLE -o WORK`, and these tables are generated from
-`experiments/results`. `experiments/variants.toml` has the models: small ones, so that all of it
+The paper's claims, and two steps beyond it, on data that anyone can get. `python -m
+experiments.run TABLE -o WORK` measures every number here, and these tables are generated from
+`experiments/results`. `experiments/variants.toml` has the models. They are small, so that all of it
 runs on a CPU; what holds for them need not hold for large ones.
 
-There are two data sets of 80 subjects in two styles. **Compositions**: 8,000 pictures of one to
-four subjects, each seen about once; "loss" is nats per code on held-out combinations, given all
-codes before. **Singles**: 160 pictures that the model learns by heart; "retrieval" is the share of
-pictures sampled from their prompts whose nearest reference among the style's 80 subjects is the
-prompted one ("held-out": of 16 subject-style pairs that were not trained on), "fit" is nats per
-code on the pictures themselves, "PSNR" in dB compares the sampled picture with the one learnt.
+There are two data sets of 80 subjects in two styles.
+- **Compositions**: 8,000 pictures of one to four subjects. Training sees each about once. "loss" is
+  nats per code on held-out combinations, conditioned on all earlier codes.
+- **Singles**: 160 pictures that the model memorises. "retrieval" is the share of pictures sampled
+  from their prompts whose nearest reference, among the style's 80 subjects, is the prompted one.
+  "held-out" is the same for 16 subject-style pairs that are not in the training data. "fit" is
+  nats per code on the training pictures, "PSNR" in dB compares a sampled picture with its original.
 
-What is blank is not measured yet. Brackets hold 95 % intervals: over the seeds (Student's t) where
-there are several, over the pictures (Wilson) where a retrieval has one seed. A difference, in nats
-per code or in points, is that to the row which the table's text names, seed by seed. Pictures are
-sampled without guidance, unless the table says otherwise. Times are of one picture, without its
-decoding to pixels, and of one training step of 16 pictures.
+Tables show only models that have scores. Brackets hold 95 % intervals: over the seeds (Student's t)
+where there are several, over the pictures (Wilson) where a retrieval has one seed. A difference, in
+nats per code or in percentage points, is paired by seed with the row that the table's text names.
+Pictures are sampled without guidance, unless the table says otherwise. Times are for one picture,
+without decoding it to pixels, and for one training step of 16 pictures.
 """
 
 COLUMNS = (
@@ -150,11 +151,15 @@ COLUMNS = (
 
 
 def section(table: Table) -> str:
-    """A table with its heading, as Markdown; columns that no row fills are left out."""
+    """A table with its heading, as Markdown, or "" while fewer than two of its rows have scores:
+    one alone compares nothing. Rows without scores and columns that no row fills are left out."""
     measured = {row.label: measured_of(row, table.data) for row in table.rows}
+    scored = [row for row in table.rows if any(vars(measured[row.label]).values())]
+    if len(scored) < 2:
+        return ""
     rows = [
         cells(row, measured[row.label], measured[row.against] if row.against else None)
-        for row in table.rows
+        for row in scored
     ]
     used = [i for i in range(len(COLUMNS)) if any(row[i] for row in rows)]
     lines = [[COLUMNS[i] for i in used], ["---"] * len(used)]

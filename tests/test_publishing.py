@@ -116,6 +116,14 @@ def test_yaml_parses(path):
         assert len(set(ids)) == len(ids)
 
 
+def test_ruff_has_one_version():
+    yaml = pytest.importorskip("yaml")
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    (hook,) = (repo for repo in config["repos"] if repo["repo"].endswith("/ruff-pre-commit"))
+    dev = PROJECT["optional-dependencies"]["dev"]
+    assert f"ruff=={hook['rev'].removeprefix('v')}" in dev
+
+
 def test_the_oldest_comfyui_is_tested():
     oldest = COMFY["requires-comfyui"].removeprefix(">=")
     assert f"v{oldest}" in workflow("test.yml")["jobs"]["host"]["strategy"]["matrix"]["comfyui"]

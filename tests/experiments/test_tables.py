@@ -6,6 +6,7 @@ import statistics
 
 import pytest
 
+from experiments import tables
 from experiments.tables import (
     DOCUMENT,
     ORDER,
@@ -78,3 +79,43 @@ def test_rows_are_compared_with_rows_of_their_table():
     for name in ORDER:
         rows = read_table(name).rows
         assert {row.against for row in rows} - {None} <= {row.label for row in rows}
+
+
+def lines_of(title: str) -> list[list[str]] | None:
+    """The cells of a table of the document, header first, or None where it is not shown."""
+    sections = {text.partition("\n")[0]: text for text in document().split("\n## ")}
+    if title not in sections:
+        return None
+    lines = [line for line in sections[title].splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_the_document_shows_the_models_that_have_scores(name):
+    table = read_table(name)
+    scored = [
+        row.label for row in table.rows
+        if any(result_path(row.variant, d, s).exists() for d in table.data for s in SEEDS)
+    ]  # fmt: skip
+    lines = lines_of(table.title)
+    assert (lines is not None) == (len(scored) > 1)
+    if lines is not None:
+        header, _, *rows = lines
+        assert [row[0] for row in rows] == scored
+        scores = [i for i, column in enumerate(header) if column in ("loss", "fit", "retrieval")]
+        assert all(any(row[i] for i in scores) for row in rows)
+
+
+def test_models_with_times_alone_are_not_shown(monkeypatch):
+    found = tables.results_of
+
+    def without(*variants: str) -> str:
+        monkeypatch.setattr(
+            tables, "results_of", lambda name, data: {} if name in variants else found(name, data)
+        )
+        return tables.section(read_table("windows"))
+
+    text = without("window-4")
+    assert "| window 2 |" in text
+    assert "| window 4 |" not in text
+    assert without("window-4", "window-2") == "", "one row compares nothing"
