@@ -24,10 +24,10 @@ class TokenShuffleXYSheet(io.ComfyNode):
             node_id="TokenShuffleXYSheet",
             display_name="Token-Shuffle XY Sheet",
             category=CATEGORY,
-            description="Draws one prompt with several seeds and guidance scales, side by side.",
+            description="Runs one prompt with several seeds and guidance scales, side by side.",
             inputs=[
-                Model.Input("model", tooltip="The model that writes the tokens."),
-                VQ.Input("vq", tooltip="The image tokenizer that turns them into pixels."),
+                Model.Input("model", tooltip="The model that generates the codes."),
+                VQ.Input("vq", tooltip="The image tokenizer that turns the codes into pixels."),
                 inputs.positive(),
                 inputs.negative(),
                 inputs.pixels("width"),
@@ -37,21 +37,21 @@ class TokenShuffleXYSheet(io.ComfyNode):
                     "seeds", default=4, min=1, max=16, tooltip="Columns: seed, seed + 1, ..."
                 ),
                 io.String.Input(
-                    "cfgs", default="1, 2, 4, 8", tooltip="Rows: guidance scales, with commas."
+                    "cfgs", default="1, 2, 4, 8", tooltip="Rows: guidance scales, comma-separated."
                 ),
                 io.String.Input(
                     "windows",
                     default="",
                     optional=True,
-                    tooltip="More rows: windows that the model serves, with commas. Empty is the "
-                    "model's own.",
+                    tooltip="More rows: window sizes that the model supports, comma-separated. "
+                    "If empty, the model's default.",
                 ),
                 Options.Input(
-                    "options", optional=True, tooltip="Not connected: the model's own settings."
+                    "options", optional=True, tooltip="If not connected, the model's own settings."
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="sheet", tooltip="All pictures with labels."),
+                io.Image.Output(display_name="sheet", tooltip="All pictures, labelled."),
                 io.Image.Output(display_name="images", tooltip="The pictures, row by row."),
             ],
             **host.search_aliases("token shuffle", "xy plot", "grid", "compare"),
@@ -103,7 +103,7 @@ class TokenShuffleCFGPlot(io.ComfyNode):
             node_id="TokenShuffleCFGPlot",
             display_name="Token-Shuffle CFG Plot",
             category=CATEGORY,
-            description="The guidance scale from the first position of a picture to the last.",
+            description="Plots the guidance scale over the positions of a picture.",
             inputs=[inputs.cfg(), inputs.schedule()],
             outputs=[io.Image.Output(display_name="image", tooltip="The curve.")],
             **host.search_aliases("token shuffle", "guidance", "schedule", "curve"),
@@ -120,9 +120,7 @@ def read_numbers(name: str, text: str, kind: type) -> list:
     except ValueError:
         numbers = []
     if not numbers:
-        raise ValueError(
-            f"{name} must be numbers with commas between them, such as 1, 4, not {text!r}"
-        )
+        raise ValueError(f"{name} must be numbers separated by commas, such as 1, 4, not {text!r}")
     return numbers
 
 
@@ -175,7 +173,7 @@ def curve(cfg: float, schedule: str) -> Image.Image:
     points = [place(i / (positions - 1), scale) for i, scale in enumerate(scales)]
     pen.line(points, ACCENT, width=3)
     pen.text((left, 20), f"guidance scale, {schedule}, cfg {cfg:g}", INK, font, anchor="lm")
-    pen.text(((left + right) / 2, height - 12), "share of the picture", INK, font, anchor="mm")
+    pen.text(((left + right) / 2, height - 12), "position in the picture", INK, font, anchor="mm")
     return picture
 
 

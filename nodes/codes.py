@@ -1,4 +1,4 @@
-"""Image tokens on disk, as the command line's `encode` writes them."""
+"""Image codes on disk, in the format that the command line's `encode` writes."""
 
 import torch
 from comfy_api.latest import io
@@ -15,13 +15,14 @@ class TokenShuffleSaveCodes(io.ComfyNode):
             node_id="TokenShuffleSaveCodes",
             display_name="Save Token-Shuffle Codes",
             category=CATEGORY,
-            description="Saves image tokens as a .npy file, the whole batch in one.",
+            description="Saves image codes to a .npy file, the whole batch in one file.",
             inputs=[
-                Codes.Input("codes", tooltip="Image tokens."),
+                Codes.Input("codes", tooltip="From the sampler or from VQ Encode."),
                 io.String.Input(
                     "filename_prefix",
                     default=f"{host.SAVED_CODES}/TokenShuffle",
-                    tooltip="In ComfyUI's output folder; a number is added.",
+                    tooltip="In ComfyUI's output folder; a number is added. Load Token-Shuffle "
+                    f"Codes lists what is in {host.SAVED_CODES}.",
                 ),
             ],
             is_output_node=True,
@@ -43,15 +44,16 @@ class TokenShuffleLoadCodes(io.ComfyNode):
             node_id="TokenShuffleLoadCodes",
             display_name="Load Token-Shuffle Codes",
             category=CATEGORY,
-            description="Loads image tokens from a .npy file.",
+            description="Loads image codes from a .npy file.",
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=host.saved_codes(),
-                    tooltip="A .npy file in ComfyUI's input folder, or saved by Save Codes.",
+                    tooltip="A .npy file in ComfyUI's input folder, or in the output folder's "
+                    f"{host.SAVED_CODES}, where Save Token-Shuffle Codes writes by default.",
                 )
             ],
-            outputs=[Codes.Output(display_name="codes", tooltip="Image tokens.")],
+            outputs=[Codes.Output(display_name="codes", tooltip="For VQ Decode.")],
             **host.search_aliases("token shuffle", "load latent", "npy"),
         )
 

@@ -1,4 +1,4 @@
-"""Between image tokens and pixels."""
+"""Between image codes and pixels."""
 
 import torch
 from comfy_api.latest import io
@@ -14,15 +14,16 @@ class TokenShuffleVQDecode(io.ComfyNode):
             node_id="TokenShuffleVQDecode",
             display_name="Token-Shuffle VQ Decode",
             category=CATEGORY,
-            description="Turns image tokens into a picture with the model's image tokenizer.",
+            description="Turns image codes into a picture with the model's image tokenizer.",
             inputs=[
-                Codes.Input("codes", tooltip="Image tokens of the sampler or of VQ Encode."),
-                VQ.Input("vq", tooltip="The image tokenizer that the tokens belong to."),
+                Codes.Input("codes", tooltip="From the sampler or from VQ Encode."),
+                VQ.Input("vq", tooltip="The image tokenizer that the codes belong to."),
                 io.Boolean.Input(
                     "tiled",
+                    display_name="save memory",
                     default=False,
-                    tooltip="Decode a large picture a strip at a time: the same picture, slower, "
-                    "with less memory. Very large ones are decoded so in any case.",
+                    tooltip="Save memory by decoding in strips: slower, the same picture. Very "
+                    "large pictures are always decoded in strips.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="image")],
@@ -45,16 +46,16 @@ class TokenShuffleVQEncode(io.ComfyNode):
             display_name="Token-Shuffle VQ Encode",
             category=CATEGORY,
             description=(
-                "Turns a picture into image tokens. Decode them again to see what the image "
-                "tokenizer keeps of it."
+                "Turns a picture into image codes. Decode them again to see how much detail the "
+                "image tokenizer keeps."
             ),
             inputs=[
                 io.Image.Input(
-                    "image", tooltip="Both sides must be multiples of the tokenizer's stride."
+                    "image", tooltip="Both sides must be multiples of the image tokenizer's stride."
                 ),
-                VQ.Input("vq", tooltip="The image tokenizer."),
+                VQ.Input("vq", tooltip="The image tokenizer to encode with."),
             ],
-            outputs=[Codes.Output(display_name="codes", tooltip="Image tokens of the picture.")],
+            outputs=[Codes.Output(display_name="codes", tooltip="The picture's codes.")],
             **host.search_aliases("vae encode", "token shuffle", "image to tokens"),
         )
 

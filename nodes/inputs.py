@@ -14,8 +14,8 @@ def negative() -> Prompt.Input:
     return Prompt.Input(
         "negative",
         optional=True,
-        tooltip="What the picture should not show. Not connected, guidance points away from a "
-        "picture without any prompt.",
+        tooltip="What the picture should not show. If not connected, guidance steers away from "
+        "what the model draws without a prompt.",
     )
 
 
@@ -23,7 +23,7 @@ def pixels(
     name: str,
     default: int = 128,
     minimum: int = 16,
-    tooltip: str = "Models draw best at the sizes they were trained on.",
+    tooltip: str = "Models work best at the sizes they were trained at.",
 ) -> io.Int.Input:
     return io.Int.Input(
         name, default=default, min=minimum, max=8192, step=16, tooltip=f"In pixels. {tooltip}"
@@ -37,7 +37,7 @@ def seed() -> io.Int.Input:
         min=0,
         max=0xFFFFFFFFFFFFFFFF,
         control_after_generate=True,
-        tooltip="The same seed and settings give the same picture.",
+        tooltip="The same seed and settings give the same picture on the same device.",
     )
 
 
@@ -49,7 +49,7 @@ def cfg() -> io.Float.Input:
         max=100.0,
         step=0.1,
         round=0.01,
-        tooltip="How closely to follow the prompt. 1 turns guidance off.",
+        tooltip="Guidance scale: how closely to follow the prompt. 1 turns guidance off.",
     )
 
 
@@ -59,8 +59,8 @@ def schedule() -> io.Combo.Input:
         options=list(SCHEDULES),
         default="half-linear",
         tooltip=(
-            "How guidance grows from the first token to the last. half-linear, the paper's choice: "
-            "over the first half of the picture, then it stays."
+            "How guidance grows over the picture: constant not at all, linear up to the end, "
+            "half-linear (the paper's choice) over the first half."
         ),
     )
 
@@ -72,8 +72,8 @@ def window() -> io.Int.Input:
         min=0,
         max=16,
         optional=True,
-        tooltip="How many tokens along each side are drawn in one step, of those that the model "
-        "serves: a larger window is faster and coarser. 0 is the model's own.",
+        tooltip="Side of the window of codes that one step generates: larger is faster and "
+        "coarser. Use a size that the model supports; 0 is the model's default.",
     )
 
 
@@ -87,15 +87,15 @@ def options() -> list[io.Input]:
             max=10.0,
             step=0.05,
             round=0.01,
-            tooltip="Lower is smoother and safer, higher more varied. 0 always takes the likeliest "
-            "token.",
+            tooltip="Lower is smoother and safer, higher more varied. 0 always takes the most "
+            "likely code.",
         ),
         io.Int.Input(
             "top_k",
             default=0,
             min=0,
             max=65536,
-            tooltip="Choose among this many likeliest tokens only. 0 is off.",
+            tooltip="Sample only from this many of the most likely codes. 0 is off.",
         ),
         io.Float.Input(
             "top_p",
@@ -104,7 +104,7 @@ def options() -> list[io.Input]:
             max=1.0,
             step=0.01,
             round=0.001,
-            tooltip="Choose among the likeliest tokens that together have this probability. 1 is "
-            "off.",
+            tooltip="Sample only from the most likely codes whose probabilities add up to this. "
+            "1 is off.",
         ),
     ]

@@ -17,36 +17,38 @@ class TokenShuffleLoader(io.ComfyNode):
             display_name="Load Token-Shuffle Model",
             category=CATEGORY,
             description=(
-                "Loads a Token-Shuffle checkpoint: the model that writes image tokens, and the "
-                "image tokenizer (VQ) that turns them into pixels. Published models of LlamaGen "
-                "and Janus are read as they came."
+                "Loads a Token-Shuffle checkpoint: the model, which generates image codes, and the "
+                "image tokenizer (VQ), which turns them into pixels. LlamaGen and Janus models "
+                "load as published."
             ),
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=host.checkpoints(),
-                    tooltip="From models/tokenshuffle: a .safetensors file, a .pt file of LlamaGen "
-                    "with vq_ds16_c2i.pt beside it, or a folder of Janus. Or the bundled model.",
+                    tooltip="The bundled model, or from models/tokenshuffle a .safetensors file, a "
+                    "LlamaGen .pt file with its vq_ds16_c2i.pt beside it, or a Janus folder.",
                 ),
                 io.Combo.Input(
                     "weights",
                     options=[AS_STORED, *WEIGHT_KINDS],
                     default=AS_STORED,
                     optional=True,
-                    tooltip="8-bit weights take half the memory of 16-bit ones and change pictures "
-                    "a little: int8 is for the CPU, fp8 for recent GPUs.",
+                    tooltip="8-bit weights take half the memory of 16-bit weights and change the "
+                    "pictures slightly. int8 is for CPUs; fp8 is for recent GPUs.",
                 ),
             ],
             outputs=[
-                Model.Output(display_name="model", tooltip="For the prompts and the sampler."),
-                VQ.Output(display_name="vq", tooltip="The image tokenizer, for decode and encode."),
+                Model.Output(display_name="model", tooltip="For prompts and samplers."),
+                VQ.Output(
+                    display_name="vq", tooltip="The image tokenizer, for VQ Decode and Encode."
+                ),
             ],
             **host.search_aliases("token shuffle", "autoregressive", "load checkpoint"),
         )
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str, weights: str = AS_STORED) -> float:
-        # A checkpoint that training has written anew is loaded anew.
+        # A checkpoint that training has overwritten is loaded again.
         return host.written(host.checkpoint_path(checkpoint))
 
     @classmethod

@@ -1,4 +1,4 @@
-"""LoRA files that training has made."""
+"""LoRA files from training."""
 
 from comfy_api.latest import io
 
@@ -13,7 +13,7 @@ class TokenShuffleLoraLoader(io.ComfyNode):
             node_id="TokenShuffleLoraLoader",
             display_name="Load Token-Shuffle LoRA",
             category=CATEGORY,
-            description="Changes a model by a LoRA that was trained on it. Several can be chained.",
+            description="Applies a LoRA to the model it was trained on. Several can be chained.",
             inputs=[
                 Model.Input("model", tooltip="The model that the LoRA was trained on."),
                 io.Combo.Input(
@@ -25,11 +25,11 @@ class TokenShuffleLoraLoader(io.ComfyNode):
                     min=-100.0,
                     max=100.0,
                     step=0.01,
-                    tooltip="How much of the change. 0 leaves the model as it is, negative values "
-                    "turn it round.",
+                    tooltip="How strongly the LoRA changes the model. 0 leaves it unchanged; "
+                    "negative values reverse the change.",
                 ),
             ],
-            outputs=[Model.Output(display_name="model", tooltip="The changed model.")],
+            outputs=[Model.Output(display_name="model", tooltip="The model with the LoRA.")],
             **host.search_aliases("token shuffle", "lora", "fine-tune"),
         )
 

@@ -1,4 +1,4 @@
-"""From a prompt to image tokens."""
+"""From a prompt to image codes."""
 
 from dataclasses import replace
 
@@ -21,8 +21,8 @@ class TokenShufflePrompt(io.ComfyNode):
             display_name="Token-Shuffle Prompt",
             category=CATEGORY,
             description=(
-                "Turns text into the model's tokens, as a positive or a negative prompt. A model "
-                "knows only what it was trained on: its model card lists the subjects."
+                "Turns text into the model's text tokens, for a positive or negative prompt. A "
+                "model knows only what it was trained on: see its model card."
             ),
             inputs=[
                 Model.Input("model", tooltip="The model whose text tokenizer reads the prompt."),
@@ -31,8 +31,8 @@ class TokenShufflePrompt(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     tooltip=(
-                        "What the picture shows, in the style of the captions that the model was "
-                        "trained on. The model card lists the subjects it knows."
+                        "What the picture shows. Works best in the style of the captions that the "
+                        "model was trained on; the model card on the loader says more."
                     ),
                 ),
             ],
@@ -55,16 +55,16 @@ class TokenShuffleClass(io.ComfyNode):
             display_name="Token-Shuffle Class",
             category=CATEGORY,
             description=(
-                "The prompt of a model that draws the classes of ImageNet, such as LlamaGen: one "
-                "of their names. Token-Shuffle Prompt takes a name or a number as well."
+                "An ImageNet class as the prompt for a class-conditional model, such as LlamaGen. "
+                "Token-Shuffle Prompt also accepts the name or number of a class."
             ),
             inputs=[
-                Model.Input("model", tooltip="A model of classes."),
+                Model.Input("model", tooltip="A class-conditional model."),
                 io.Combo.Input(
                     "name",
                     options=imagenet(),
                     default=imagenet()[207],
-                    tooltip="What the picture shows: type a few letters to find it.",
+                    tooltip="What the picture shows. Type a few letters to search.",
                 ),
             ],
             outputs=[
@@ -90,11 +90,11 @@ class TokenShuffleSampler(io.ComfyNode):
             display_name="Token-Shuffle Sampler",
             category=CATEGORY,
             description=(
-                "Writes a picture as image tokens, one window of tokens per step, row by row. "
+                "Generates a picture as image codes, one window of codes per step, row by row. "
                 "Decode them with Token-Shuffle VQ Decode."
             ),
             inputs=[
-                Model.Input("model", tooltip="The model that writes the tokens."),
+                Model.Input("model", tooltip="The model that generates the codes."),
                 inputs.positive(),
                 inputs.negative(),
                 inputs.pixels("width"),
@@ -104,7 +104,7 @@ class TokenShuffleSampler(io.ComfyNode):
                     default=1,
                     min=1,
                     max=64,
-                    tooltip="How many pictures to draw at once.",
+                    tooltip="How many pictures to generate at once: with seed, seed + 1, ...",
                 ),
                 inputs.seed(),
                 inputs.cfg(),
@@ -113,12 +113,10 @@ class TokenShuffleSampler(io.ComfyNode):
                 Options.Input(
                     "options",
                     optional=True,
-                    tooltip="Takes the place of schedule, temperature, top_k and top_p here.",
+                    tooltip="Replaces schedule, temperature, top_k and top_p of this node.",
                 ),
             ],
-            outputs=[
-                Codes.Output(display_name="codes", tooltip="Image tokens, for the VQ decoder.")
-            ],
+            outputs=[Codes.Output(display_name="codes", tooltip="For VQ Decode.")],
             **host.search_aliases("ksampler", "token shuffle", "autoregressive", "text to image"),
         )
 
@@ -155,8 +153,8 @@ class TokenShuffleOptions(io.ComfyNode):
             display_name="Token-Shuffle Options",
             category=CATEGORY,
             description=(
-                "How each token is chosen from the model's predictions, and how guidance grows: "
-                "one place for several samplers."
+                "How codes are sampled from the model's predictions and how guidance grows: one "
+                "place to set this for several samplers."
             ),
             inputs=inputs.options(),
             outputs=[Options.Output(display_name="options", tooltip="For the samplers.")],
@@ -183,32 +181,37 @@ class TokenShuffleComplete(io.ComfyNode):
             display_name="Token-Shuffle Complete Image",
             category=CATEGORY,
             description=(
-                "Keeps the top or the left part of a picture and draws the rest. The model writes "
-                "from top left to bottom right and sees only what is already there: it cannot "
-                "fill in above or to the left of what is kept, nor match what is kept further down."
+                "Keeps the top or left part of a picture and generates the rest. The model works "
+                "row by row from the top left and sees only what comes before: it cannot fill in "
+                "above or to the left of the kept part, nor match what is kept further down."
             ),
             inputs=[
-                Model.Input("model", tooltip="The model that writes the tokens."),
+                Model.Input("model", tooltip="The model that generates the codes."),
                 inputs.positive(),
                 inputs.negative(),
-                Codes.Input("codes", tooltip="The picture, from VQ Encode or from a sampler."),
-                inputs.pixels("keep_top", default=64, minimum=0, tooltip="Rows to keep."),
+                Codes.Input(
+                    "codes", tooltip="The picture to complete, from VQ Encode or a sampler."
+                ),
+                inputs.pixels(
+                    "keep_top",
+                    default=64,
+                    minimum=0,
+                    tooltip="Rows to keep, a multiple of the window.",
+                ),
                 inputs.pixels(
                     "keep_left",
                     default=0,
                     minimum=0,
-                    tooltip="Columns to keep. Each row goes on from its left part; rows further "
-                    "up do not see it.",
+                    tooltip="Columns to keep, a multiple of the window. Each row continues its "
+                    "own kept part, which the rows above it do not see.",
                 ),
                 inputs.seed(),
                 inputs.cfg(),
                 Options.Input(
-                    "options", optional=True, tooltip="Not connected: the model's own settings."
+                    "options", optional=True, tooltip="If not connected, the model's own settings."
                 ),
             ],
-            outputs=[
-                Codes.Output(display_name="codes", tooltip="Image tokens, for the VQ decoder.")
-            ],
+            outputs=[Codes.Output(display_name="codes", tooltip="For VQ Decode.")],
             **host.search_aliases("outpaint", "inpaint", "image completion", "token shuffle"),
         )
 
@@ -231,14 +234,14 @@ class TokenShuffleComplete(io.ComfyNode):
             if value % unit:
                 lower = value // unit * unit
                 raise ValueError(
-                    f"{name} {value} does not fit: the nearest that do are {lower} and "
-                    f"{lower + unit}"
+                    f"{name} {value} does not fit: this model needs a multiple of {unit}, the "
+                    f"nearest are {lower} and {lower + unit}"
                 )
         count, rows, columns = codes.shape
         if keep_top >= rows * stride or keep_left >= columns * stride:
             raise ValueError(
-                f"keep_top {keep_top} and keep_left {keep_left} leave nothing to draw of a picture "
-                f"of {columns * stride}x{rows * stride}: keep less"
+                f"keep_top {keep_top} and keep_left {keep_left} leave nothing to generate in a "
+                f"picture of {columns * stride}x{rows * stride}: keep less"
             )
         given = torch.full_like(codes, -1)
         top, left = keep_top // stride, keep_left // stride

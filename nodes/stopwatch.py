@@ -16,17 +16,17 @@ class TokenShuffleStopwatch(io.ComfyNode):
             display_name="Token-Shuffle Stopwatch",
             category=CATEGORY,
             description=(
-                "Passes a value on and notes the time. Put one before and one after what you "
-                "want to time, and connect the first one's time to the second one's since."
+                "Passes a value through and records the time. Put one before and one after what "
+                "you want to time, and connect the time of the first to the since of the second."
             ),
             inputs=[
-                io.AnyType.Input("value", tooltip="Whatever flows here. It is not changed."),
+                io.AnyType.Input("value", tooltip="Any value. It passes through unchanged."),
                 io.Float.Input(
                     "since",
                     optional=True,
                     force_input=True,
                     tooltip="The time of an earlier stopwatch. This one then runs after it and "
-                    "shows the seconds between the two.",
+                    "shows the seconds in between.",
                 ),
             ],
             outputs=[
