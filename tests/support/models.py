@@ -9,7 +9,7 @@ from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.model import TokenShuffleModel
 from tokenshuffle_core.text_tokenizer import TextTokenizer
-from tokenshuffle_core.training.loop import LoopConfig
+from tokenshuffle_core.training.settings import LoopConfig
 
 TINY = PRESETS["tiny"]
 CONFIG = TINY.model

@@ -20,9 +20,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.support.processes import CodesTask, log_of, model, train, weights_of
-from tokenshuffle_core.training.flops import training_flops
 from tokenshuffle_core.training.log import peak_flops
-from tokenshuffle_core.training.loop import LoopConfig, fit
+from tokenshuffle_core.training.loop import Task, fit
+from tokenshuffle_core.training.model import training_flops
+from tokenshuffle_core.training.settings import LoopConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIG = LoopConfig(
@@ -30,10 +31,11 @@ CONFIG = LoopConfig(
 )
 
 
-class LineTask:
+class LineTask(Task):
     """Least squares on noisy points of a line; can be interrupted in a step."""
 
     def __init__(self, interrupt_at=None):
+        super().__init__()
         self.interrupt_at = interrupt_at
         self.weights = []  # before each step
 
