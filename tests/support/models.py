@@ -14,7 +14,7 @@ from tokenshuffle_core.training.settings import LoopConfig
 TINY = PRESETS["tiny"]
 CONFIG = TINY.model
 LOOP = LoopConfig(
-    steps=100, batch=4, learning_rate=5e-3, warmup=5, validate_every=100, save_minutes=1e9
+    steps=100, batch=4, learning_rate=5e-3, warmup=5, ema=0.9, validate_every=100, save_minutes=1e9
 )
 
 
