@@ -33,9 +33,8 @@ from tokenshuffle_core.evaluation.retrieval import choose, retrieval
 from tokenshuffle_core.files import atomic_path
 from tokenshuffle_core.pipeline import Pipeline
 from tokenshuffle_core.training import state
-from tokenshuffle_core.training.flops import training_flops
 from tokenshuffle_core.training.loop import FINAL
-from tokenshuffle_core.training.model import CPU, ModelTask, train_model
+from tokenshuffle_core.training.model import CPU, ModelTask, train_model, training_flops
 from tokenshuffle_core.training.stages import Stages, parse_stages, parts_of
 
 from .tables import (
@@ -119,12 +118,13 @@ def train(name: str, data: str, seed: int, work: Path) -> Path:
     if not (folder / FINAL).exists():
         before = train(variant["after"], data, seed, work) if "after" in variant else None
         recipe = recipe_of(variant, seed, codes)
-        parts = parts_of(recipe, 0, before and before / FINAL)
+        shards = CodeShards(codes)
+        parts = parts_of(recipe, 0, before and before / FINAL, shards)
         if "rank" in variant:
             limit_rank(parts.model, variant["rank"])
         stage = recipe.stages[0]
         resume = state.latest(folder) is not None
-        train_model(codes, folder, parts, stage.loop, stage.recipe, resume=resume)
+        train_model(shards, folder, parts, stage.loop, stage.recipe, resume=resume)
     return folder
 
 
@@ -180,7 +180,7 @@ def score(path: Path, data: Path, seed: int, row: Row) -> dict:
         found[split] = [round(scores["top-1"] * len(records)), len(records)]
         if split == "train":
             learnt = torch.cat(list(on_white(data, records)))
-            found["psnr"] = psnr(images, learnt).mean().item()
+            found["psnr"] = psnr(torch.stack(images), learnt).mean().item()
     return found
 
 
@@ -206,8 +206,9 @@ def times_of(name: str, work: Path) -> dict[int, dict[str, float]]:
     codes = build_data("singles", work, size)
     recipe = recipe_of(variant, 0, codes)
     stage = recipe.stages[0]
-    parts = parts_of(recipe, 0, None)
-    task = ModelTask(CodeShards(codes), parts, stage.loop, stage.recipe, CPU)
+    shards = CodeShards(codes)
+    parts = parts_of(recipe, 0, None, shards)
+    task = ModelTask(shards, parts, stage.loop, stage.recipe, CPU)
     shape = parts.config.model
     loaded = Pipeline(**vars(parts))
     prompt = loaded.encode_prompt("a red apple, 3d style")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from tokenshuffle_core.evaluation.intervals import mean, share
+from tokenshuffle_core.evaluation.intervals import mean, proportion
 from tokenshuffle_core.files import atomic_path
 from tokenshuffle_core.training.stages import parse_toml
 
@@ -241,7 +241,7 @@ def _shares(counts: dict[int, tuple[int, int]]) -> str:
     if not counts:
         return ""
     pairs = list(counts.values())
-    e = share(*pairs[0]) if len(pairs) == 1 else mean([hits / n for hits, n in pairs])
+    e = proportion(*pairs[0]) if len(pairs) == 1 else mean([hits / n for hits, n in pairs])
     low, high = max(0.0, e.low), min(1.0, e.high)
     return f"{100 * e.value:.1f} % [{100 * low:.0f}, {100 * high:.0f}]"
 

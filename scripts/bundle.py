@@ -19,10 +19,10 @@ from tokenshuffle_core.checkpoints import native as checkpoint
 from tokenshuffle_core.config import parse_sizes
 from tokenshuffle_core.data.emoji.build import read_manifest
 from tokenshuffle_core.data.emoji.compose import FOLDER
-from tokenshuffle_core.data.emoji.pictures import sheet_of
 from tokenshuffle_core.evaluation.compositional import SCORES, choose_compositions, compositional
 from tokenshuffle_core.evaluation.retrieval import choose, reconstruction_psnr, retrieval
 from tokenshuffle_core.files import atomic_path
+from tokenshuffle_core.images import sheet_of
 from tokenshuffle_core.pipeline import Pipeline, load
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,15 +1,15 @@
 """Pictures of many prompts: shared out to processes, in batches, each exactly once."""
 
-import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from torch import Tensor
 from tqdm import tqdm
 
 from .config import GenerationConfig
-from .files import atomic_path
+from .files import atomic_path, sha256
 from .images import write_png
 from .pipeline import Pipeline, check_seed
 
@@ -123,7 +123,7 @@ def claim(output: Path, run: Run, prompts: list, **more: int) -> None:
     """
     about = {
         "model": run.model,
-        "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+        "prompts": sha256([json.dumps(prompts).encode()]),
         "seed": run.seed,
         **more,
         "settings": asdict(run.settings),
@@ -172,20 +172,31 @@ def draw(pipeline: Pipeline, jobs: list[Job], batch: int = 16, *, cut: bool = Fa
     total = sum(map(len, alike.values()))
     with tqdm(total=total, desc="drawing", unit="picture", disable=None) as bar:
         for (settings, negative), todo in alike.items():
-            for start in range(0, len(todo), batch):
-                part = todo[start : start + batch]
-                *_, last = pipeline.sample(
-                    [ids for _, ids in part],
-                    pipeline.encode_prompt(negative),
-                    settings,
-                    seed=[job.seed for job, _ in part],
-                    count=len(part),
-                )
-                for (job, _), codes in zip(part, last.codes, strict=True):
-                    # One at a time: in a batch, convolutions may round in another way.
-                    (image,) = pipeline.decode(codes[None])
-                    about = {"prompt": job.prompt, "negative": negative, "seed": job.seed}
-                    write_png(job.path, image, **about, **asdict(settings))
-                summary.drawn += len(part)
-                bar.update(len(part))
+            prompts, seeds = [ids for _, ids in todo], [job.seed for job, _ in todo]
+            negative_ids = pipeline.encode_prompt(negative)
+            images = pictures(pipeline, prompts, seeds, settings, negative_ids, batch)
+            for (job, _), image in zip(todo, images, strict=True):
+                about = {"prompt": job.prompt, "negative": negative, "seed": job.seed}
+                write_png(job.path, image, **about, **asdict(settings))
+                summary.drawn += 1
+                bar.update()
     return summary
+
+
+def pictures(
+    pipeline: Pipeline,
+    prompts: list[list[int]],
+    seeds: list[int],
+    settings: GenerationConfig,
+    negative: Sequence[int] = (),
+    batch: int = 16,
+) -> Iterator[Tensor]:
+    """A picture float32 (H, W, 3) in 0..1 for each of the prompts, text ids, in turn; up to `batch`
+    of them are sampled at once."""
+    for start in range(0, len(prompts), batch):
+        part = prompts[start : start + batch]
+        own = seeds[start : start + batch]
+        *_, last = pipeline.sample(part, list(negative), settings, seed=own, count=len(part))
+        for codes in last.codes:
+            # One at a time: in a batch, convolutions may round in another way.
+            yield pipeline.decode(codes[None])[0]

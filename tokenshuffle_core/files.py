@@ -1,9 +1,10 @@
-"""Writing files so that a crash, a full disk or Ctrl-C leaves no half file behind."""
+"""Checksums, and writing files so that a crash, a full disk or Ctrl-C leaves no half file."""
 
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -38,6 +39,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sha256(parts: Iterable) -> str:
+    """The checksum, in hexadecimal, of bytes or arrays one after another."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 # The names that safetensors has for the types of weights.

@@ -1,6 +1,7 @@
 """Pictures and codes on disk."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,27 @@ def read_image(path: str | Path, background: str | None = None) -> Tensor:
             raise ValueError(f"background {background!r} is not a colour") from None
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*colour[:3], 255)), image)
-    return torch.from_numpy(np.array(image.convert("RGB"))).float()[None] / 255
+    return to_tensor([image.convert("RGB")]).movedim(1, -1)
+
+
+def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
+    """8 bit pictures of one size and mode as float32 (N, channels, H, W) in 0..1."""
+    return torch.from_numpy(np.stack(pictures)).movedim(-1, 1).float() / 255
+
+
+def sheet_of(images: Sequence[Tensor], columns: int) -> Image.Image:
+    """Images (3, H, W) in 0..1 as one picture, row by row, with a thin white gap; smaller ones in
+    the middle of the room that the largest needs."""
+    height, width = (max(image.shape[side] for image in images) for side in (1, 2))
+    rows = -(-len(images) // columns)
+    gap = 4
+    canvas = torch.ones(3, rows * (height + gap) - gap, columns * (width + gap) - gap)
+    for i, image in enumerate(images):
+        top = i // columns * (height + gap) + (height - image.shape[1]) // 2
+        left = i % columns * (width + gap) + (width - image.shape[2]) // 2
+        place = slice(top, top + image.shape[1]), slice(left, left + image.shape[2])
+        canvas[(..., *place)] = image.float().cpu().clamp(0, 1)
+    return Image.fromarray((canvas.movedim(0, -1) * 255).round().byte().numpy())
 
 
 def write_png(path: str | Path, image: Tensor, **about: object) -> None:

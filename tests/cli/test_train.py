@@ -1,9 +1,14 @@
 """`train model` on the command line: what it starts from."""
 
+import json
+from dataclasses import asdict, fields
+
 import pytest
 
 from tokenshuffle_core.cli.main import main
 from tokenshuffle_core.pipeline import load
+from tokenshuffle_core.training.settings import LoopConfig, Recipe, Stage
+from tokenshuffle_core.training.stages import parse_stages
 
 
 def train(codes, output, *options) -> int:
@@ -34,6 +39,9 @@ def test_a_trained_model_learns_to_read_with_another_tokenizer(codes, image_toke
         (("--lora", 4, "--init", "x", "--text-tokenizer", "new"), "and without --windows"),
         (("--init", "x", "--vocabulary", 300), "add --text-tokenizer new"),
         (("--windows", "two"), "--windows must be numbers with commas"),
+        (("--window-mix", "1,"), "--window-mix must be numbers with commas"),
+        (("--freeze", ","), "--freeze must be names with commas"),
+        (("--context-noise", 2), "context_noise must be a share from 0 to 1"),
         (("--init", "no.safetensors"), "no.safetensors does not exist"),
         (("--text-tokenizer", "no.json"), "no.json does not exist"),
         (("--batch", 0), "batch must be at least 1"),
@@ -49,3 +57,29 @@ def test_what_cannot_be_trained_is_one_sentence(
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()
     assert message in error
+
+
+def test_help_has_a_line_for_every_setting_and_its_default(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "model", "--help"])
+    shown = " ".join(capsys.readouterr().out.partition("options:")[2].split())
+    for part in (LoopConfig, Recipe, Stage):
+        for known in fields(part):
+            if known.metadata:
+                assert f"--{known.name.replace('_', '-')}" in shown
+                assert known.metadata["help"].replace("%%", "%") in shown
+    for text in ("(default: 15000)", "(default: 0.0012)", "(default: 0.99)", "(default: 0.8)"):
+        assert text in shown
+    with pytest.raises(SystemExit):
+        main(["train", "tokenizer", "--help"])
+    shown = capsys.readouterr().out
+    assert "(default: 3200)" in shown
+    assert "(default: 0.002)" in shown
+
+
+def test_a_recipe_and_the_command_line_have_the_same_defaults(codes, image_tokenizer, tmp_path):
+    """What the state of a training says that it was made with."""
+    assert train(codes, tmp_path / "run", "--image-tokenizer", image_tokenizer) == 0
+    stored = json.loads((tmp_path / "run/state/0000002/settings.json").read_text())
+    (stage,) = parse_stages({"stage": [{"codes": "x", "steps": 2, "batch": 2}]}).stages
+    assert asdict(stage.loop) | {"about": stored["about"]} == stored

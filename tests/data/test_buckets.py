@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tests.support.pairs import noise
-from tokenshuffle_core.data.buckets import buckets, fit, nearest
+from tokenshuffle_core.data.buckets import buckets, nearest, scale_and_crop
 
 
 @pytest.mark.parametrize(
@@ -72,25 +72,27 @@ def test_the_same_shape_goes_by_area():
 
 
 @pytest.mark.parametrize("size", [(48, 32), (32, 48), (17, 91), (1, 1), (640, 3)])
-def test_fit_covers_the_bucket(size):
+def test_scale_and_crop_covers_the_bucket(size):
     image = Image.new("RGB", size, (10, 20, 30))
-    fitted = fit(image, (32, 24))
+    fitted = scale_and_crop(image, (32, 24))
     assert fitted.size == (32, 24)
     assert fitted.getextrema() == ((10, 10), (20, 20), (30, 30))
 
 
-def test_fit_scales_and_cuts_the_middle():
+def test_scale_and_crop_scales_and_cuts_the_middle():
     image = noise(96, 64)
     scaled = image.resize((48, 32), Image.Resampling.LANCZOS)
-    assert fit(image, (32, 32)).tobytes() == scaled.crop((8, 0, 40, 32)).tobytes()
-    assert fit(image, (96, 64)).tobytes() == image.tobytes()
-    assert fit(image, (64, 64)).tobytes() == image.crop((16, 0, 80, 64)).tobytes()
+    assert scale_and_crop(image, (32, 32)).tobytes() == scaled.crop((8, 0, 40, 32)).tobytes()
+    assert scale_and_crop(image, (96, 64)).tobytes() == image.tobytes()
+    assert scale_and_crop(image, (64, 64)).tobytes() == image.crop((16, 0, 80, 64)).tobytes()
 
 
-def test_fit_keeps_proportions():
+def test_scale_and_crop_keeps_proportions():
     """A circle stays a circle, whatever is cut off."""
     y, x = np.mgrid[-100:100, -150:150] + 0.5
     circle = Image.fromarray(np.where(np.hypot(x, y) < 60, 255, 0).astype(np.uint8))
-    left, top, right, bottom = fit(circle, (64, 96)).point(lambda v: 255 * (v > 127)).getbbox()
+    left, top, right, bottom = (
+        scale_and_crop(circle, (64, 96)).point(lambda v: 255 * (v > 127)).getbbox()
+    )
     assert math.isclose(right - left, bottom - top, abs_tol=1)
     assert math.isclose(right - left, 120 * 96 / 200, abs_tol=2)

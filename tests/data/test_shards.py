@@ -231,6 +231,19 @@ def test_the_reader_names_what_is_damaged(source, image_tokenizer, tmp_path):
         CodeShards(whole)
 
 
+def test_without_verifying_a_shard_is_taken_at_its_word(source, image_tokenizer, tmp_path):
+    out = tmp_path / "out"
+    extract(source, out, image_tokenizer, SIZES, shard_size=4)
+    shard = out / "codes-00001.safetensors"
+    flipped = bytearray(shard.read_bytes())
+    flipped[-1] ^= 1
+    shard.write_bytes(flipped)
+    assert len(CodeShards(out, verify=False)) == 11
+    shard.write_bytes((out / "codes-00000.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="of another extraction than index"):
+        CodeShards(out, verify=False)
+
+
 def test_codes_of_another_image_tokenizer(source, image_tokenizer, tmp_path):
     extract(source, tmp_path / "out", image_tokenizer, SIZES)
     reader = CodeShards(tmp_path / "out")

@@ -23,9 +23,9 @@ from tokenshuffle_core.evaluation.compositional import (
     References,
     compositional,
     score,
-    to_tensor,
 )
 from tokenshuffle_core.evaluation.items import choose
+from tokenshuffle_core.images import to_tensor
 
 SUBJECTS = ("ball", "bar", "corner", "cross")
 SIZE = 64
@@ -54,7 +54,7 @@ REFERENCES = References(PICTURES)
 
 
 def rendered(composition: Composition, size: tuple[int, int] = (SIZE, SIZE)) -> torch.Tensor:
-    return to_tensor(render(composition, PICTURES, size))
+    return to_tensor([render(composition, PICTURES, size)])[0]
 
 
 def every_composition():

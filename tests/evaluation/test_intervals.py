@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from tokenshuffle_core.evaluation.intervals import mean, share, t_quantile
+from tokenshuffle_core.evaluation.intervals import mean, proportion, t_quantile
 
 
 @pytest.mark.parametrize(
@@ -16,10 +16,10 @@ from tokenshuffle_core.evaluation.intervals import mean, share, t_quantile
 )
 def test_wilson_intervals_are_those_of_newcombe(hits, n, low, high):
     """Newcombe, Stat. Med. 17 (1998), table I, method 3."""
-    found = share(hits, n)
+    found = proportion(hits, n)
     assert (found.value, found.n) == (hits / n, n)
     assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
-    mirrored = share(n - hits, n)
+    mirrored = proportion(n - hits, n)
     assert (mirrored.low, mirrored.high) == pytest.approx((1 - high, 1 - low), abs=5e-5)
 
 
@@ -47,4 +47,4 @@ def test_too_few_values_have_no_interval():
     assert (mean([3.0]).value, mean([3.0]).n) == (3, 1)
     assert math.isnan(mean([3.0]).low)
     assert math.isnan(mean([]).value)
-    assert math.isnan(share(0, 0).value)
+    assert math.isnan(proportion(0, 0).value)

@@ -2,13 +2,18 @@ import torch
 
 from tokenshuffle_core.data.emoji.build import read_manifest
 from tokenshuffle_core.data.emoji.pictures import composite, load_rgba
-from tokenshuffle_core.evaluation.retrieval import choose, features, rank, reconstruction_psnr
+from tokenshuffle_core.evaluation.retrieval import (
+    choose,
+    features,
+    nearest_first,
+    reconstruction_psnr,
+)
 
 
 def test_a_picture_is_nearest_to_itself_and_to_its_noisy_copy():
     pictures = torch.rand(20, 3, 64, 64)
     noisy = (pictures + 0.1 * torch.randn_like(pictures)).clamp(0, 1)
-    order = rank(features(noisy), features(pictures))
+    order = nearest_first(features(noisy), features(pictures))
     assert torch.equal(order[:, 0], torch.arange(20))
     assert all(sorted(row) == list(range(20)) for row in order.tolist())
 

@@ -9,12 +9,12 @@ from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.model import TokenShuffleModel
 from tokenshuffle_core.text_tokenizer import TextTokenizer
-from tokenshuffle_core.training.loop import LoopConfig
+from tokenshuffle_core.training.settings import LoopConfig
 
 TINY = PRESETS["tiny"]
 CONFIG = TINY.model
 LOOP = LoopConfig(
-    steps=100, batch=4, learning_rate=5e-3, warmup=5, validate_every=100, save_minutes=1e9
+    steps=100, batch=4, learning_rate=5e-3, warmup=5, ema=0.9, validate_every=100, save_minutes=1e9
 )
 
 

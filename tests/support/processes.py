@@ -22,20 +22,22 @@ from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.model import TokenShuffleModel
 from tokenshuffle_core.shuffle import shuffle
 from tokenshuffle_core.training.distributed import process_group, rank, world_size
-from tokenshuffle_core.training.loop import LoopConfig, fit, generator
+from tokenshuffle_core.training.loop import Task, fit, generator
+from tokenshuffle_core.training.settings import LoopConfig
 
 WINDOWS = (2, 1)
 TINY = replace(PRESETS["tiny"].model, windows=WINDOWS)
 SPEEDS = ("samples_per_second", "codes_per_second", "mfu")
 
 
-class CodesTask:
+class CodesTask(Task):
     """Four batches over and over, each window every other step: its parameters idle in between.
     In step `stop_at` Ctrl-C reaches the last process alone."""
 
     idle_parameters = True
 
     def __init__(self, batch: int, stop_at: int | None = None):
+        super().__init__()
         self.batch = batch
         self.stop_at = stop_at
 

@@ -20,7 +20,7 @@ from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.data.shards import extract
 from tokenshuffle_core.training import tokenizer as train_tokenizer
 from tokenshuffle_core.training.distributed import process_group
-from tokenshuffle_core.training.loop import LoopConfig
+from tokenshuffle_core.training.settings import LoopConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torchrun is not for Windows")

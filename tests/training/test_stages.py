@@ -1,5 +1,6 @@
 """A recipe of stages against the same trainings by hand, one `train model` after another."""
 
+import cProfile
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 from tokenshuffle_core.checkpoints import native as checkpoint
 from tokenshuffle_core.cli.main import main
-from tokenshuffle_core.data.shards import extract
+from tokenshuffle_core.data.shards import Shard, extract
 from tokenshuffle_core.pipeline import load
 from tokenshuffle_core.training.stages import parse_stages, read_stages
 
@@ -50,6 +51,12 @@ freeze = ["text_embedding"]
 def write(path: Path, codes, image_tokenizer, steps: int = 4) -> str:
     path.write_text(RECIPE.format(codes=codes, image_tokenizer=image_tokenizer, steps=steps))
     return str(path)
+
+
+def flip_last_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
 
 
 def equal(one: Path, other: Path) -> bool:
@@ -96,6 +103,37 @@ def test_stages_are_trainings_one_after_another(codes, image_tokenizer, tmp_path
     changed = write(tmp_path / "r.toml", codes, image_tokenizer, steps=5)
     assert main(["train", "stages", changed, "-o", str(out)]) == 2
     assert "was begun with another recipe" in capsys.readouterr().err
+
+
+def hashed(*arguments) -> int:
+    """How many shards a command computes the checksum of, by its profile."""
+    with cProfile.Profile() as profile:
+        assert main(list(map(str, arguments))) == 0
+    code = Shard.sha256.fget.__code__
+    return sum(entry.callcount for entry in profile.getstats() if entry.code is code)
+
+
+def test_every_shard_is_verified_once(composed, image_tokenizer, tmp_path):
+    codes, images = tmp_path / "codes", checkpoint.load_image_tokenizer(image_tokenizer)
+    assert extract(composed, codes, images, [(32, 32)], shard_size=10).made == 3
+    recipe = write(tmp_path / "r.toml", codes, image_tokenizer)
+    assert hashed("train", "stages", recipe, "-o", tmp_path / "stages") == 3
+    model = ("--image-tokenizer", image_tokenizer, "--preset", "tiny", "--steps", 2, "--batch", 2)
+    assert hashed("train", "model", codes, "-o", tmp_path / "model", *model) == 3
+
+
+def test_a_damaged_shard_of_a_later_stage_is_refused_at_once(
+    codes, image_tokenizer, tmp_path, capsys
+):
+    damaged = shutil.copytree(codes, tmp_path / "damaged")
+    flip_last_byte(damaged / "codes-00000.safetensors")
+    recipe = write(tmp_path / "r.toml", codes, image_tokenizer)
+    text = Path(recipe).read_text().replace('"second"', f'"second"\ncodes = "{damaged}"')
+    Path(recipe).write_text(text)
+    assert main(["train", "stages", recipe, "-o", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"stage second: {damaged / 'codes-00000.safetensors'} is damaged" in line
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
@@ -258,6 +296,25 @@ def test_two_processes_learn_what_one_learns(codes, image_tokenizer, tmp_path):
             torch.testing.assert_close(found[key], weight, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_group_of_processes_refuses_damaged_codes(codes, image_tokenizer, tmp_path):
+    """Process 0 finds the damage, and the other neither goes on nor waits."""
+    damaged = shutil.copytree(codes, tmp_path / "damaged")
+    flip_last_byte(damaged / "codes-00000.safetensors")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+    command += ["tokenshuffle_core", "train", "model", damaged, "-o", tmp_path / "run"]
+    command += ["--image-tokenizer", image_tokenizer, "--device", "cpu", "--preset", "tiny"]
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert "codes-00000.safetensors is damaged" in done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("tokenshuffle:")]
+    assert len(said) == 1 or "another process cannot use the codes" in done.stderr
+    assert "RuntimeError" not in done.stderr
+    assert done.returncode != 0
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_paper_recipe_is_one():
     recipe = read_stages(Path(__file__).parents[2] / "recipes" / "paper.toml")
     assert [stage.windows for stage in recipe.stages] == [(1,), (2,), (2,)]
@@ -266,4 +323,5 @@ def test_the_paper_recipe_is_one():
         recipe.stages, (32**2, 64**2, 128**2), strict=True
     )]  # fmt: skip
     assert tokens == pytest.approx([50e9, 2e12, 300e9], rel=0.05)
+    assert all(stage.recipe.context_noise == 0 for stage in recipe.stages)
     assert [stage.recipe.z_loss > 0 for stage in recipe.stages] == [False, False, True]

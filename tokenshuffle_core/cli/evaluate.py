@@ -85,8 +85,8 @@ def _report(options, pipeline, settings, estimates: dict, **more) -> None:
 
 
 def _write_sheet(options, images) -> None:
-    from ..data.emoji.pictures import sheet_of
     from ..files import atomic_path
+    from ..images import sheet_of
 
     with atomic_path(options.sheet) as temporary:
         sheet_of(images, columns=20).save(temporary, "PNG")
@@ -105,7 +105,7 @@ def _add_retrieval(scores) -> None:
 
 def _retrieval(options) -> None:
     from ..data.emoji.build import read_manifest
-    from ..evaluation.intervals import Estimate, share
+    from ..evaluation.intervals import Estimate, proportion
     from ..evaluation.retrieval import choose, reconstruction_psnr, retrieval
 
     if options.sheet:
@@ -124,7 +124,7 @@ def _retrieval(options) -> None:
         )  # fmt: skip
         name = "trained" if split == "train" else split
         for score, value in scores.items():
-            estimates[f"{name} {score}"] = share(round(value * len(chosen)), len(chosen))
+            estimates[f"{name} {score}"] = proportion(round(value * len(chosen)), len(chosen))
         psnr = reconstruction_psnr(pipeline, options.data, chosen)
         nan = math.nan
         estimates[f"{name} reconstruction PSNR (dB)"] = Estimate(psnr, nan, nan, len(chosen))
@@ -152,7 +152,7 @@ def _compositional(options) -> None:
     from ..checkpoints.native import SIZES
     from ..config import parse_sizes
     from ..evaluation.compositional import choose_compositions, compositional
-    from ..evaluation.intervals import share
+    from ..evaluation.intervals import proportion
 
     if options.sheet:
         check_output(options.sheet, ".png")
@@ -172,7 +172,7 @@ def _compositional(options) -> None:
     for name, found in zip(names, scores, strict=True):
         for score, value in found.items():
             right.setdefault(f"{name}: {score}", []).append(value)
-    estimates = {name: share(sum(right[name]), len(right[name])) for name in sorted(right)}
+    estimates = {name: proportion(sum(right[name]), len(right[name])) for name in sorted(right)}
     _report(options, pipeline, settings, estimates)
     if options.sheet:
         _write_sheet(options, images)

@@ -1,8 +1,8 @@
 """What several commands of the command line share: their options, and what these mean."""
 
 import argparse
-import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,14 +122,18 @@ def identity(options) -> dict:
 
 
 def _sha256(path: str | Path) -> str:
-    digest = hashlib.sha256()
+    """The checksum of a file, or of those of a folder."""
+    from ..files import sha256
+
     folder = Path(path)
-    parts = sorted(part for part in folder.iterdir() if part.is_file()) if folder.is_dir() else []
-    for part in parts or [path]:
-        with open(part, "rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
+    files = sorted(part for part in folder.iterdir() if part.is_file()) if folder.is_dir() else []
+    return sha256(block for file in files or [folder] for block in _blocks(file))
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            yield block
 
 
 def run_of(options):

@@ -42,6 +42,6 @@ def nearest(size: Size, sizes: Iterable[Size]) -> Size:
     return min(sizes, key=distance)
 
 
-def fit(image: Image.Image, bucket: Size) -> Image.Image:
+def scale_and_crop(image: Image.Image, bucket: Size) -> Image.Image:
     """`image` scaled (Lanczos) to cover `bucket`, and what stands over cut off on both sides."""
     return ImageOps.fit(image, bucket, Image.Resampling.LANCZOS)

@@ -10,7 +10,6 @@ carries its own checksum and that of its making, so an interrupted extraction fi
 ones it need not make again. `index.json` is written last.
 """
 
-import hashlib
 import json
 from bisect import bisect_right
 from collections import defaultdict, deque
@@ -30,9 +29,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config import parse_sizes
-from ..files import atomic_path, write_safetensors
+from ..files import atomic_path, sha256, write_safetensors
 from ..image_tokenizer import ImageTokenizer
-from .buckets import Size, fit, nearest
+from .buckets import Size, nearest, scale_and_crop
 from .sources import Item, read_items
 
 CPU = torch.device("cpu")
@@ -42,7 +41,7 @@ HEADER_LIMIT = 90_000_000  # bytes; safetensors reads no header above 100 MB
 READERS = 8  # threads that decode and scale pictures, for which Pillow releases the GIL
 
 
-class Summary(NamedTuple):
+class Extraction(NamedTuple):
     """What one process's share of an extraction came to."""
 
     pictures: int
@@ -64,11 +63,9 @@ class Shard:
 
     @property
     def sha256(self) -> str:
-        digest = hashlib.sha256(f"{self.codes.dtype} {self.source}".encode())
-        digest.update(json.dumps([self.broken, self.records]).encode())
-        digest.update(self.grid.numpy())
-        digest.update(self.codes.numpy())
-        return digest.hexdigest()
+        about = json.dumps([self.broken, self.records])
+        texts = [f"{self.codes.dtype} {self.source}".encode(), about.encode()]
+        return sha256([*texts, self.grid.numpy(), self.codes.numpy()])
 
     def write(self, path: Path) -> None:
         """Raises ValueError where the records are more than safetensors can store, OSError where
@@ -100,10 +97,7 @@ def read_shard(path: Path) -> tuple[Shard, str]:
 
 def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:
     """sha256 of named weights; those of the image tokenizer decide what a code means."""
-    digest = hashlib.sha256()
-    for name, weight in weights:
-        digest.update(name.encode() + weight.cpu().float().numpy().tobytes())
-    return digest.hexdigest()
+    return sha256(n.encode() + weight.cpu().float().numpy().tobytes() for n, weight in weights)
 
 
 def extract(
@@ -119,7 +113,7 @@ def extract(
     device: torch.device = CPU,
     rank: int = 0,
     world: int = 1,
-) -> Summary:
+) -> Extraction:
     """Encode the pictures of `source`, each in the nearest of `sizes` (width, height in pixels),
     into shards in `directory`.
 
@@ -171,7 +165,7 @@ def extract(
             pictures += len(shard.records)
             broken += len(shard.broken)
     index = _finish(directory, sources, about)
-    return Summary(pictures, broken, len(share) - kept, kept, index)
+    return Extraction(pictures, broken, len(share) - kept, kept, index)
 
 
 def _check_settings(sizes, stride, background, shard_size, batch, held_out, rank, world):
@@ -198,19 +192,18 @@ def _check_settings(sizes, stride, background, shard_size, batch, held_out, rank
 
 
 def _held_out(item: Item, share: float) -> Item:
-    digest = hashlib.sha256(item.key.encode(errors="surrogateescape")).digest()
-    number = int.from_bytes(digest[:8], "big")
+    number = int(sha256([item.key.encode(errors="surrogateescape")])[:16], 16)
     return replace(item, split="held-out") if number < share * 2**64 else item
 
 
 def _source(items: list[Item], about: dict) -> str:
     """Fingerprint of a chunk. As `make` does, it goes by a picture's size and time, not content:
     looking whether a set of terabytes is complete should not read all of it."""
-    digest = hashlib.sha256(json.dumps(about).encode())
-    for item in items:
-        record = _record(item) | {"picture": [item.offset, item.size, item.modified]}
-        digest.update(json.dumps(record, sort_keys=True).encode())
-    return digest.hexdigest()
+    records = [
+        _record(item) | {"picture": [item.offset, item.size, item.modified]} for item in items
+    ]
+    texts = [json.dumps(about), *(json.dumps(record, sort_keys=True) for record in records)]
+    return sha256(text.encode() for text in texts)
 
 
 def _record(item: Item) -> dict:
@@ -220,10 +213,10 @@ def _record(item: Item) -> dict:
 def _kept(path: Path, source: str) -> Shard | None:
     """The shard at `path` where it is whole and was made of `source`."""
     try:
-        shard, sha256 = read_shard(path)
+        shard, stored = read_shard(path)
     except ValueError:
         return None
-    return shard if shard.source == source and shard.sha256 == sha256 else None
+    return shard if shard.source == source and shard.sha256 == stored else None
 
 
 def _load(item: Item, colour, sizes: list[Size]) -> tuple[Size, Tensor] | ValueError:
@@ -233,7 +226,7 @@ def _load(item: Item, colour, sizes: list[Size]) -> tuple[Size, Tensor] | ValueE
     except ValueError as error:
         return error
     bucket = nearest(picture.size, sizes)
-    return bucket, torch.from_numpy(np.array(fit(picture, bucket)))
+    return bucket, torch.from_numpy(np.array(scale_and_crop(picture, bucket)))
 
 
 def _ahead(pool: Executor, function: Callable, items: Iterable, count: int) -> Iterator:
@@ -299,12 +292,11 @@ def _finish(directory: Path, sources: dict[Path, str], about: dict) -> Path | No
     broken = held_out = 0
     for path, source in sources.items():
         try:
-            shard, sha256 = read_shard(path)
+            shard, shards[path.name] = read_shard(path)
         except ValueError:
             return None
         if shard.source != source:
             return None
-        shards[path.name] = sha256
         broken += len(shard.broken)
         for record in map(json.loads, shard.records):
             counts["{}x{}".format(*record["bucket"])] += 1
@@ -326,12 +318,13 @@ class CodeShards:
     """The pictures of a finished extraction, in the source's order.
 
     `sizes` (width, height) are the buckets; `indices` has for each the int64 (N,) indices of its
-    pictures. Codes stay on disk, memory-mapped; records are held as text. Every checksum is
-    compared once, here. Raises FileNotFoundError where there is no index, ValueError naming the
-    shard that is damaged or not the index's.
+    pictures. Codes stay on disk, memory-mapped; records are held as text. `verify` reads every
+    shard whole, here and once, and compares its checksum; without it a shard's own word is taken,
+    as where another process verifies. Raises FileNotFoundError where there is no index, ValueError
+    naming the shard that is damaged or not the index's.
     """
 
-    def __init__(self, directory: str | Path):
+    def __init__(self, directory: str | Path, verify: bool = True):
         path = Path(directory) / INDEX
         if not path.is_file():
             raise FileNotFoundError(
@@ -348,9 +341,9 @@ class CodeShards:
         self._codes: list[Tensor] = []
         self._records: list[str] = []
         grids = [torch.empty(0, 2, dtype=torch.int32)]
-        for name, sha256 in names.items():
-            shard, _ = read_shard(path.with_name(name))
-            if shard.sha256 != sha256:
+        for name, expected in names.items():
+            shard, stored = read_shard(path.with_name(name))
+            if (shard.sha256 if verify else stored) != expected:
                 raise ValueError(
                     f"{path.with_name(name)} is damaged or of another extraction than {INDEX}: "
                     "run `tokenshuffle data codes` again, which makes only such shards anew"

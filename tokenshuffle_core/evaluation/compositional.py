@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -28,16 +27,16 @@ from ..data.emoji.compose import (
     ROWS,
     Composition,
     arrange,
-    fit,
     render,
+    resize,
     roomiest,
     square_in,
 )
 from ..data.emoji.pictures import BACKGROUNDS
+from ..images import to_tensor
 from ..pipeline import Pipeline
-from .generate import generate
 from .items import choose
-from .retrieval import check_language, features, rank
+from .retrieval import check_language, features, generate, nearest_first
 
 SCORES = {  # kind -> what is scored
     "single": ("background", "subjects"),
@@ -62,8 +61,7 @@ class References:
         key = (style, side)
         if key not in self.pooled:
             cut_outs = [self.pictures[subject, style] for subject in self.subjects(style)]
-            arrays = np.stack([np.asarray(fit(cut_out, side)) for cut_out in cut_outs])
-            rgba = torch.from_numpy(arrays).movedim(-1, 1).float() / 255
+            rgba = to_tensor([resize(cut_out, side) for cut_out in cut_outs])
             colour, alpha = rgba[:, :3], rgba[:, 3:]
             self.pooled[key] = features(colour * alpha), features((1 - alpha).expand_as(colour))
         # Laying on a background and averaging can change places: both are linear.
@@ -124,9 +122,7 @@ def compositional(
     for (width, height), places in by_size.items():
         sized = replace(settings, width=width, height=height)
         part, seeds = [prompts[i] for i in places], [seed + i for i in places]
-        for i, image in zip(
-            places, generate(pipeline, part, sized, seed=seeds, batch=batch), strict=True
-        ):
+        for i, image in zip(places, generate(pipeline, part, seeds, sized, batch), strict=True):
             images[i] = image
     scores = [score(*pair, references) for pair in zip(images, compositions, strict=True)]
     return scores, images
@@ -163,16 +159,14 @@ def count_of(
     """How many copies of the composition's subject the image shows most likely, 1 to 4."""
     subject, style = composition.subjects[0], composition.style
     known = [
-        to_tensor(
-            render(
-                arrange("count", (subject,) * copies, style, background),
-                references.pictures,
-                (image.shape[-1], image.shape[-2]),
-            )
+        render(
+            arrange("count", (subject,) * copies, style, background),
+            references.pictures,
+            (image.shape[-1], image.shape[-2]),
         )
         for copies in ROWS
     ]
-    nearest = rank(features(image[None]), features(torch.stack(known)))[0, 0]
+    nearest = nearest_first(features(image[None]), features(to_tensor(known)))[0, 0]
     return list(ROWS)[int(nearest)]
 
 
@@ -187,11 +181,6 @@ def subjects_of(
         left, top, side = square_in(box, (width, height))
         known = references.features(composition.style, background, side)
         shown = image[None, :, top : top + side, left : left + side]
-        nearest = rank(features(shown), known)[0, 0]
+        nearest = nearest_first(features(shown), known)[0, 0]
         found.append(subjects[int(nearest)])
     return found
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """An RGB picture as float32 (3, H, W) in 0..1."""
-    return torch.from_numpy(np.array(image)).movedim(-1, 0).float() / 255

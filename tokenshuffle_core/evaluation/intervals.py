@@ -18,7 +18,7 @@ class Estimate:
     n: int
 
 
-def share(hits: int, n: int) -> Estimate:
+def proportion(hits: int, n: int) -> Estimate:
     """hits / n with Wilson's score interval (J. Am. Stat. Assoc. 22, 1927)."""
     if n == 0:
         return Estimate(math.nan, math.nan, math.nan, 0)

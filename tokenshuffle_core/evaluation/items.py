@@ -3,12 +3,11 @@
 import random
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from ..data.buckets import Size, fit
+from ..data.buckets import Size, scale_and_crop
 from ..data.sources import Item, read_items
+from ..images import to_tensor
 
 
 def choose(source: Path, split: str, count: int | None, seed: int) -> list[Item]:
@@ -32,5 +31,4 @@ def load(items: list[Item], size: Size) -> Tensor:
 
     Raises ValueError for what is no readable picture.
     """
-    pictures = [np.asarray(fit(item.picture(), size)) for item in items]
-    return torch.from_numpy(np.stack(pictures)).movedim(-1, 1).float() / 255
+    return to_tensor([scale_and_crop(item.picture(), size) for item in items])

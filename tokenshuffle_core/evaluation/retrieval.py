@@ -5,18 +5,20 @@ distance is the mean squared error between the pictures area-averaged to 32 x 32
 """
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
+from ..bulk import pictures
 from ..config import GenerationConfig
 from ..data.emoji import captions
 from ..data.emoji.build import read_manifest
 from ..data.emoji.pictures import on_white
 from ..pipeline import Pipeline
-from .generate import generate
 from .reconstruction import psnr
 
 SIDE = 32
@@ -27,7 +29,7 @@ def features(images: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(images, SIDE).flatten(1)
 
 
-def rank(generated: Tensor, references: Tensor) -> Tensor:
+def nearest_first(generated: Tensor, references: Tensor) -> Tensor:
     """Features (N, F) and (M, F) -> reference indices (N, M), nearest first."""
     return torch.cdist(generated, references).argsort(dim=1)
 
@@ -57,12 +59,12 @@ def retrieval(
     seed: int = 0,
     batch: int = 16,
     language: str = "en",
-) -> tuple[dict[str, float], Tensor]:
+) -> tuple[dict[str, float], list[Tensor]]:
     """Generate each record's canonical prompt and look it up among its style's references.
 
-    Returns top-1 and top-5 shares, and the images (N, 3, H, W). `records` is a part of the
+    Returns top-1 and top-5 shares, and the images (3, H, W). `records` is a part of the
     manifest of the data set in `data`; picture i is drawn with seed + i. Raises ValueError for a
-    language that the data set has no names in.
+    language that the data set has no names in, or a prompt that is too long.
     """
     references = read_manifest(data)
     check_language(references, language)
@@ -70,16 +72,31 @@ def retrieval(
     prompts = [
         captions.prompt(r["names"][language][0], r["style"], language=language) for r in records
     ]
-    generated = generate(pipeline, prompts, settings, seed=seed, batch=batch)
+    images = generate(pipeline, prompts, range(seed, seed + len(prompts)), settings, batch)
     found = {1: 0, 5: 0}
-    for record, feature in zip(records, features(generated), strict=True):
+    for record, image in zip(records, images, strict=True):
         same_style = [i for i, r in enumerate(references) if r["style"] == record["style"]]
-        order = rank(feature[None], known[same_style])[0].tolist()
+        order = nearest_first(features(image[None]), known[same_style])[0].tolist()
         subjects = [references[same_style[i]]["subject"] for i in order[:5]]
         for k in found:
             found[k] += record["subject"] in subjects[:k]
     count = max(1, len(records))
-    return {f"top-{k}": hits / count for k, hits in found.items()}, generated
+    return {f"top-{k}": hits / count for k, hits in found.items()}, images
+
+
+def generate(
+    pipeline: Pipeline,
+    prompts: list[str],
+    seeds: Sequence[int],
+    settings: GenerationConfig,
+    batch: int,
+) -> list[Tensor]:
+    """An image (3, H, W) float32 in 0..1 of each prompt. Raises ValueError for one that is too
+    long."""
+    ids = [pipeline.encode_prompt(prompt) for prompt in prompts]
+    drawn = pictures(pipeline, ids, list(seeds), settings, batch=batch)
+    bar = tqdm(drawn, "drawing", len(ids), unit="picture", disable=None)
+    return [image.movedim(-1, 0) for image in bar]
 
 
 @torch.inference_mode()

@@ -67,7 +67,7 @@ def in_any(*flags: bool) -> list[bool]:
     return (counts > 0).tolist()
 
 
-def mean(values: dict[str, float | torch.Tensor]) -> dict[str, float]:
+def mean_of_all(values: dict[str, float | torch.Tensor]) -> dict[str, float]:
     """The mean over the processes of each value."""
     sums = torch.tensor([float(value) for value in values.values()], dtype=torch.float64)
     _all_reduce(sums)
@@ -146,5 +146,6 @@ def spread(
             fully_shard(block, mp_policy=replace(exact, param_dtype=dtype))
         fully_shard(loss, mp_policy=exact)
         return loss
-    idle = getattr(task, "idle_parameters", False)
-    return DistributedDataParallel(loss, find_unused_parameters=idle, gradient_as_bucket_view=True)
+    return DistributedDataParallel(
+        loss, find_unused_parameters=task.idle_parameters, gradient_as_bucket_view=True
+    )

@@ -54,18 +54,16 @@ class Log:
 class Speed:
     """Samples, codes and FLOPs per second of all processes together, since the last restart.
 
-    Codes and FLOPs count where the task has the methods `codes_per_sample` and
-    `flops_per_sample`. Model FLOPs utilisation (MFU; PaLM, arXiv 2204.02311, appendix B) is the
-    share of the devices' measured `peak_flops`.
+    Codes and FLOPs are logged where the task knows them. Model FLOPs utilisation (MFU; PaLM, arXiv
+    2204.02311, appendix B) is the share of the devices' measured `peak_flops`.
     """
 
     def __init__(self, task, batch: int, device: torch.device, dtype: torch.dtype):
         self.batch = batch
-        self.codes = task.codes_per_sample() if hasattr(task, "codes_per_sample") else None
-        self.share = None  # of one second of all devices, for one sample
-        if hasattr(task, "flops_per_sample"):
-            peak = peak_flops(device, dtype) * world_size()
-            self.share = task.flops_per_sample() / peak
+        self.codes = task.codes_per_sample()
+        self.share = task.flops_per_sample()  # of one second of all devices, for one sample
+        if self.share:
+            self.share /= peak_flops(device, dtype) * world_size()
 
     def restart(self, step: int) -> None:
         self.step, self.time = step, time.perf_counter()

@@ -6,15 +6,13 @@ resumed run continues exactly where the unbroken run would be, on any number of 
 """
 
 import copy
-import math
 import signal
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from PIL import Image
@@ -25,81 +23,50 @@ from tqdm import tqdm
 
 from ..files import atomic_path
 from . import state
-from .distributed import in_any, mean, rank, spread, world_size
+from .distributed import in_any, mean_of_all, rank, spread, world_size
 from .log import Log, Speed
+from .settings import LoopConfig
 
 LOG_EVERY = 50  # steps
-PRECISIONS = ("fp32", "bf16")
 FINAL = "final.safetensors"
 
 
-@dataclass(frozen=True)
-class LoopConfig:
-    """How long and how a module is trained. `batch` counts the samples of a step, in all
-    processes; each process computes its share in `accumulation` pieces, one after another.
+class Task(ABC):
+    """What is trained: a loss per step, scores now and then, and a sheet to look at."""
 
-    `precision` is that of autocast; `compile`, `checkpointing` and `shard` are described at
-    `distributed.spread`. They change speed and memory, not what is learnt.
-    """
+    idle_parameters = False  # whether a step may leave some unused, which DDP must know
 
-    steps: int
-    batch: int
-    learning_rate: float
-    warmup: int = 200
-    final_learning_rate: float = 0.02  # as a share of the peak
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    ema: float = 0.999
-    seed: int = 0
-    validate_every: int = 500
-    save_minutes: float = 5.0
-    accumulation: int = 1
-    precision: str = "fp32"
-    compile: bool = False
-    checkpointing: bool = False
-    shard: bool = False
+    def __init__(self):
+        # Tensors that it needs to go on, the same in all processes after each step.
+        self.state: dict[str, Tensor] = {}
+        # Texts that must be the same when it goes on, such as a checksum of its data.
+        self.about: dict[str, str] = {}
 
-    def __post_init__(self):
-        for name in ("steps", "batch", "validate_every", "accumulation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(
-                f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}"
-            )
-
-    def learning_rate_at(self, step: int) -> float:
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        return self.learning_rate * (
-            self.final_learning_rate + (1 - self.final_learning_rate) * cosine
-        )
-
-
-class Task(Protocol):
-    """What is trained: a loss per step, scores now and then, and a sheet to look at.
-
-    `loss` is that of one of `pieces` equal pieces of the step's batch, [piece::pieces], with
-    metrics to log; the mean over all pieces must be the loss of the whole batch. So what is random
-    is drawn for the whole batch and then cut. All pieces of a step use the same parameters.
-
-    A task may also have the methods `codes_per_sample` and `flops_per_sample` (of forward and
-    backward), which are logged as speeds; a dictionary `state` of tensors that it needs to go on,
-    the same in all processes after each step; a dictionary `about` of texts that must be the same
-    when it goes on, such as a checksum of its data; and a true `idle_parameters` where not every
-    step uses all parameters, which DDP must know.
-    """
-
+    @abstractmethod
     def loss(
         self, module: nn.Module, step: int, piece: int, pieces: int
-    ) -> tuple[Tensor, dict[str, float | Tensor]]: ...
+    ) -> tuple[Tensor, dict[str, float | Tensor]]:
+        """The loss of one of `pieces` equal pieces of the step's batch, [piece::pieces], and
+        metrics to log; the mean over all pieces must be the loss of the whole batch.
+
+        So what is random is drawn for the whole batch and then cut. All pieces of a step use the
+        same parameters.
+        """
+
+    @abstractmethod
     def validate(self, module: nn.Module) -> dict[str, float]: ...
+    @abstractmethod
     def sheet(self, module: nn.Module) -> Image.Image: ...
+    @abstractmethod
     def save(self, module: nn.Module, path: Path) -> None: ...
+
+    def codes_per_sample(self) -> float:
+        """For the log; 0 where samples have none."""
+        return 0
+
+    def flops_per_sample(self) -> float:
+        """Of forward and backward, for the log; 0 where they are not known."""
+        return 0
 
 
 def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resume: bool) -> Path:
@@ -137,10 +104,9 @@ def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resu
         "model": {name: parameter.detach() for name, parameter in parameters.items()},
         "ema": ema,
         "optimizer": {name: optimizer.state[parameter] for name, parameter in parameters.items()},
-        "task": getattr(task, "state", {}),
+        "task": task.state,
     }
-    about = getattr(task, "about", {})
-    first = state.restore(path, tensors, config, about) if path else 0
+    first = state.restore(path, tensors, config, task.about) if path else 0
     is_first = rank() == 0
     log = Log(directory, first) if is_first else None
     saved = time.monotonic()
@@ -165,7 +131,7 @@ def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resu
             done = step + 1
             last = done == config.steps
             if done % LOG_EVERY == 0 or last:
-                row = mean(values | {"gradient_norm": _finite(norm, step)})
+                row = mean_of_all(values | {"gradient_norm": _finite(norm, step)})
                 row |= {"learning_rate": config.learning_rate_at(step)} | speed.measure(done)
                 if log:
                     log.write(done, row)
@@ -186,7 +152,7 @@ def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resu
             interrupted, due = in_any(interrupt.asked, due)
             if interrupted or due or last:
                 _finite(norm, step)
-                state.save(directory, done, tensors, config, about)
+                state.save(directory, done, tensors, config, task.about)
                 saved = time.monotonic()
                 speed.restart(done)
             if interrupted:

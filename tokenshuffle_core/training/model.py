@@ -1,11 +1,10 @@
 """Training of the unified model on codes that were extracted once."""
 
-import hashlib
 import json
 import math
 import random
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,16 +15,18 @@ from torch import Tensor, nn
 from ..adapt.lora import add_lora, save_lora
 from ..checkpoints import native as checkpoint
 from ..config import ModelConfig
-from ..data.emoji.pictures import sheet_of
 from ..data.shards import CodeShards, fingerprint
+from ..files import sha256
 from ..image_tokenizer import ImageTokenizer
+from ..images import sheet_of
+from ..model import TokenShuffleModel
 from ..pipeline import decode_codes
 from ..sampler import decode, pad_left
 from ..shuffle import shuffle
 from .batches import Batches
 from .distributed import rank
-from .flops import training_flops
-from .loop import LoopConfig, fit, generator
+from .loop import Task, fit, generator
+from .settings import LoopConfig, Recipe
 
 CPU = torch.device("cpu")
 VALIDATION_PICTURES = 64
@@ -33,34 +34,7 @@ VALIDATION_CODES = 8192  # at once: each takes as many logits as the codebook ha
 SHEET_POSITIONS = 8192  # of the pictures of a sheet together, which are sampled at once
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What a step does with its pictures.
-
-    `drop_prompt` is the share of captions dropped, which teaches the unconditional branch;
-    `context_noise` see `ModelTask.foreign_windows`; `z_loss` and `text_loss` are weights, 0 turns
-    them off; `window_mix` is how often each of the model's windows is trained, in their order,
-    equally often where None.
-    """
-
-    drop_prompt: float = 0.1
-    context_noise: float = 0.0
-    z_loss: float = 0.0
-    text_loss: float = 0.0
-    window_mix: tuple[float, ...] | None = None
-
-    def __post_init__(self):
-        for name in ("drop_prompt", "context_noise"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be a share from 0 to 1, not {getattr(self, name)}")
-        if self.window_mix and not (min(self.window_mix) >= 0 < sum(self.window_mix)):
-            raise ValueError(f"window_mix must be shares from 0 on, not all 0: {self.window_mix}")
-        for name in ("z_loss", "text_loss"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
-
-
-class ModelTask:
+class ModelTask(Task):
     """Cross-entropy on the codes; optionally z-loss and a text loss."""
 
     def __init__(
@@ -71,13 +45,14 @@ class ModelTask:
         recipe: Recipe,
         device: torch.device,
     ):
+        super().__init__()
         check_codes(shards, parts.image_tokenizer, parts.config.model, recipe)
         self.shards, self.parts, self.recipe, self.device = shards, parts, recipe, device
         self.seed = loop.seed
         self.idle_parameters = len(parts.config.model.windows) > 1  # those of the other windows
         self.about = {
-            "codes": _sha256(json.dumps(shards.index)),
-            "text tokenizer": _sha256(parts.text_tokenizer.to_json()),
+            "codes": sha256([json.dumps(shards.index).encode()]),
+            "text tokenizer": sha256([parts.text_tokenizer.to_json().encode()]),
         }
         frozen = [(n, p) for n, p in parts.model.named_parameters() if not p.requires_grad]
         if frozen:
@@ -147,9 +122,9 @@ class ModelTask:
 
         A small data set is memorised: without this the model learns to recognise the picture by
         its first windows and to ignore the prompt, and when it samples, one wrong window leads
-        into another picture. The idea is that of scheduled sampling (arXiv 1506.03099). Each
-        picture has its own share of foreign windows, up to `context_noise`, so that a clean
-        context is trusted.
+        into another picture. A large data set is not memorised and needs none of it. The idea is
+        that of scheduled sampling (arXiv 1506.03099). Each picture has its own share of foreign
+        windows, up to `context_noise`, so that a clean context is trusted.
         """
         random = generator(self.seed + 3, step)
         rows, columns = codes.shape[1] // window, codes.shape[2] // window
@@ -300,8 +275,24 @@ def frozen_names(module: nn.Module, freeze: tuple[str, ...]) -> list[str]:
     return [name for name in names if name.startswith(freeze)]
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def training_flops(model: TokenShuffleModel, codes: int, window: int) -> float:
+    """FLOPs of forward and backward for a picture of `codes` codes: 6 N T + 12 L d T^2 for T
+    transformer positions (PaLM, arXiv 2204.02311, appendix B).
+
+    N counts the weights of the matrices that one position passes, s * s times those that each of
+    the window's codes passes. Text, a few dozen positions, is left out.
+    """
+    weights = 0
+    for name, parameter in model.named_parameters():
+        part, at, *_ = name.split(".")
+        if part in ("shuffle", "unshuffle", "window_head") and at != str(window):
+            continue
+        if parameter.ndim == 2 and "embedding" not in name:
+            by_code = "head" in part or name.endswith(("compress.weight", "expand.weight"))
+            weights += parameter.numel() * (window**2 if by_code else 1)
+    positions = codes / window**2
+    config = model.config
+    return 6 * weights * positions + 12 * config.layers * config.width * positions**2
 
 
 def _spread(indices: list[int]) -> list[int]:
@@ -317,7 +308,7 @@ class LoraTask(ModelTask):
 
 
 def train_model(
-    codes: Path,
+    shards: CodeShards,
     directory: Path,
     parts: checkpoint.Checkpoint,
     loop: LoopConfig,
@@ -328,7 +319,7 @@ def train_model(
     resume: bool = False,
     device: torch.device = CPU,
 ) -> Path:
-    """Train the model of `parts` on the codes in the folder `codes`; returns the path of the
+    """Train the model of `parts` on the codes of `shards`; returns the path of the
     finished checkpoint, or of the LoRA where its rank `lora` is above 0.
 
     Parameters whose names start with one of `freeze` stay as they are. Raises ValueError where
@@ -340,6 +331,6 @@ def train_model(
     if lora:
         add_lora(module, lora)
     kind = LoraTask if lora else ModelTask
-    task = kind(CodeShards(codes), parts, loop, recipe, device)
+    task = kind(shards, parts, loop, recipe, device)
     module.to(device)
     return fit(module, task, loop, directory, resume)

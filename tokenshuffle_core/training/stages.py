@@ -21,15 +21,14 @@
     z_loss = 1e-4
 
 Paths are relative to where the command runs. A stage takes the fields of `Stage`, `LoopConfig` and
-`Recipe`, with the defaults of `DEFAULTS`; `context_noise` is 0 here, 0.8 in `train model`.
+`Recipe`, with the same defaults as `train model`; `codes` and `steps` have none.
 """
 
 import dataclasses
 import json
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import torch
 
@@ -40,34 +39,14 @@ from ..files import atomic_path
 from ..model import TokenShuffleModel
 from . import state
 from .distributed import barrier, rank
-from .loop import FINAL, LoopConfig, check_loop
-from .model import CPU, Recipe, check_codes, frozen_names, train_model
-from .start import fresh_parts, trained_parts
+from .loop import FINAL, check_loop
+from .model import CPU, check_codes, frozen_names, train_model
+from .settings import PRESET, LoopConfig, Recipe, Stage, check_kinds
+from .start import fresh_parts, open_codes, trained_parts
 
 PLAN = "stage.json"  # in a stage's folder: what it was begun with
 # Of LoopConfig, what does not change what is learnt: it may differ when a stage is resumed.
 FREE = ("validate_every", "save_minutes", "accumulation", "compile", "checkpointing", "shard")
-KINDS: dict[Any, tuple[tuple, str]] = {  # of a field -> of its value in TOML
-    bool: ((bool,), "true or false"),
-    int: ((int,), "a whole number"),
-    float: ((int, float), "a number"),
-    str: ((str,), "text"),
-    Path: ((str,), "text"),
-}
-DEFAULTS = {"preset": "small", "batch": 16, "learning_rate": 1.2e-3, "warmup": 100, "ema": 0.99}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One training: its data, and what it changes in the model before."""
-
-    name: str
-    codes: Path
-    loop: LoopConfig
-    recipe: Recipe
-    windows: tuple[int, ...] | None = None
-    window_head: int = 0
-    freeze: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,7 +85,7 @@ def parse_toml(path: Path) -> dict:
 
 def parse_stages(recipe: dict[str, Any]) -> Stages:
     """A recipe from the tables and values of its file. Raises ValueError that names the key."""
-    given = DEFAULTS | recipe
+    given = {"preset": PRESET} | recipe
     tables = given.pop("stage", [])
     if not isinstance(tables, list) or not tables:
         raise ValueError("a recipe needs at least one [[stage]]")
@@ -116,7 +95,7 @@ def parse_stages(recipe: dict[str, Any]) -> Stages:
     preset = _preset(given.pop("preset"), given.pop("model", {}), given.pop("generation", {}))
     own = {f.name for f in fields(Stages)} - {"preset", "stages"}
     start = {name: given.pop(name) for name in own & given.keys()}
-    _check_kinds("the recipe", start, Stages)
+    check_kinds("the recipe", start, Stages)
     for name in {"init", "image_tokenizer"} & start.keys():
         start[name] = Path(start[name])
     stages = tuple(_stage(given, table, number) for number, table in enumerate(tables, 1))
@@ -135,7 +114,7 @@ def _preset(name: str, model: dict, generation: dict) -> Config:
         ("generation", generation, preset.generation),
     ):
         _check_keys(f"[{table}]", values, {f.name for f in fields(known)})
-        _check_kinds(f"[{table}]", values, type(known))
+        check_kinds(f"[{table}]", values, type(known))
     return replace(
         preset,
         model=replace(preset.model, **model),
@@ -158,7 +137,7 @@ def _stage(shared: dict[str, Any], table: dict[str, Any], number: int) -> Stage:
     if name in ("", "..") or Path(name).name != name:
         raise ValueError(f"stage name {name!r} becomes a folder's: choose one without slashes")
     for part in (LoopConfig, Recipe, Stage):
-        _check_kinds(f"stage {name}", given | {"name": name}, part)
+        check_kinds(f"stage {name}", given | {"name": name}, part)
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     values |= {"name": name, "codes": Path(given["codes"])}
     try:
@@ -169,34 +148,6 @@ def _stage(shared: dict[str, Any], table: dict[str, Any], number: int) -> Stage:
         )
     except ValueError as error:
         raise ValueError(f"stage {name}: {error}") from None
-
-
-def _check_kinds(where: str, given: dict[str, Any], part: type) -> None:
-    """Raises ValueError for a value of another kind than the field of `part` has."""
-    for known in fields(part):
-        if known.name in given and not _fits(given[known.name], known.type):
-            raise ValueError(
-                f"{where}: {known.name} must be {_kind(known.type)}, not {given[known.name]!r}"
-            )
-
-
-def _fits(value, annotation) -> bool:
-    """Whether a value from TOML is one for a field annotated so."""
-    if isinstance(annotation, UnionType):
-        return any(_fits(value, option) for option in get_args(annotation))
-    if get_origin(annotation) is tuple:
-        return type(value) is list and all(_fits(v, get_args(annotation)[0]) for v in value)
-    if get_origin(annotation) is dict:
-        return type(value) is dict and all(type(v) is str for v in value.values())
-    return type(value) in KINDS.get(annotation, ((), ""))[0]
-
-
-def _kind(annotation) -> str:
-    if isinstance(annotation, UnionType):
-        return _kind(get_args(annotation)[0])
-    if get_origin(annotation) is tuple:
-        return f"a list, each {_kind(get_args(annotation)[0])}"
-    return "a table of texts" if get_origin(annotation) is dict else KINDS[annotation][1]
 
 
 def _check_keys(where: str, given: Any, known: set[str]) -> None:
@@ -213,7 +164,7 @@ def train_stages(recipe: Stages, directory: Path, device: torch.device = CPU) ->
     stage was begun with another recipe, and as `train_model`; what the stages train on is checked
     before the first begins.
     """
-    _check(recipe, device)
+    opened = _check(recipe, device)
     final, plan = recipe.init, {"start": dataclasses.asdict(replace(recipe, stages=()))}
     for i, stage in enumerate(recipe.stages):
         folder = directory / stage.name
@@ -221,10 +172,11 @@ def train_stages(recipe: Stages, directory: Path, device: torch.device = CPU) ->
         _claim(folder, json.dumps(plan, indent=2, default=str) + "\n")
         before, final = final, folder / FINAL
         if not final.exists():
+            shards = opened[stage.codes]
             train_model(
-                stage.codes,
+                shards,
                 folder,
-                parts_of(recipe, i, before),
+                parts_of(recipe, i, before, shards),
                 stage.loop,
                 stage.recipe,
                 freeze=stage.freeze,
@@ -235,24 +187,32 @@ def train_stages(recipe: Stages, directory: Path, device: torch.device = CPU) ->
     return final
 
 
-def _check(recipe: Stages, device: torch.device) -> None:
-    """Raises as a stage would only when its turn comes, days later perhaps."""
+def _check(recipe: Stages, device: torch.device) -> dict[Path, CodeShards]:
+    """Raises as a stage would only when its turn comes, days later perhaps. Returns the codes of
+    every folder, each opened once."""
+    opened: dict[Path, CodeShards] = {}
     shape = checkpoint.read_config(recipe.init).model if recipe.init else recipe.preset.model
     images = checkpoint.load_image_tokenizer(recipe.init or recipe.image_tokenizer)
     for stage in recipe.stages:
         try:
             windows, head = stage.windows or shape.windows, stage.window_head or shape.window_head
             shape = replace(shape, windows=windows, window_head=head)
-            check_codes(CodeShards(stage.codes), images, shape, stage.recipe)
+            if stage.codes not in opened:
+                opened[stage.codes] = open_codes(stage.codes)
+            check_codes(opened[stage.codes], images, shape, stage.recipe)
             with torch.device("meta"):
                 frozen_names(TokenShuffleModel(shape), stage.freeze)
             check_loop(stage.loop, device)
         except ValueError as error:
             raise ValueError(f"stage {stage.name}: {error}") from None
+    return opened
 
 
-def parts_of(recipe: Stages, index: int, before: Path | None) -> checkpoint.Checkpoint:
-    """What stage `index` starts from; `before` is the checkpoint of the one before it, or `init`.
+def parts_of(
+    recipe: Stages, index: int, before: Path | None, shards: CodeShards
+) -> checkpoint.Checkpoint:
+    """What stage `index` starts from; `before` is the checkpoint of the one before it, or `init`,
+    and `shards` are the stage's codes.
 
     Raises as `fresh_parts` and `trained_parts`.
     """
@@ -266,8 +226,8 @@ def parts_of(recipe: Stages, index: int, before: Path | None) -> checkpoint.Chec
     if index == 0:
         about |= {"text_tokenizer": recipe.text_tokenizer, "vocabulary": recipe.vocabulary}
     if before is None:
-        return fresh_parts(stage.codes, recipe.image_tokenizer, recipe.preset, **about)
-    return trained_parts(before, stage.codes, **about)
+        return fresh_parts(shards, recipe.image_tokenizer, recipe.preset, **about)
+    return trained_parts(before, shards, **about)
 
 
 def _outcome(stage: Stage) -> dict[str, Any]:

@@ -13,9 +13,26 @@ from ..data.shards import CodeShards
 from ..engine.quantize import check_whole
 from ..model import TokenShuffleModel
 from ..text_tokenizer import TextTokenizer
+from .distributed import in_any, rank
 
 CAPTIONS = 200_000  # of which a text tokenizer is trained; more change little
 NEW = "new"  # instead of the path of a tokenizer.json: train one on the captions
+
+
+def open_codes(directory: str | Path) -> CodeShards:
+    """The codes in a folder. Process 0 alone compares their checksums, and the others wait for it.
+
+    Raises as `CodeShards`, in all processes where it does so in one, so that none goes on alone.
+    """
+    shards = problem = None
+    try:
+        shards = CodeShards(directory, verify=rank() == 0)
+    except (ValueError, OSError) as error:
+        problem = error
+    (failed,) = in_any(problem is not None)
+    if failed:
+        raise problem or ValueError(f"another process cannot use the codes in {directory}")
+    return shards
 
 
 def train_text_tokenizer(shards: CodeShards, vocabulary: int, max_grid: int) -> TextTokenizer:
@@ -26,7 +43,7 @@ def train_text_tokenizer(shards: CodeShards, vocabulary: int, max_grid: int) -> 
 
 
 def fresh_parts(
-    codes: Path,
+    shards: CodeShards,
     image_tokenizer: Path,
     preset: Config,
     *,
@@ -37,13 +54,12 @@ def fresh_parts(
     card: dict[str, str] | None = None,
     seed: int = 0,
 ) -> checkpoint.Checkpoint:
-    """A model of the preset's shape with fresh weights, for the codes in the folder `codes`.
+    """A model of the preset's shape with fresh weights, for the codes of `shards`.
 
     `vocabulary` bounds the text tokenizer, a new one where None is named, as large as the preset's
     where None; the model gets as many embeddings as that has tokens. Its default size is the most
     frequent one of the pictures. Raises as the readers of these files.
     """
-    shards = CodeShards(codes)
     images = checkpoint.load_image_tokenizer(image_tokenizer)
     shards.check(images)
     text = _text_tokenizer(text_tokenizer or NEW, vocabulary, shards, preset.model)
@@ -63,7 +79,7 @@ def fresh_parts(
 
 def trained_parts(
     init: Path,
-    codes: Path,
+    shards: CodeShards,
     *,
     windows: tuple[int, ...] | None = None,
     window_head: int = 0,
@@ -81,7 +97,6 @@ def trained_parts(
     """
     parts = checkpoint.load(init)
     check_whole(parts.model)
-    shards = CodeShards(codes)
     config = replace(parts.config, generation=_of_size(parts.config.generation, shards))
     parts = replace(parts, config=config, card=card or {})
     shape = config.model

@@ -4,25 +4,26 @@ It is convolutional, so crops teach it what whole pictures would at a fraction o
 last part of the training sees whole pictures, because GroupNorm and attention do notice the size.
 """
 
-import hashlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from ..checkpoints import native as checkpoint
 from ..config import ImageTokenizerConfig
-from ..data.emoji.pictures import sheet_of
+from ..data.buckets import scale_and_crop
 from ..data.sources import Item, read_items
+from ..files import sha256
 from ..image_tokenizer import ImageTokenizer
+from ..images import sheet_of, to_tensor
 from .batches import Batches
 from .distributed import max_of_all, rank
-from .loop import LoopConfig, fit, generator
+from .loop import Task, fit, generator
+from .settings import LoopConfig
 
 CPU = torch.device("cpu")
 WHOLE_SHARE = 0.15  # the share of the steps, at the end, that sees whole pictures
@@ -32,7 +33,7 @@ VALIDATION_PICTURES = 64
 READERS = 8  # threads that decode and scale pictures, for which Pillow releases the GIL
 
 
-class TokenizerTask:
+class TokenizerTask(Task):
     """L1 + L2 + edge (finite difference) reconstruction losses, and the codebook's."""
 
     idle_parameters = True  # the codebook's, at first
@@ -48,15 +49,15 @@ class TokenizerTask:
         trained: bool = False,
     ):
         """`trained` says that the codebook has been, so that it is used from the first step on."""
+        super().__init__()
         self.train = [item for item in items if item.split == "train"]
         self.side = side
         self.unreadable: set[str] = set()  # keys
-        keys = "\n".join(item.key for item in self.train)
-        self.about = {"pictures": hashlib.sha256(keys.encode()).hexdigest()}
+        self.about = {"pictures": sha256(["\n".join(item.key for item in self.train).encode()])}
         held_out = [item for item in items if item.split == "held-out"] or self.train
         step = max(1, len(held_out) // VALIDATION_PICTURES)
         places = range(0, len(held_out), step)[:VALIDATION_PICTURES]
-        self.validation = _tensor([self._square(held_out, i) for i in places]).to(device)
+        self.validation = to_tensor([self._square(held_out, i) for i in places]).to(device)
         visits = [i for i, item in enumerate(self.train) for _ in range(item.repeats)]
         self.batches = Batches([torch.tensor(visits)], config.batch, config.seed)
         self.config = config
@@ -81,7 +82,7 @@ class TokenizerTask:
             picture.crop((left, top, left + crop, top + crop))
             for picture, (left, top) in zip(pictures, corners[piece::pieces], strict=True)
         ]
-        return _tensor(crops).to(self.device)
+        return to_tensor(crops).to(self.device)
 
     def _crop(self, step: int) -> int:
         whole = step >= self.config.steps * (1 - WHOLE_SHARE)
@@ -92,13 +93,13 @@ class TokenizerTask:
         return max(pieces, self.config.batch * self.crop**2 // self._crop(step) ** 2)
 
     def _square(self, items: list[Item], i: int) -> Image.Image:
-        """`square` of item i, or of the next one that can be read."""
+        """The middle of the picture of item i, or of the next one that can be read, scaled."""
         for place in range(i, i + len(items)):
             item = items[place % len(items)]
             if item.key in self.unreadable:
                 continue
             try:
-                return square(item, self.side)
+                return scale_and_crop(item.picture(), (self.side, self.side))
             except ValueError as error:
                 if rank() == 0:
                     print(f"note: {error}: another one takes its place", file=sys.stderr)
@@ -159,16 +160,6 @@ class TokenizerTask:
 
     def save(self, module: ImageTokenizer, path: Path) -> None:
         checkpoint.save_image_tokenizer(path, module)
-
-
-def square(item: Item, side: int) -> Image.Image:
-    """The middle of the item's picture, scaled to `side` x `side` pixels. Raises as `picture`."""
-    return ImageOps.fit(item.picture(), (side, side), Image.Resampling.LANCZOS)
-
-
-def _tensor(pictures: list[Image.Image]) -> Tensor:
-    pixels = np.stack([np.asarray(picture) for picture in pictures])
-    return torch.from_numpy(pixels).movedim(-1, 1).float() / 255
 
 
 def train_tokenizer(

@@ -76,7 +76,7 @@ def render(
     canvas = Image.new("RGBA", size, BACKGROUNDS[composition.background])
     for subject, box in zip(composition.subjects, composition.boxes, strict=True):
         left, top, side = square_in(box, size)
-        canvas.alpha_composite(fit(pictures[subject, composition.style], side), (left, top))
+        canvas.alpha_composite(resize(pictures[subject, composition.style], side), (left, top))
     return canvas.convert("RGB")
 
 
@@ -89,7 +89,7 @@ def square_in(box: Box, size: Size) -> tuple[int, int, int]:
     return left + (wide - side) // 2, top + (high - side) // 2, side
 
 
-def fit(cut_out: Image.Image, side: int) -> Image.Image:
+def resize(cut_out: Image.Image, side: int) -> Image.Image:
     """A square RGBA picture resized without a fringe of the colour of its transparent pixels."""
     if cut_out.size == (side, side):
         return cut_out

@@ -1,6 +1,6 @@
 """The training pictures in memory: RGBA cut-outs that are placed on coloured backgrounds."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,18 +44,3 @@ def on_white(directory: Path, records: list[dict], batch: int = 16) -> Iterator[
     for start in range(0, len(records), batch):
         rgba = load_rgba(directory, records[start : start + batch])
         yield composite(rgba, torch.tensor([WHITE], dtype=torch.uint8).expand(len(rgba), 3))
-
-
-def sheet_of(images: Sequence[Tensor], columns: int) -> Image.Image:
-    """Images (3, H, W) in 0..1 as one picture, row by row, with a thin white gap; smaller ones in
-    the middle of the room that the largest needs."""
-    height, width = (max(image.shape[side] for image in images) for side in (1, 2))
-    rows = -(-len(images) // columns)
-    gap = 4
-    canvas = torch.ones(3, rows * (height + gap) - gap, columns * (width + gap) - gap)
-    for i, image in enumerate(images):
-        top = i // columns * (height + gap) + (height - image.shape[1]) // 2
-        left = i % columns * (width + gap) + (width - image.shape[2]) // 2
-        place = slice(top, top + image.shape[1]), slice(left, left + image.shape[2])
-        canvas[(..., *place)] = image.float().cpu().clamp(0, 1)
-    return Image.fromarray((canvas.movedim(0, -1) * 255).round().byte().numpy())
