@@ -41,10 +41,3 @@ def read_weights(model: TokenShuffleModel, stored: torch.dtype | None = None) ->
     they are, or as their file stores them."""
     weights = [w for name, w in model.state_dict().items() if "embedding" not in name]
     return sum(min(w.itemsize, (stored or w.dtype).itemsize) * w.numel() for w in weights)
-
-
-def cache_bytes(model: TokenShuffleModel, rows: int, positions: int) -> int:
-    """Bytes of keys and values that a step reads behind so many positions."""
-    shape = model.config
-    itemsize = model.code_embedding.weight.itemsize
-    return 2 * shape.layers * shape.kv_heads * shape.head_size * rows * positions * itemsize

@@ -74,3 +74,12 @@ def test_cached_parts_equal_the_full_forward(transformer, padding, parts):
     torch.testing.assert_close(hidden[1], full[1], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(hidden[0, padding[0] :], full[0, padding[0] :], rtol=1e-5, atol=1e-5)
     assert cache.length == sum(parts)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_caches_size_is_what_it_allocates(dtype):
+    """Of a model with fewer heads of keys and values than heads."""
+    assert CONFIG.kv_heads < CONFIG.heads
+    cache = KVCache(CONFIG, torch.zeros(3, dtype=torch.int64), 17, dtype)
+    allocated = sum(tensor.nbytes for tensor in (*cache.keys, *cache.values))
+    assert KVCache.nbytes(CONFIG, rows=3, positions=17, dtype=dtype) == allocated

@@ -36,6 +36,11 @@ class ResnetBlock(nn.Module):
         h = self.conv2(F.silu(self.norm2(h)))
         return self.shortcut(x) + h
 
+    def in_strips(self, x: Tensor, plan: strips.Plan) -> Tensor:
+        """The same of a large map, which may be overwritten."""
+        parts = self.norm1, self.conv1, self.norm2, self.conv2, self.shortcut
+        return strips.residual(*parts, x, plan)
+
 
 class AttentionBlock(nn.Module):
     """Single-head attention over all positions of the lowest resolution."""
@@ -65,6 +70,9 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
+    def in_strips(self, x: Tensor, plan: strips.Plan) -> Tensor:
+        return strips.downsample(self.conv, x, plan)
+
 
 class Upsample(nn.Module):
     def __init__(self, channels: int):
@@ -73,6 +81,9 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+    def in_strips(self, x: Tensor, plan: strips.Plan) -> Tensor:
+        return strips.upsample(self.conv, x, plan)
 
 
 def _middle(channels: int, groups: int) -> nn.Sequential:
@@ -93,19 +104,13 @@ def _level(channels_in: int, channels_out: int, blocks: int, groups: int, attent
     return layers
 
 
-IN_STRIPS = {
-    ResnetBlock: strips.residual, Upsample: strips.upsample, Downsample: strips.downsample
-}  # fmt: skip
-
-
 def _run(levels: nn.ModuleList, x: Tensor, plan: strips.Plan | None) -> Tensor:
     """All layers in turn; with a plan, in strips where maps are not small."""
     for level in levels:
         for layer in level:
-            function = IN_STRIPS.get(type(layer)) if _in_strips(x, plan) else None
-            if function:
-                x = x.contiguous(memory_format=torch.channels_last)
-                x = function(layer, x, plan)
+            # Attention sees the whole map at once.
+            if _in_strips(x, plan) and not isinstance(layer, AttentionBlock):
+                x = layer.in_strips(x.contiguous(memory_format=torch.channels_last), plan)
             else:
                 x = layer(x)
     return x
@@ -217,6 +222,24 @@ class ImageTokenizer(nn.Module):
         self.quantizer = VectorQuantizer(config.codebook_size, config.codebook_dim)
         self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.latent_channels, 1)
         self.decoder = Decoder(config)
+
+    def working_nbytes(
+        self, pictures: int, pixels: int, device: torch.device, save_memory: bool = False
+    ) -> int:
+        """Bytes that `decode` needs on `device`, at most, for so many pictures of so many pixels
+        each, beside the weights and what a library such as cuDNN sets aside for itself. `encode`,
+        which has no `save_memory`, needs about as many.
+        """
+        multipliers = self.config.channel_multipliers
+        base = pictures * pixels * self.config.channels * multipliers[0]
+        # Upsample reaches the full size with the channels of the level below.
+        largest = base * max(multipliers[:2]) // multipliers[0]
+        room = largest <= (SMALL if save_memory else LARGE)
+        small = 2 * strips.strip_of(device)  # numbers of a map that is computed whole
+        # Measured: at most ten feature maps of the base width live at the same time, or strips of
+        # them; then also the map that they are of, the next, and one between if there is room.
+        values = 12 * min(base, small) + (3 if room else 2) * (largest > small) * largest
+        return values * self.quantizer.codebook.weight.itemsize
 
     def latent(self, images: Tensor, plan: strips.Plan | None = None) -> Tensor:
         """(B, 3, H, W) in 0..1 -> unquantised latent (B, codebook_dim, h, w)."""

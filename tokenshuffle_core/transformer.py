@@ -38,6 +38,12 @@ class KVCache:
         self.padded = bool(padding.any())  # asked once: on a GPU the answer costs a round trip
         self.length = 0
 
+    @staticmethod
+    def nbytes(config: ModelConfig, rows: int, positions: int, dtype: torch.dtype) -> int:
+        """Bytes of the keys and values of so many positions in each of the rows."""
+        values = config.layers * rows * config.kv_heads * positions * config.head_size
+        return 2 * values * dtype.itemsize
+
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append (B, kv_heads, T, head_size) behind `length`; all that is filled comes back."""
         count, filled = keys.shape[2], []

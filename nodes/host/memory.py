@@ -17,9 +17,8 @@ from ...tokenshuffle_core.adapt.lora import read_lora
 from ...tokenshuffle_core.checkpoints.families import load
 from ...tokenshuffle_core.config import GenerationConfig
 from ...tokenshuffle_core.engine.quantize import quantize
-from ...tokenshuffle_core.engine.strips import strip_of
-from ...tokenshuffle_core.image_tokenizer import LARGE, SMALL
 from ...tokenshuffle_core.pipeline import Pipeline
+from ...tokenshuffle_core.transformer import KVCache
 from .. import preview
 from .paths import LORAS, checkpoint_path
 from .progress import previews_wanted
@@ -45,9 +44,9 @@ class Loaded:
         """
         shape = self.pipeline.config.model
         rows, columns = self.pipeline.grid(settings)
-        positions = 2 * count * (shape.max_prompt + rows * columns)  # with and without the prompt
-        values = 2 * shape.layers * shape.kv_heads * shape.head_size * positions
-        memory = values * self.pipeline.model.code_embedding.weight.itemsize
+        dtype = self.pipeline.model.code_embedding.weight.dtype
+        # Each picture with and without its prompt.
+        memory = KVCache.nbytes(shape, 2 * count, shape.max_prompt + rows * columns, dtype)
         patchers = [self.model]
         if previews_wanted():
             patchers.append(self.vq)
@@ -68,13 +67,9 @@ class Loaded:
         return preview.rough_colours(self.pipeline, self.vq.load_device)
 
     def _decoding(self, pictures: int, pixels: int, save_memory: bool) -> int:
-        largest = pictures * pixels * self.pipeline.config.image_tokenizer.channels
-        room = largest <= (SMALL if save_memory else LARGE)
-        whole = min(largest, 2 * strip_of(self.vq.load_device))
-        itemsize = self.pipeline.image_tokenizer.quantizer.codebook.weight.itemsize
-        # Measured: at most ten feature maps of the base width live at the same time, or strips of
-        # them; then also the map that they are of, the next, and one between if there is room.
-        return (12 * whole + (3 if room else 2) * (largest > whole) * largest) * itemsize
+        return self.pipeline.image_tokenizer.working_nbytes(
+            pictures, pixels, self.vq.load_device, save_memory
+        )
 
 
 def model_dtype(device: torch.device) -> torch.dtype:

@@ -7,6 +7,7 @@ whole maps; and memory holds two maps, or one where there is not room for two.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 STRIP = 2**20  # numbers of a feature map in a strip, which a CPU's cache holds
 GPU_STRIP = 2**24  # on other devices, for the memory alone
+# Device types whose `native_group_norm` takes channels-last maps; CUDA's refuses them.
+CHANNELS_LAST_NORM = ("cpu",)
 
 
 class Plan(NamedTuple):
@@ -28,11 +31,19 @@ class Plan(NamedTuple):
 
 
 def convolution(conv: nn.Conv2d, x: Tensor, plan: Plan) -> Callable[[Tensor], Tensor]:
-    """The layer, for rows of x."""
-    if not plan.bf16 or x.device.type != "cpu" or x.dtype != torch.float32 or not NATIVE_BF16:
-        return conv
-    weight, bias = conv.weight.bfloat16(), conv.bias.bfloat16()
-    return lambda rows: F.conv2d(rows.bfloat16(), weight, bias, 1, conv.padding).float()
+    """The layer, for rows of x. Its stride is 1."""
+    if not _in_bf16(x, plan):
+        return conv  # as a module: a host may fetch the weights of its layers on each call
+    return _convolve_in_bf16(conv.weight, conv.bias, conv.padding)
+
+
+def _in_bf16(x: Tensor, plan: Plan) -> bool:
+    return plan.bf16 and NATIVE_BF16 and x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def _convolve_in_bf16(weight: Tensor, bias: Tensor, padding=0) -> Callable[[Tensor], Tensor]:
+    weight, bias = weight.bfloat16(), bias.bfloat16()
+    return lambda rows: F.conv2d(rows.bfloat16(), weight, bias, 1, padding).float()
 
 
 def _cpu_has(*names: str) -> bool:
@@ -62,6 +73,22 @@ def new_map(like: Tensor, channels: int, height: int, width: int) -> Tensor:
     )
 
 
+def moments(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and variance, each (B, groups), of a map (B, C, H, W) in each group of channels; float64
+    where the device has it (CPU and CUDA), else float32. `eps` is the norm's."""
+    exact = torch.float64 if x.device.type in ("cpu", "cuda") else torch.float32
+    if x.device.type in CHANNELS_LAST_NORM:  # ten times faster than `var_mean` on a CPU
+        x = x.float().contiguous(memory_format=torch.channels_last)
+        _, mean, inverse = torch.native_group_norm(
+            x, None, None, len(x), x.shape[1], x.shape[2] * x.shape[3], groups, eps
+        )
+        return mean.to(exact), inverse.to(exact) ** -2 - eps
+    # Channel by channel, which reads a channels-last map in its own order, without a copy.
+    variance, mean = torch.var_mean(x.float(), (2, 3), correction=0)
+    variance, mean = (v.to(exact).unflatten(1, (groups, -1)) for v in (variance, mean))
+    return mean.mean(-1), variance.mean(-1) + mean.var(-1, correction=0)
+
+
 class Normalised:
     """silu(group_norm(x)) of a map that is seen strip by strip, first for its statistics."""
 
@@ -72,15 +99,8 @@ class Normalised:
 
     def add(self, x: Tensor) -> "Normalised":
         """Join the statistics of a strip to those of the strips before it (Chan, 1979)."""
-        groups, eps = self.norm.num_groups, self.norm.eps
-        area = x.shape[2] * x.shape[3]
-        x = x.float().contiguous(memory_format=torch.channels_last)
-        _, mean, inverse = torch.native_group_norm(
-            x, None, None, len(x), x.shape[1], area, groups, eps
-        )
-        exact = torch.float64 if x.device.type in ("cpu", "cuda") else torch.float32
-        mean, variance = mean.to(exact), inverse.to(exact) ** -2 - eps
-        count, before = area * (x.shape[1] // groups), self.count
+        mean, variance = moments(x, self.norm.num_groups, self.norm.eps)
+        count, before = x[0].numel() // self.norm.num_groups, self.count
         self.count += count
         change = mean - self.mean
         self.mean = self.mean + change * (count / self.count)
@@ -116,16 +136,26 @@ def convolve(
     return y[:, :, int(start > 0) : y.shape[2] - int(stop < height)]
 
 
-def residual(block, x: Tensor, plan: Plan) -> Tensor:
-    """A ResnetBlock; x is overwritten where the result has as many channels.
+def residual(
+    norm1: nn.GroupNorm,
+    conv1: nn.Conv2d,
+    norm2: nn.GroupNorm,
+    conv2: nn.Conv2d,
+    shortcut: nn.Conv2d | nn.Identity,
+    x: Tensor,
+    plan: Plan,
+) -> Tensor:
+    """shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x)))))), the convolutions 3x3 and the
+    shortcut 1x1: (B, C, H, W) -> (B, C of conv2, H, W). x is overwritten where the result has as
+    many channels.
 
     Without room for a map of what lies between its convolutions, the first one is computed twice:
     the second normalisation needs its statistics before its values.
     """
     height, room = x.shape[2], x.numel() <= plan.room
-    conv1, conv2 = (convolution(conv, x, plan) for conv in (block.conv1, block.conv2))
-    first, second = normalised(block.norm1, x), Normalised(block.norm2)
-    channels = block.conv1.out_channels
+    channels, same = conv1.out_channels, isinstance(shortcut, nn.Identity)
+    conv1, conv2 = (convolution(conv, x, plan) for conv in (conv1, conv2))
+    first, second = normalised(norm1, x), Normalised(norm2)
     held = new_map(x, channels, *x.shape[2:]) if room else None
 
     def between(rows: Tensor, offset: int, start: int, stop: int) -> Tensor:
@@ -138,7 +168,6 @@ def residual(block, x: Tensor, plan: Plan) -> Tensor:
         second.add(h)
         if room:
             held[:, :, start:stop] = h
-    same = isinstance(block.shortcut, nn.Identity)
     y = x if same else new_map(x, channels, *x.shape[2:])
     above = x[:, :, :0]  # two rows over the strip, as they were
     for start, stop in strips(x):
@@ -151,24 +180,30 @@ def residual(block, x: Tensor, plan: Plan) -> Tensor:
             above = rows[:, :, stop - offset - 2 : stop - offset]
             h, own = between(rows, offset, *reach), rows[:, :, start - offset : stop - offset]
         h = convolve(conv2, second(h), start, stop, height)
-        torch.add(block.shortcut(own), h, out=y[:, :, start:stop])
+        torch.add(shortcut(own), h, out=y[:, :, start:stop])
     return y
 
 
-def upsample(layer, x: Tensor, plan: Plan) -> Tensor:
-    """An Upsample. Where rows and columns are doubled, a 3x3 convolution sees each pixel several
-    times: a 2x2 one of the small map for each of the four pixels does the same."""
-    conv, height, width = layer.conv, x.shape[2], x.shape[3]
+def upsample(conv: nn.Conv2d, x: Tensor, plan: Plan) -> Tensor:
+    """conv of x with its rows and columns doubled: (B, C, H, W) -> (B, C of conv, 2 H, 2 W).
+
+    A 3x3 convolution sees each doubled pixel several times: a 2x2 one of the small map for each of
+    the four pixels does the same.
+    """
+    height, width = x.shape[2:]
     y = new_map(x, conv.out_channels, 2 * height, 2 * width)
+    weight, bias = conv.weight.to(x), conv.bias.to(x)
     # Of three neighbours two are the same: the later two of an even pixel, the first two of an odd.
     even, odd = torch.tensor([[1.0, 0, 0], [0, 1, 1]]), torch.tensor([[1.0, 1, 0], [0, 0, 1]])
     convolutions = {}
     for i, down in enumerate((even, odd)):
         for j, across in enumerate((even, odd)):
-            part = nn.Conv2d(*conv.weight.shape[:2], 2, device="meta")
-            weight = torch.einsum("ocyx,ry,sx->ocrs", conv.weight.to(x), down.to(x), across.to(x))
-            part.weight, part.bias = nn.Parameter(weight), nn.Parameter(conv.bias.to(x))
-            convolutions[i, j] = convolution(part, x, plan)
+            part = torch.einsum("ocyx,ry,sx->ocrs", weight, down.to(x), across.to(x))
+            convolutions[i, j] = (
+                _convolve_in_bf16(part, bias)
+                if _in_bf16(x, plan)
+                else partial(F.conv2d, weight=part, bias=bias)
+            )
     for start, stop in strips(x):
         top, bottom = max(0, start - 1), min(height, stop + 1)
         rows = F.pad(x[:, :, top:bottom], (1, 1, int(start == 0), int(stop == height)))
@@ -178,13 +213,15 @@ def upsample(layer, x: Tensor, plan: Plan) -> Tensor:
     return y
 
 
-def downsample(layer, x: Tensor, plan: Plan) -> Tensor:
-    """A Downsample: two rows become one, and see the row below them."""
+def downsample(conv: nn.Conv2d, x: Tensor, plan: Plan) -> Tensor:
+    """conv, 3x3 with a stride of 2, of x with a zero row below and a zero column to the right:
+    (B, C, H, W) -> (B, C of conv, H / 2, W / 2). Two rows become one, and see the row below them.
+    """
     height = x.shape[2]
-    y = new_map(x, layer.conv.out_channels, height // 2, x.shape[3] // 2)
+    y = new_map(x, conv.out_channels, height // 2, x.shape[3] // 2)
     for start, stop in strips(x):
         rows = F.pad(x[:, :, start : stop + 1], (0, 1, 0, int(stop == height)))
-        y[:, :, start // 2 : stop // 2] = layer.conv(rows)
+        y[:, :, start // 2 : stop // 2] = conv(rows)
     return y
 
 
