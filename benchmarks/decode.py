@@ -24,8 +24,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tokenshuffle_core import sampler
-from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core import checkpoints, sampler
 from tokenshuffle_core.config import WEIGHT_KINDS, GenerationConfig
 from tokenshuffle_core.engine.cpu_linear import Linear
 from tokenshuffle_core.engine.quantize import quantize
@@ -83,7 +82,7 @@ def main() -> None:
     for name in options.models.split(","):
         for window in numbers(options.windows):
             settings = GenerationConfig(cfg=4.0)
-            dtype = checkpoint.default_dtype(options.device)
+            dtype = checkpoints.default_dtype(options.device)
             pipeline = random_pipeline(name, window, settings, options.device, dtype)
             stored = getattr(torch, options.stored)
             pipeline.model.to(stored).to(dtype)

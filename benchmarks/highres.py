@@ -2,7 +2,7 @@
 
     python benchmarks/highres.py --size 2048 --width 512 --layers 8
 
-The image tokenizer has LlamaGen's VQ-16 sizes and decodes in tiles; the picture is noise. With a
+The image tokenizer has LlamaGen's VQ-16 sizes and decodes in strips; the picture is noise. With a
 window of 2 the 16,384 codes take 4,096 steps.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from tqdm import tqdm
 
-from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core import checkpoints
 from tokenshuffle_core.config import LLAMAGEN_VQ16, PRESETS, Config, GenerationConfig, ModelConfig
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.images import write_png
@@ -48,7 +48,7 @@ def main() -> None:
     settings = GenerationConfig(options.size, options.size, cfg=options.cfg)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):
-        model = TokenShuffleModel(shape).to(checkpoint.default_dtype(device))
+        model = TokenShuffleModel(shape).to(checkpoints.default_dtype(device))
         image_tokenizer = ImageTokenizer(images)
     model.initialise()
     pipeline = Pipeline(Config(images, shape, settings), model, image_tokenizer, text, {})
@@ -57,12 +57,12 @@ def main() -> None:
     start = time.perf_counter()
     ids = pipeline.encode_prompt("a red apple")
     rows, columns = pipeline.grid(settings)
-    steps = pipeline.sample(ids, [], settings, seed=0)
+    steps = pipeline.sample([ids], [], settings, [0])
     for step in tqdm(steps, total=rows * columns, file=sys.stderr):  # noqa: B007
         pass
     sampled = time.perf_counter()
     print(f"sampled {step.positions} positions in {sampled - start:.1f} s, {_peak()}")
-    image = pipeline.decode(step.codes, tiled=True)
+    image = pipeline.decode(step.codes, save_memory=True)
     print(f"decoded {tuple(image.shape)} in {time.perf_counter() - sampled:.1f} s, {_peak()}")
     if options.output:
         write_png(options.output, image[0])

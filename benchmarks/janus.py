@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 
 from tests.support.published import SPECIAL, randomise, write_tokenizer
-from tokenshuffle_core.checkpoints import families
+from tokenshuffle_core import checkpoints
 from tokenshuffle_core.config import GenerationConfig
+from tokenshuffle_core.pipeline import load
 
 from .decode import about
 from .parts import peak
@@ -102,16 +103,16 @@ def main() -> None:
         process.join()
         converted = Path(temporary) / "janus.safetensors"
         started = time.perf_counter()
-        families.convert(families.read(folder), converted)
+        checkpoints.convert(folder, converted)
         found = {"convert": time.perf_counter() - started}
         started = time.perf_counter()
-        pipeline = families.load(converted, options.device)
+        pipeline = load(converted, options.device)
         found["load"] = time.perf_counter() - started
         settings = GenerationConfig(options.width, options.height, cfg=5.0, schedule="constant")
         ids = pipeline.encode_prompt(PROMPT)
         framed = pipeline.text_tokenizer.frame(ids, *pipeline.grid(settings))
         started = time.perf_counter()
-        for progress in pipeline.sample(ids, [], settings, seed=0):
+        for progress in pipeline.sample([ids], [], settings, [0]):
             if progress.position == 1:
                 found["first_step"] = time.perf_counter() - started
         found["ours"] = (time.perf_counter() - started) / progress.positions

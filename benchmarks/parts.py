@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core import checkpoints
 from tokenshuffle_core.config import LLAMAGEN_VQ16, GenerationConfig
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.sampler import draw_noise, sample_windows
@@ -143,12 +143,12 @@ def loading(options):
     pipeline = random_pipeline(options.file_model, 2, GenerationConfig())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        checkpoint.save(path, pipeline, torch.bfloat16)
+        checkpoints.save(path, pipeline, torch.bfloat16)
         del pipeline
 
         def load() -> None:
             forget(path)
-            model = checkpoint.load(path, options.device, torch.bfloat16).model
+            model = load(path, options.device, torch.bfloat16).model
             for weight in model.parameters():
                 weight.view(-1)[:: 4096 // weight.itemsize].sum()
 
@@ -172,7 +172,7 @@ def forget(path: Path) -> None:
 
 
 def random_model(options, window: int):
-    dtype = checkpoint.default_dtype(options.device)
+    dtype = checkpoints.default_dtype(options.device)
     settings = GenerationConfig()
     return random_pipeline(options.model, window, settings, options.device, dtype).model
 

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tokenshuffle_core import pipeline
-from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core import checkpoints, pipeline
 from tokenshuffle_core.data.emoji import build as emoji
 from tokenshuffle_core.data.emoji import compose
 from tokenshuffle_core.data.emoji.pictures import on_white
@@ -31,7 +30,6 @@ from tokenshuffle_core.data.shards import INDEX, CodeShards, extract
 from tokenshuffle_core.evaluation.reconstruction import psnr
 from tokenshuffle_core.evaluation.retrieval import choose, retrieval
 from tokenshuffle_core.files import atomic_path
-from tokenshuffle_core.pipeline import Pipeline
 from tokenshuffle_core.training import state
 from tokenshuffle_core.training.loop import FINAL
 from tokenshuffle_core.training.model import CPU, ModelTask, train_model, training_flops
@@ -84,7 +82,7 @@ def build_data(name: str, work: Path, size: int = SIZE) -> Path:
         subjects = str(ROOT / "subjects.txt")
         emoji.build(data, subjects=subjects, styles=STYLES, languages=("en",), held_out=held_out)
         compose.build(data, count, kinds=kinds)
-        tokenizer = checkpoint.load_image_tokenizer(checkpoint.BUNDLED)
+        tokenizer = checkpoints.load_image_tokenizer(checkpoints.BUNDLED)
         extract(data / compose.FOLDER, codes, tokenizer, [(size, size)])
     return codes
 
@@ -210,13 +208,12 @@ def times_of(name: str, work: Path) -> dict[int, dict[str, float]]:
     parts = parts_of(recipe, 0, None, shards)
     task = ModelTask(shards, parts, stage.loop, stage.recipe, CPU)
     shape = parts.config.model
-    loaded = Pipeline(**vars(parts))
-    prompt = loaded.encode_prompt("a red apple, 3d style")
+    prompt = parts.encode_prompt("a red apple, 3d style")
     found = {}
     for window in shape.windows:
         settings = replace(parts.config.generation, window=window)
         started = time.perf_counter()
-        *_, _ = loaded.sample([prompt], [], settings, seed=0, count=1)
+        *_, _ = parts.sample([prompt], [], settings, [0])
         picture = time.perf_counter() - started
         steps = [step for step in range(50) if task.batch(step)[-1] == window][:2]
         started = time.perf_counter()

@@ -3,35 +3,16 @@
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
-from ..tokenshuffle_core.checkpoints import families
-from ..tokenshuffle_core.checkpoints import native as checkpoint
-from ..tokenshuffle_core.class_names import ClassNames
-from ..tokenshuffle_core.config import Config, parse_sizes
-from ..tokenshuffle_core.text_tokenizer import TextTokenizer
+from ..tokenshuffle_core import checkpoints
+from ..tokenshuffle_core.config import parse_sizes
 
 # `modified`, the file's time stamp, is there for the caches: a file that was overwritten is read again.
 
 
-class Facts(NamedTuple):
-    config: Config
-    card: dict[str, str]
-    text_tokenizer: TextTokenizer | ClassNames
-
-
 @lru_cache(maxsize=4)
-def _facts(path: Path, modified: float) -> Facts:
-    if families.is_published(path):
-        published = families.read(path)
-        return Facts(published.config, published.card, published.text_tokenizer)
-    metadata = checkpoint.read_metadata(path)
-    if checkpoint.CONFIG not in metadata:
-        raise ValueError(f"{path.name} is not a Token-Shuffle checkpoint")
-    config = Config.from_json(metadata[checkpoint.CONFIG])
-    return Facts(
-        config, checkpoint.card(metadata), checkpoint.read_text_tokenizer(metadata, config)
-    )
+def _read(path: Path, modified: float) -> checkpoints.Checkpoint:
+    return checkpoints.read(path)
 
 
 def describe(path: Path, modified: float) -> dict:
@@ -40,9 +21,10 @@ def describe(path: Path, modified: float) -> dict:
 
     `sizes` are those that the model was trained at, the default one first.
     """
-    config, card, _ = _facts(path, modified)
+    found = _read(path, modified)
+    config, card = found.config, found.card
     model, default = config.model, (config.generation.width, config.generation.height)
-    trained = parse_sizes(card.get(checkpoint.SIZES, ""))
+    trained = parse_sizes(card.get(checkpoints.SIZES, ""))
     return {
         "card": {key.partition(".")[2]: text for key, text in card.items()},
         "windows": model.windows,
@@ -55,6 +37,6 @@ def describe(path: Path, modified: float) -> dict:
 
 
 def count_tokens(path: Path, modified: float, text: str) -> dict:
-    facts = _facts(path, modified)
-    tokens = len(facts.text_tokenizer.encode(text))
-    return {"tokens": tokens, "limit": facts.config.model.max_prompt}
+    found = _read(path, modified)
+    tokens = len(found.text_tokenizer.encode(text))
+    return {"tokens": tokens, "limit": found.config.model.max_prompt}

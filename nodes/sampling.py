@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 from comfy_api.latest import io
 
-from ..tokenshuffle_core.checkpoints.llamagen import imagenet
-from ..tokenshuffle_core.class_names import ClassNames
+from ..tokenshuffle_core.class_names import imagenet
 from ..tokenshuffle_core.config import GenerationConfig
+from ..tokenshuffle_core.pipeline import seeds_from
 from . import host, inputs
 from .preview import Preview
 from .types import CATEGORY, Codes, Model, Options, Prompt
@@ -75,7 +75,7 @@ class TokenShuffleClass(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: host.Loaded, name: str) -> io.NodeOutput:
-        if not isinstance(model.pipeline.text_tokenizer, ClassNames):
+        if model.pipeline.text_tokenizer.kind != "classes":
             raise ValueError(
                 f"{model.name} reads text, not classes: use Token-Shuffle Prompt instead"
             )
@@ -264,11 +264,10 @@ def draw(
     """Codes (count, H, W) int64 of pictures drawn before the user's eyes."""
     pipeline = model.with_model(settings, count)
     steps = pipeline.sample(
-        positive,
+        [positive] * count,
         negative or [],
         settings,
-        seed=seed,
-        count=count,
+        seeds_from(seed, count),
         given=given,
         device=model.model.load_device,
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core import checkpoints
 from tokenshuffle_core.config import parse_sizes
 from tokenshuffle_core.data.emoji.build import read_manifest
 from tokenshuffle_core.data.emoji.compose import FOLDER
@@ -49,16 +49,16 @@ def main() -> None:
     options = parser.parse_args()
     records = read_manifest(options.data)
     summary = json.loads((options.data / "dataset.json").read_text(encoding="utf-8"))
-    parts = checkpoint.load(options.checkpoint)
+    parts = load(options.checkpoint)
     names = ("cfg", "schedule", "temperature", "top_k", "top_p")
     chosen = {name: getattr(options, name) for name in names}
     parts.config = replace(parts.config, generation=replace(parts.config.generation, **chosen))
-    sizes = parts.card[checkpoint.SIZES]
+    sizes = parts.card[checkpoints.SIZES]
     composed = (options.data / FOLDER).is_dir()
     parts.card = card_of(summary, records, options.training, sizes, composed)
-    checkpoint.save(checkpoint.BUNDLED, parts, torch.float16)
+    checkpoints.save(checkpoints.BUNDLED, parts, torch.float16)
     parts.card["tokenshuffle.scores"] = ", ".join(score(options.data, records, composed))
-    checkpoint.save(checkpoint.BUNDLED, parts, torch.float16)
+    checkpoints.save(checkpoints.BUNDLED, parts, torch.float16)
     write_subjects(records)
     draw_largest()
     print(parts.card["tokenshuffle.scores"])
@@ -93,7 +93,7 @@ def card_of(
             f"{sources}"
         ),
         "tokenshuffle.training": training,
-        checkpoint.SIZES: sizes,
+        checkpoints.SIZES: sizes,
         "tokenshuffle.limits": (
             "It has memorised its small data set and knows no other subject; pairs it never saw "
             "come out as another subject more often; on coloured backgrounds and in counts "
@@ -129,7 +129,7 @@ def compositional_scores(pipeline: Pipeline, data: Path, split: str) -> list[str
     """50 compositions of each kind; a sheet shows ten trained ones of each but the single ones."""
     lines, shown = [], []
     chosen = choose_compositions(data, split, 50, seed=0)
-    sizes = parse_sizes(pipeline.card[checkpoint.SIZES])
+    sizes = parse_sizes(pipeline.card[checkpoints.SIZES])
     for kind, names in SCORES.items():
         part = [composition for composition in chosen if composition.kind == kind]
         found, images = compositional(pipeline, data, part, pipeline.config.generation, sizes=sizes)

@@ -8,7 +8,7 @@ import torch
 
 from tests.support.emoji_sources import SUBJECTS, write_sources
 from tests.support.models import LOOP, TINY, random_checkpoint
-from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core import checkpoints
 from tokenshuffle_core.data.emoji import build as emoji
 from tokenshuffle_core.data.emoji import compose
 from tokenshuffle_core.data.shards import extract
@@ -20,7 +20,7 @@ from tokenshuffle_core.training.tokenizer import train_tokenizer
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
-    checkpoint.save(path, random_checkpoint())
+    checkpoints.save(path, random_checkpoint())
     return path
 
 
@@ -69,5 +69,5 @@ def image_tokenizer(composed, tmp_path_factory):
 @pytest.fixture(scope="session")
 def codes(composed, image_tokenizer, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("codes")
-    extract(composed, directory, checkpoint.load_image_tokenizer(image_tokenizer), [(32, 32)])
+    extract(composed, directory, checkpoints.load_image_tokenizer(image_tokenizer), [(32, 32)])
     return directory

@@ -10,21 +10,34 @@ SETTINGS = GenerationConfig(width=32, height=16, cfg=2.0)
 
 
 def test_generate_gives_images_in_range_and_again_the_same(pipeline):
-    images = pipeline.generate("a red apple", settings=SETTINGS, seed=3, count=2)
+    images, codes = pipeline.generate("a red apple", settings=SETTINGS, seed=3, count=2)
+    assert torch.equal(pipeline.decode(codes), images)
+    assert codes.shape == (2, 4, 8)
     assert images.shape == (2, 16, 32, 3)
     assert images.dtype == torch.float32
     assert 0 <= images.min() < images.max() <= 1
-    assert torch.equal(images, pipeline.generate("a red apple", settings=SETTINGS, seed=3, count=2))
+    again = pipeline.generate("a red apple", settings=SETTINGS, seed=3, count=2)
+    assert torch.equal(images, again.images)
+    assert torch.equal(codes, again.codes)
 
 
-def test_progress_is_called_for_every_window(pipeline):
-    seen = []
-    pipeline.generate("a", settings=SETTINGS, progress=lambda s: seen.append(s.position))
-    assert seen == list(range(1, 9))
+def test_a_stream_yields_every_window_and_ends_with_what_generate_gives(pipeline):
+    steps = list(pipeline.stream("a", settings=SETTINGS, seed=2**64 - 1, count=2))
+    assert [step.position for step in steps] == list(range(1, 9))
+    last = steps[-1].codes
+    assert torch.equal(last, pipeline.generate("a", "", SETTINGS, seed=2**64 - 1, count=2).codes)
+    assert torch.equal(last[1:], pipeline.generate("a", settings=SETTINGS, seed=0).codes)
+
+
+def test_a_pipeline_is_saved_and_loaded(pipeline, tmp_path):
+    pipeline.save(tmp_path / "model.safetensors")
+    again = load(tmp_path / "model.safetensors")
+    assert again.config == pipeline.config
+    assert torch.equal(again.generate("a").codes, pipeline.generate("a").codes)
 
 
 def test_the_empty_prompt_is_allowed(pipeline):
-    assert pipeline.generate("  ", settings=SETTINGS).shape == (1, 16, 32, 3)
+    assert pipeline.generate("  ", settings=SETTINGS).images.shape == (1, 16, 32, 3)
 
 
 @pytest.mark.parametrize(
@@ -48,14 +61,16 @@ def test_bad_arguments_are_refused(pipeline):
         pipeline.generate("a", settings=SETTINGS, count=0)
     with pytest.raises(ValueError, match="seed must be from 0"):
         pipeline.generate("a", settings=SETTINGS, seed=-1)
+    with pytest.raises(ValueError, match="there are 1 prompts for 2 seeds"):
+        pipeline.sample([[]], [], SETTINGS, [0, 1])
     given = torch.zeros(1, 4, 8, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"given codes have the shape \(1, 3, 8\)"):
-        pipeline.sample([], [], SETTINGS, seed=0, given=given[:, :3])
+        pipeline.sample([[]], [], SETTINGS, [0], given=given[:, :3])
     with pytest.raises(ValueError, match="given codes go up to 99999"):
-        pipeline.sample([], [], SETTINGS, seed=0, given=given + 99999)
+        pipeline.sample([[]], [], SETTINGS, [0], given=given + 99999)
     given[:, 3] = -1
     with pytest.raises(ValueError, match="whole windows of 2 x 2"):
-        pipeline.sample([], [], SETTINGS, seed=0, given=given)
+        pipeline.sample([[]], [], SETTINGS, [0], given=given)
 
 
 @pytest.mark.parametrize(
@@ -87,5 +102,6 @@ def test_codes_and_pictures_go_both_ways(pipeline):
 
 
 def test_a_loaded_checkpoint_draws_the_same_picture(pipeline, tiny):
-    expected = pipeline.generate("a red apple", settings=SETTINGS, seed=4)
-    assert torch.equal(load(tiny).generate("a red apple", settings=SETTINGS, seed=4), expected)
+    expected = pipeline.generate("a red apple", settings=SETTINGS, seed=4).images
+    found = load(tiny).generate("a red apple", settings=SETTINGS, seed=4).images
+    assert torch.equal(found, expected)

@@ -5,9 +5,9 @@ import torch
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from tokenshuffle_core.config import GenerationConfig
-from tokenshuffle_core.engine.cpu_transformer import FewRows
 from tokenshuffle_core.guidance import guide, scale_at
-from tokenshuffle_core.sampler import decode, draw_noise, filter_logits, pad_left, sample_codes
+from tokenshuffle_core.pipeline import seeds_from
+from tokenshuffle_core.sampler import draw_noise, filter_logits, pad_left, sample, sample_codes
 
 SETTINGS = GenerationConfig(width=32, height=16, cfg=3.0, top_k=20, top_p=0.95)
 
@@ -17,8 +17,9 @@ def generators(*seeds: int) -> list[torch.Generator]:
 
 
 def run(pipeline, settings, *, seed=0, count=1, prompt="a red apple", negative="", **more):
-    ids = [pipeline.encode_prompt(text) for text in (prompt, negative)]
-    *_, last = pipeline.sample(*ids, settings, seed=seed, count=count, **more)
+    prompts = [pipeline.encode_prompt(prompt)] * count
+    seeds = seeds_from(seed, count)
+    *_, last = pipeline.sample(prompts, pipeline.encode_prompt(negative), settings, seeds, **more)
     return last.codes
 
 
@@ -76,9 +77,9 @@ def test_picture_i_of_a_batch_is_the_picture_of_seed_plus_i(pipeline):
 
 def test_prompts_of_different_lengths_share_a_batch(pipeline):
     prompts = [pipeline.encode_prompt(text) for text in ("a", "a red apple on a table")]
-    *_, last = pipeline.sample(prompts, [], SETTINGS, seed=3, count=2)
+    *_, last = pipeline.sample(prompts, [], SETTINGS, [3, 4])
     for i, prompt in enumerate(prompts):
-        *_, alone = pipeline.sample(prompt, [], SETTINGS, seed=3 + i)
+        *_, alone = pipeline.sample([prompt], [], SETTINGS, [3 + i])
         assert torch.equal(last.codes[i], alone.codes[0])
 
 
@@ -105,8 +106,7 @@ def test_given_codes_are_kept_and_change_what_follows(pipeline):
 def test_every_window_is_yielded_once_in_raster_order(pipeline):
     ids = pipeline.encode_prompt("a red apple")
     steps = [
-        (step.position, step.codes.clone())
-        for step in pipeline.sample(ids, [], SETTINGS, seed=0, count=1)
+        (step.position, step.codes.clone()) for step in pipeline.sample([ids], [], SETTINGS, [0])
     ]
     final = steps[-1][1]
     assert [position for position, _ in steps] == list(range(1, 9))  # 2 x 4 windows
@@ -193,7 +193,7 @@ def test_windows_ahead_change_no_picture(pipeline, ahead, kept):
     given[:, : kept[0], :] = given[:, :, : kept[1]] = 5
 
     def run(**more) -> list[tuple[int, torch.Tensor]]:
-        steps = decode(
+        steps = sample(
             pipeline.model, *frames, (8, 8), settings, generators(1, 2, 3), 0, given, **more
         )
         return [(step.position, step.codes.clone()) for step in steps]
@@ -214,6 +214,6 @@ def test_right_guesses_save_steps(pipeline, monkeypatch):
     step = pipeline.model.step
     monkeypatch.setattr(pipeline.model, "step", lambda *a, **k: steps.append(1) or step(*a, **k))
     frame = pipeline.text_tokenizer.frame([], 8, 8)
-    *_, last = decode(pipeline.model, [frame], [frame], (8, 8), settings, generators(0), 0, ahead=8)
+    *_, last = sample(pipeline.model, [frame], [frame], (8, 8), settings, generators(0), 0, ahead=8)
     assert last.codes.sum() == 0
     assert len(steps) == 8  # of 64: the first window comes from the prompt

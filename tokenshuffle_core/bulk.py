@@ -196,7 +196,7 @@ def pictures(
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
         own = seeds[start : start + batch]
-        *_, last = pipeline.sample(part, list(negative), settings, seed=own, count=len(part))
+        *_, last = pipeline.sample(part, list(negative), settings, own)
         for codes in last.codes:
             # One at a time: in a batch, convolutions may round in another way.
             yield pipeline.decode(codes[None])[0]

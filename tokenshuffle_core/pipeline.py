@@ -90,10 +90,7 @@ class Pipeline:
     ) -> Iterator[Progress]:
         """As `generate`, a window of the batch at a time: yields after each, the codes of those to
         come being 0. The last one holds all codes, for `decode`."""
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"the number of pictures must be at least 1, not {count}")
-        settings = settings or self.config.generation
-        seeds = [seed + i for i in range(count)]
+        settings, seeds = settings or self.config.generation, seeds_from(seed, count)
         prompts = [self.encode_prompt(prompt)] * count
         return self.sample(prompts, self.encode_prompt(negative), settings, seeds)
 
@@ -106,13 +103,14 @@ class Pipeline:
         *,
         given: Tensor | None = None,
         device: torch.device | None = None,
+        ahead: int | None = None,
         engine: bool = True,
     ) -> Iterator[Progress]:
         """As `stream`, with the ids (`encode_prompt`) and the seed of each picture.
 
         `given` (B, H, W) int64 holds codes to keep, and -1 in the windows to sample. `device`,
-        here and below, is where to compute, for a host that keeps weights elsewhere; `engine` False
-        leaves out what makes decoding faster. Raises ValueError.
+        here and below, is where to compute, for a host that keeps weights elsewhere. `ahead` and
+        `engine` change speed alone: see `sampler.sample`. Raises ValueError.
         """
         for seed in seeds:
             check_seed(seed)
@@ -134,7 +132,8 @@ class Pipeline:
             generators,
             self.text_tokenizer.pad,
             given,
-            engine=engine,
+            ahead,
+            engine,
         )
 
     def encode_prompt(self, text: str) -> list[int]:
@@ -215,8 +214,16 @@ class Pipeline:
         return encode_images(self.image_tokenizer, images, device)
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write one checkpoint file; `dtype` converts all weights but 8-bit ones. Raises OSError."""
+        """Write one checkpoint file; `dtype` converts weights that are not 8-bit. Raises OSError."""
         checkpoints.save(path, self, dtype)
+
+
+def seeds_from(seed: int, count: int) -> list[int]:
+    """Those of `count` pictures: seed, seed + 1, ..., and after the largest 0. Raises ValueError."""
+    check_seed(seed)
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"the number of pictures must be at least 1, not {count}")
+    return [(seed + i) % MAX_SEED for i in range(count)]
 
 
 def check_seed(seed: int) -> None:

@@ -14,10 +14,9 @@ from comfy.cli_args import args
 from comfy.model_patcher import ModelPatcher
 
 from ...tokenshuffle_core.adapt.lora import read_lora
-from ...tokenshuffle_core.checkpoints.families import load
 from ...tokenshuffle_core.config import GenerationConfig
 from ...tokenshuffle_core.engine.quantize import quantize
-from ...tokenshuffle_core.pipeline import Pipeline
+from ...tokenshuffle_core.pipeline import Pipeline, load
 from ...tokenshuffle_core.transformer import KVCache
 from .. import preview
 from .paths import LORAS, checkpoint_path
@@ -110,10 +109,8 @@ def _stream(module: torch.nn.Module, device: torch.device) -> None:
     if comfy.model_management.is_device_cpu(device):
         return
     for layer in module.modules():
-        bases = (torch.nn.Linear, torch.nn.Embedding)  # those of which we have kinds of our own
-        kind = next((base for base in bases if isinstance(layer, base)), type(layer))
-        hosted = getattr(comfy.ops.disable_weight_init, kind.__name__, None)
-        if hosted and issubclass(hosted, kind):
+        hosted = getattr(comfy.ops.disable_weight_init, type(layer).__name__, None)
+        if hosted and issubclass(hosted, type(layer)):
             layer.__class__ = hosted
             layer.bias = getattr(layer, "bias", None)  # the host looks for it in every layer
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ...tokenshuffle_core.checkpoints.native import BUNDLED
-from ...tokenshuffle_core.checkpoints.source import PICKLES
+from ...tokenshuffle_core.checkpoints import BUNDLED, PICKLES
 
 FOLDER, OTHERS, LORAS = "tokenshuffle", "checkpoints", "loras"
 SAVED_CODES = "codes"  # in the output folder

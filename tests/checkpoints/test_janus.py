@@ -5,9 +5,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from tests.support.published import janus, write_janus, write_original_janus
-from tokenshuffle_core import pipeline
-from tokenshuffle_core.checkpoints import families
+from tokenshuffle_core import checkpoints, pipeline
 from tokenshuffle_core.checkpoints.janus import PROMPT
+from tokenshuffle_core.pipeline import load
 from tokenshuffle_core.text_tokenizer import TextTokenizer
 
 TEXT = "A red Apple, 3d"
@@ -31,8 +31,8 @@ def ours(request, theirs, folder, tmp_path_factory):
         path = write_original_janus(theirs, tmp_path_factory.mktemp("janus") / "original-pro")
     if request.param == "converted":
         path = tmp_path_factory.mktemp("janus") / "janus.safetensors"
-        families.convert(families.read(folder), path)
-    return families.load(path)
+        checkpoints.convert(folder, path)
+    return load(path)
 
 
 @torch.inference_mode()
@@ -86,21 +86,22 @@ def test_image_logits(theirs, ours):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("engine", [True, False])
-def test_greedy_steps_with_guidance(theirs, ours, engine, monkeypatch):
-    monkeypatch.setattr(pipeline, "windows_ahead", lambda *_: 3 if engine else 1)
+def test_greedy_steps_with_guidance(theirs, ours, engine):
     framed = ours.text_tokenizer.frame(ours.encode_prompt(TEXT), 4, 4)
     expected = theirs.generate(
         torch.tensor([framed]), attention_mask=torch.ones(1, len(framed), dtype=torch.int64),
         generation_mode="image", do_sample=False, guidance_scale=5,
     )  # fmt: skip
     settings = pipeline.GenerationConfig(16, 16, cfg=5.0, schedule="constant", temperature=0)
-    *_, last = ours.sample(ours.encode_prompt(TEXT), [], settings, seed=0)
+    ahead = 3 if engine else 1
+    ids = ours.encode_prompt(TEXT)
+    *_, last = ours.sample([ids], [], settings, [0], ahead=ahead, engine=engine)
     assert last.codes.flatten().tolist() == expected.flatten().tolist()
 
 
 @torch.inference_mode()
 def test_the_first_janus_has_other_roles(theirs, tmp_path):
-    made = families.load(write_janus(theirs, tmp_path / "Janus-1.3B"))
+    made = load(write_janus(theirs, tmp_path / "Janus-1.3B"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "Janus-1.3B/tokenizer.json"))
     chat = "<｜begin▁of▁sentence｜>User: a fox\n\nAssistant:<begin_of_image>"
     framed = made.text_tokenizer.frame(made.encode_prompt("a fox"), 4, 4)

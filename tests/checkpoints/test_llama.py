@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.published import llama, llamagen_vq, write_llama
-from tokenshuffle_core.checkpoints import families
-from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core import checkpoints
+from tokenshuffle_core.pipeline import load
 
 LLAMA_3 = {
     "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0,
@@ -29,11 +29,11 @@ def vq(tmp_path):
 @pytest.mark.parametrize("scaling", [None, LLAMA_3])
 def test_text_logits_are_the_originals(tied, shards, scaling, vq, tmp_path):
     theirs = llama(tied, **({"rope_parameters": scaling} if scaling else {}))
-    published = families.read(
+    published = checkpoints.read(
         write_llama(theirs, tmp_path / "llama", shards), image_tokenizer=vq, windows=(2, 1)
     )
     families.convert(published, tmp_path / "start.safetensors")
-    ours = checkpoint.load(tmp_path / "start.safetensors")
+    ours = load(tmp_path / "start.safetensors")
     assert ours.config.model.windows == (2, 1)
     assert ours.config.model.text_head != tied
     text = torch.randint(0, 330, (2, 200))
@@ -45,8 +45,8 @@ def test_text_logits_are_the_originals(tied, shards, scaling, vq, tmp_path):
 
 def test_the_start_can_be_trained(vq, tmp_path):
     folder = write_llama(llama(False), tmp_path / "llama")
-    families.convert(families.read(folder, image_tokenizer=vq), tmp_path / "start.safetensors")
-    made = checkpoint.load(tmp_path / "start.safetensors")
+    checkpoints.convert(folder, tmp_path / "start.safetensors", image_tokenizer=vq)
+    made = load(tmp_path / "start.safetensors")
     ids = made.text_tokenizer.encode("a red apple")
     framed = torch.tensor([made.text_tokenizer.frame(ids, 2, 2)])
     codes = torch.randint(0, 64, (1, 4, 4))
@@ -70,7 +70,7 @@ def test_the_start_can_be_trained(vq, tmp_path):
 def test_another_transformer_is_refused(changes, message, vq, tmp_path):
     folder = write_llama(llama(True, **changes), tmp_path / "llama")
     with pytest.raises(ValueError, match=message):
-        families.read(folder, image_tokenizer=vq)
+        checkpoints.read(folder, image_tokenizer=vq)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_strange_configuration(found, vq, tmp_path):
     del config["rope_parameters"]
     (folder / "config.json").write_text(json.dumps(config | found))
     with pytest.raises(ValueError, match=r"config\.json is not of a LLaMA"):
-        families.read(folder, image_tokenizer=vq)
+        checkpoints.read(folder, image_tokenizer=vq)
 
 
 def test_weights_that_a_llama_has_not(vq, tmp_path):
@@ -92,10 +92,10 @@ def test_weights_that_a_llama_has_not(vq, tmp_path):
     weights["model.layers.1.self_attn.q_proj.bias"] = torch.zeros(64)
     save_file(weights, folder / "model.safetensors")
     with pytest.raises(ValueError, match=r"q_proj\.bias has no place in a LLaMA"):
-        families.read(folder, image_tokenizer=vq)
+        checkpoints.read(folder, image_tokenizer=vq)
 
 
 def test_without_an_image_tokenizer(tmp_path):
     folder = write_llama(llama(True), tmp_path / "llama")
     with pytest.raises(ValueError, match="name the image tokenizer"):
-        families.read(folder)
+        checkpoints.read(folder)

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.support.published import janus, llamagen, llamagen_vq, write_llamagen
-from tokenshuffle_core.checkpoints import families
+from tokenshuffle_core import checkpoints
 from tokenshuffle_core.checkpoints.llamagen import imagenet
 from tokenshuffle_core.config import GenerationConfig
+from tokenshuffle_core.pipeline import load
 
 HEADS = 2  # of 64
 
@@ -62,9 +63,9 @@ def ours(request, tmp_path_factory):
         wrapped = "layers.0._fsdp_wrapped_module."
         torch.save({n.replace("layers.0.", wrapped): x for n, x in llamagen().items()}, path)
     if request.param == "converted":
-        families.convert(families.read(path), folder / "c2i.safetensors")
+        checkpoints.convert(path, folder / "c2i.safetensors")
         path = folder / "c2i.safetensors"
-    return families.load(path)
+    return load(path)
 
 
 @torch.inference_mode()
@@ -86,7 +87,7 @@ def test_greedy_steps_with_guidance(ours, side):
         codes = torch.cat([codes, chosen.expand(2, 1)], 1)
     settings = GenerationConfig(4 * side, 4 * side, cfg=4.0, schedule="constant", temperature=0)
     ids = ours.encode_prompt("Golden Retriever")
-    *_, last = ours.sample(ids, [], settings, seed=0)
+    *_, last = ours.sample([ids], [], settings, [0])
     assert last.codes.flatten().tolist() == codes[0].tolist()
 
 
@@ -96,7 +97,7 @@ def test_the_image_tokenizer_alone(wrapper, tmp_path):
     other = {name: torch.zeros_like(x) for name, x in llamagen_vq().items()}
     path = tmp_path / "vq_ds16_c2i.pt"
     torch.save({"model": other, wrapper: llamagen_vq()}, path)
-    ours, vq = families.load_image_tokenizer(path), janus().model.vqmodel
+    ours, vq = checkpoints.load_image_tokenizer(path), janus().model.vqmodel
     images = torch.rand(1, 3, 16, 16)
     codes = vq.encode(images * 2 - 1).image_tokens.view(1, 4, 4)
     assert torch.equal(ours.encode(images), codes)
@@ -107,7 +108,7 @@ def test_the_image_tokenizer_alone(wrapper, tmp_path):
 )
 def test_the_size_is_in_the_name(file, side, tmp_path):
     path = write_llamagen(tmp_path).rename(tmp_path / file)
-    published = families.read(path)
+    published = checkpoints.read(path)
     assert (published.config.generation.width, published.config.generation.top_k) == (side, 2000)
 
 
@@ -115,7 +116,7 @@ def test_without_its_image_tokenizer(tmp_path):
     path = write_llamagen(tmp_path)
     (tmp_path / "vq_ds16_c2i.pt").unlink()
     with pytest.raises(FileNotFoundError, match=r"put vq_ds16_c2i\.pt beside it"):
-        families.read(path)
+        checkpoints.read(path)
 
 
 def test_imagenets_classes():

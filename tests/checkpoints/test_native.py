@@ -9,7 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.support.models import random_checkpoint
-from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core import checkpoints
+from tokenshuffle_core.checkpoints import native
+from tokenshuffle_core.pipeline import load
 
 
 def rewrite(source, target, change):
@@ -23,7 +25,7 @@ def rewrite(source, target, change):
 
 
 def test_round_trip(tiny):
-    original, loaded = random_checkpoint(), checkpoint.load(tiny)
+    original, loaded = random_checkpoint(), load(tiny)
     assert loaded.config == original.config
     assert loaded.card["modelspec.title"] == "tiny"
     assert loaded.card["modelspec.architecture"] == "token-shuffle"
@@ -49,22 +51,22 @@ def test_loading_does_not_import_the_compiler(tiny):
 
 def test_weights_can_be_stored_and_loaded_in_other_types(tmp_path):
     path = tmp_path / "half.safetensors"
-    checkpoint.save(path, random_checkpoint(), dtype=torch.float16)
+    checkpoints.save(path, random_checkpoint(), dtype=torch.float16)
     assert {weight.dtype for weight in load_file(path).values()} == {torch.float16}
-    loaded = checkpoint.load(path, dtype=torch.bfloat16)
+    loaded = load(path, dtype=torch.bfloat16)
     assert loaded.model.head.weight.dtype == torch.bfloat16
     assert loaded.image_tokenizer.quant_conv.weight.dtype == torch.float32
-    assert checkpoint.load(path).model.head.weight.dtype == torch.float32
+    assert load(path).model.head.weight.dtype == torch.float32
 
 
 def test_the_image_tokenizer_can_be_read_alone(tiny, tmp_path):
-    module = checkpoint.load_image_tokenizer(tiny)
-    checkpoint.save_image_tokenizer(tmp_path / "vq.safetensors", module)
+    module = checkpoints.load_image_tokenizer(tiny)
+    checkpoints.save_image_tokenizer(tmp_path / "vq.safetensors", module)
     images = torch.rand(1, 3, 16, 16)
-    again = checkpoint.load_image_tokenizer(tmp_path / "vq.safetensors")
+    again = checkpoints.load_image_tokenizer(tmp_path / "vq.safetensors")
     assert torch.equal(again.encode(images), module.encode(images))
     with pytest.raises(ValueError, match=r"vq\.safetensors .* not a Token-Shuffle checkpoint"):
-        checkpoint.load(tmp_path / "vq.safetensors")
+        load(tmp_path / "vq.safetensors")
 
 
 def test_a_failed_save_leaves_the_old_file(tiny, tmp_path, monkeypatch):
@@ -73,14 +75,14 @@ def test_a_failed_save_leaves_the_old_file(tiny, tmp_path, monkeypatch):
     broken = random_checkpoint()
     broken.model.head = torch.nn.Linear(2, 2, device="meta")  # cannot be written
     with pytest.raises(NotImplementedError):
-        checkpoint.save(path, broken)
+        checkpoints.save(path, broken)
     assert path.read_bytes() == tiny.read_bytes()
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors does not exist"):
-        checkpoint.load(tmp_path / "none.safetensors")
+        load(tmp_path / "none.safetensors")
 
 
 @pytest.mark.parametrize("length", [0, 4, 100, 5_000, -1])
@@ -88,14 +90,14 @@ def test_truncated_file(tiny, tmp_path, length):
     path = tmp_path / "cut.safetensors"
     path.write_bytes(tiny.read_bytes()[:length])
     with pytest.raises(ValueError, match=r"cut\.safetensors is not a readable safetensors file"):
-        checkpoint.load(path)
+        load(path)
 
 
 def test_text_named_safetensors(tmp_path):
     path = tmp_path / "notes.safetensors"
     path.write_text("these are notes, not weights")
     with pytest.raises(ValueError, match=r"notes\.safetensors is not a readable safetensors file"):
-        checkpoint.load(path)
+        load(path)
 
 
 def test_header_that_claims_more_than_the_file_holds(tmp_path):
@@ -105,13 +107,13 @@ def test_header_that_claims_more_than_the_file_holds(tmp_path):
     path = tmp_path / "huge.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(ValueError, match=r"huge\.safetensors is not a readable"):
-        checkpoint.load(path)
+        load(path)
 
 
 def change_config(old: str, new: str):
     def change(tensors: dict, metadata: dict[str, str]) -> None:
-        assert old in metadata[checkpoint.CONFIG]
-        metadata[checkpoint.CONFIG] = metadata[checkpoint.CONFIG].replace(old, new)
+        assert old in metadata[native.CONFIG]
+        metadata[native.CONFIG] = metadata[native.CONFIG].replace(old, new)
 
     return change
 
@@ -120,7 +122,7 @@ def test_checkpoint_of_another_kind(tmp_path):
     path = tmp_path / "lora.safetensors"
     save_file({"lora_up.weight": torch.zeros(2, 2)}, path, {"format": "pt"})
     with pytest.raises(ValueError, match=r"lora\.safetensors .* not a Token-Shuffle checkpoint"):
-        checkpoint.load(path)
+        load(path)
 
 
 @pytest.mark.parametrize(
@@ -143,9 +145,9 @@ def test_checkpoint_of_another_kind(tmp_path):
         (change_config('"layers": 2', '"layers": 1e9'), "layers must be a whole number"),
         (change_config('"layers": 2', '"layers": 1000000000'), "layers must be at most 10000"),
         (change_config('"hidden": 64', '"hidden": 1000000000000'), "hidden must be at most"),
-        (lambda t, m: m.update({checkpoint.CONFIG: "{}"}), "configuration is not one of this"),
-        (lambda t, m: m.update({checkpoint.CONFIG: "[1"}), "bad.safetensors"),
-        (lambda t, m: m.update({checkpoint.TEXT_TOKENIZER: "{}"}), "is no tokenizer.json"),
+        (lambda t, m: m.update({native.CONFIG: "{}"}), "configuration is not one of this"),
+        (lambda t, m: m.update({native.CONFIG: "[1"}), "bad.safetensors"),
+        (lambda t, m: m.update({native.TEXT_TOKENIZER: "{}"}), "is no tokenizer.json"),
         (
             change_config('"heads": 4', '"heads": 5'),
             "width 32 must be an even multiple of heads 5",
@@ -155,20 +157,20 @@ def test_checkpoint_of_another_kind(tmp_path):
 def test_what_does_not_fit_is_named(tiny, tmp_path, change, message):
     path = rewrite(tiny, tmp_path / "bad.safetensors", change)
     with pytest.raises(ValueError, match=message) as error:
-        checkpoint.load(path)
+        load(path)
     assert "bad.safetensors" in str(error.value)
 
 
 def test_a_full_disk(tiny, tmp_path):
     """The limit on a file's size stands for it."""
     resource = pytest.importorskip("resource", reason="Windows has no such limits")
-    parts, path = checkpoint.load(tiny), tmp_path / "model.safetensors"
+    parts, path = load(tiny), tmp_path / "model.safetensors"
     path.write_text("what lay there")
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
     try:
         with pytest.raises(OSError, match=r"model\.safetensors cannot be written"):
-            checkpoint.save(path, parts)
+            checkpoints.save(path, parts)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert [each.read_text() for each in tmp_path.iterdir()] == ["what lay there"]

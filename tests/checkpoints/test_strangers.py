@@ -22,8 +22,8 @@ from tests.support.published import (
     write_llamagen,
     write_original_janus,
 )
-from tokenshuffle_core.checkpoints import families
 from tokenshuffle_core.checkpoints.source import Source
+from tokenshuffle_core.pipeline import load
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +45,7 @@ def model(tmp_path) -> Path:
 
 def refused(path: Path, message: str) -> None:
     with pytest.raises((ValueError, OSError), match=message) as caught:
-        families.load(path)
+        load(path)
     assert "\n" not in str(caught.value)
     assert path.name in str(caught.value) or "vq_ds16_c2i.pt" in str(caught.value)
 
@@ -71,7 +71,7 @@ def test_a_program_of_torchscript(model):
 
 def test_options_of_a_training_are_no_code(model):
     torch.save({"model": llamagen(), "args": argparse.Namespace(lr=1e-4), "steps": 3}, model)
-    assert families.load(model)
+    assert load(model)
 
 
 def test_a_bare_pickle(model):
@@ -157,7 +157,7 @@ def test_a_link_out_of_the_folder(name, folders, tmp_path):
     file.unlink()
     file.symlink_to(folders / "janus" / name)
     with pytest.raises(ValueError, match=f"{name} is a link out of its folder"):
-        families.load(tmp_path / "janus")
+        load(tmp_path / "janus")
 
 
 def test_a_cache_of_hugging_face_is_made_of_links(folders, tmp_path):
@@ -166,7 +166,7 @@ def test_a_cache_of_hugging_face_is_made_of_links(folders, tmp_path):
     shutil.copytree(folders / "janus", blobs)
     for file in blobs.iterdir():
         (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
-    assert families.load(snapshot)
+    assert load(snapshot)
 
 
 def test_a_name_in_two_shards(folders, tmp_path):
@@ -180,7 +180,7 @@ def test_a_name_in_two_shards(folders, tmp_path):
 def test_another_kind_of_model(tmp_path):
     torch.save({"conv1.weight": torch.ones(3)}, tmp_path / "resnet.pt")
     with pytest.raises(ValueError, match=r"of no family that is known here .*conv1\.weight"):
-        families.load(tmp_path / "resnet.pt")
+        load(tmp_path / "resnet.pt")
 
 
 @pytest.mark.slow

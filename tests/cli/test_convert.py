@@ -18,9 +18,9 @@ from tests.support.published import (
     write_llamagen,
     write_original_janus,
 )
-from tokenshuffle_core.checkpoints import families
-from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core import checkpoints
 from tokenshuffle_core.cli.main import main
+from tokenshuffle_core.pipeline import load
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_growing(family, sources, tmp_path, capsys):
     output = tmp_path / "grown.safetensors"
     assert main(["grow", str(sources[family]), "--windows", "2,1", "-o", str(output)]) == 0
     assert "window 2: keeps" in capsys.readouterr().out
-    parent, grown = families.load(sources[family]), checkpoint.load(output)
+    parent, grown = load(sources[family]), load(output)
     text, codes = torch.tensor([[5, 3]]), torch.randint(0, 64, (1, 4, 4))
     padding = torch.zeros(1, dtype=torch.int64)
     with torch.inference_mode():
@@ -151,7 +151,7 @@ def test_weights_go_through_memory_one_by_one(tmp_path):
 
     thread = threading.Thread(target=watch)
     thread.start()
-    families.convert(families.read(tmp_path / "c2i_B_256.pt"), tmp_path / "c2i.safetensors")
+    checkpoints.convert(tmp_path / "c2i_B_256.pt", tmp_path / "c2i.safetensors")
     done.set()
     thread.join()
     assert most - before < 1.3 * size / 3

@@ -3,8 +3,8 @@ import torch
 
 from tests.support.loras import write_random_lora
 from tokenshuffle_core.adapt.lora import merge_lora
-from tokenshuffle_core.checkpoints import native as checkpoint
 from tokenshuffle_core.cli.main import main
+from tokenshuffle_core.pipeline import load
 
 
 @pytest.fixture
@@ -23,9 +23,9 @@ def test_merged_checkpoint_draws_what_model_and_lora_draw(tiny, lora, tmp_path):
         assert main(["generate", "a red apple", "-o", str(output), *size, *model]) == 0
     a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
     assert a == b != c
-    expected = checkpoint.load(tiny)
+    expected = load(tiny)
     merge_lora(expected.model, lora, 1.5)
-    found = checkpoint.load(merged).model.head.weight
+    found = load(merged).model.head.weight
     torch.testing.assert_close(found, expected.model.head.weight)
 
 
@@ -36,7 +36,7 @@ def test_grown_checkpoint_serves_the_windows_asked_for(tiny, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("window 4: keeps ")
     assert lines[1:] == [str(grown)]
-    assert checkpoint.load(grown).config.model.windows == (4, 2, 1)
+    assert load(grown).config.model.windows == (4, 2, 1)
     picture = ["generate", "", "--model", str(grown), "--width", "32", "--height", "16"]
     for window in ("1", "2", "4"):
         output = tmp_path / f"{window}.png"

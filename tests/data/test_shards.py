@@ -20,7 +20,7 @@ from tests.support.pairs import (
     write_shards,
     write_tar,
 )
-from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core import checkpoints
 from tokenshuffle_core.cli.main import main
 from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.data import shards
@@ -47,7 +47,7 @@ def image_tokenizer() -> ImageTokenizer:
 @pytest.fixture(scope="module")
 def tokenizer_file(image_tokenizer, tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "vq.safetensors"
-    checkpoint.save_image_tokenizer(path, image_tokenizer)
+    checkpoints.save_image_tokenizer(path, image_tokenizer)
     return path
 
 

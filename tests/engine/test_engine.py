@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 def codes_of(loaded, settings, seeds: list[int], engine: bool) -> torch.Tensor:
     prompts = [loaded.encode_prompt("a red apple, 3d style")] * len(seeds)
-    steps = loaded.sample(prompts, [], settings, seeds=seeds, engine=engine)
+    steps = loaded.sample(prompts, [], settings, seeds, engine=engine)
     return list(steps)[-1].codes
 
 

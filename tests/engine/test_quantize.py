@@ -4,10 +4,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from tokenshuffle_core import pipeline
+from tokenshuffle_core import checkpoints, pipeline
 from tokenshuffle_core.adapt.grow import grow
 from tokenshuffle_core.adapt.lora import add_lora, read_lora, save_lora
-from tokenshuffle_core.checkpoints import native as checkpoint
 from tokenshuffle_core.cli.main import main
 from tokenshuffle_core.config import WEIGHT_KINDS
 from tokenshuffle_core.engine import windows_ahead
@@ -66,7 +65,7 @@ def test_file_keeps_what_was_made(kind, tiny, tmp_path, capsys):
         assert tensor.dtype == made[name].dtype
         assert torch.equal(tensor.float(), made[name].float())
     assert "tokenshuffle.weights" not in loaded.card
-    checkpoint.save(again, loaded)
+    checkpoints.save(again, loaded)
     for name, tensor in load_file(again).items():
         assert torch.equal(tensor.float(), load_file(small)[name].float())
     run = ["generate", "a", "--seed", "3", "-o"]
@@ -85,7 +84,7 @@ def test_what_changes_weights_needs_whole_ones(tiny, tmp_path):
     save_lora(lora, add_lora(pipeline.load(tiny).model, 2))
     parts = pipeline.load(tiny)
     quantize(parts.model, "int8")
-    checkpoint.save(small, parts)
+    checkpoints.save(small, parts)
     for change in (
         lambda: read_lora(lora, parts.model),
         lambda: grow(parts, (1,)),
@@ -101,7 +100,7 @@ def test_a_file_with_another_dtype_is_refused(tiny, tmp_path):
     quantize(loaded.model, "int8")
     head = loaded.model.head
     head.weight = nn.Parameter(head.weight.float())
-    checkpoint.save(small, loaded)
+    checkpoints.save(small, loaded)
     with pytest.raises(ValueError, match=r"model.head.weight is torch.float32, not torch.int8"):
         pipeline.load(small)
 
@@ -133,7 +132,7 @@ def test_a_picture_does_not_depend_on_its_batch():
     assert windows_ahead(loaded.model, torch.device("cpu"), 1) > 1
     quantize(loaded.model, "int8")
     assert windows_ahead(loaded.model, torch.device("cpu"), 1) == 1
-    ids = loaded.encode_prompt("a red apple"), []
-    *_, alone = loaded.sample(*ids, loaded.config.generation, seed=3)
-    *_, batch = loaded.sample(*ids, loaded.config.generation, count=2, seed=3)
+    ids = loaded.encode_prompt("a red apple")
+    *_, alone = loaded.sample([ids], [], loaded.config.generation, [3])
+    *_, batch = loaded.sample([ids, ids], [], loaded.config.generation, [3, 4])
     assert torch.equal(alone.codes, batch.codes[:1])

@@ -70,7 +70,7 @@ def test_a_prompt_that_is_too_long_is_cut(pipeline):
     ids = pipeline.text_tokenizer.encode("a red apple " * 50)
     longest = pipeline.config.model.max_prompt
     assert len(ids) > longest
-    short = pipeline.text_tokenizer.decode(ids[:longest])
+    short = pipeline.text_tokenizer.text_of(ids[:longest])
     assert pipeline.text_tokenizer.encode(short) == ids[:longest]
     codes = torch.zeros(1, 4, 4).long()
     found, expected = (

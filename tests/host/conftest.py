@@ -17,11 +17,11 @@ from tests.support.published import (
     write_llamagen,
     write_original_janus,
 )
-from tokenshuffle_core.checkpoints import families
-from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core import checkpoints
 from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.model import TokenShuffleModel
+from tokenshuffle_core.pipeline import Pipeline
 from tokenshuffle_core.text_tokenizer import TextTokenizer
 
 NEWEST_ALONE = ("test_page", "test_nodes", "test_preview")
@@ -72,7 +72,7 @@ def tiny(tmp_path_factory) -> Path:
     text_tokenizer = TextTokenizer.train(["a red apple"], 512, config.model.max_grid)
     path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
     parts = (config, model, ImageTokenizer(config.image_tokenizer), text_tokenizer, {})
-    checkpoint.save(path, checkpoint.Checkpoint(*parts))
+    checkpoints.save(path, Pipeline(*parts))
     return path
 
 
@@ -94,8 +94,7 @@ def server(request, tiny, tmp_path_factory):
     write_original_janus(janus(), models / "Janus-1.3B")
     write_llama(llama(True), base / "llama")
     vq = models / "llamagen" / "vq_ds16_c2i.pt"
-    started = families.read(base / "llama", image_tokenizer=vq)
-    families.convert(started, models / "from_llama.safetensors")
+    checkpoints.convert(base / "llama", models / "from_llama.safetensors", image_tokenizer=vq)
     others = base / "models" / "checkpoints"
     others.mkdir(exist_ok=True)
     write_llamagen(others).rename(others / "c2i_L_384.pt")

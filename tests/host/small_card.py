@@ -45,13 +45,13 @@ management.extra_reserved_memory = lambda: 0
 settings = GenerationConfig(32, 48, cfg=2.0)
 plain = load(checkpoint)
 prompt = plain.encode_prompt("a red apple")
-*_, expected = plain.sample(prompt, [], settings, seed=3)
+*_, expected = plain.sample([prompt], [], settings, [3])
 
 
 def sample() -> dict:
     loaded = host.load_checkpoint(Path(checkpoint).name)
     pipeline = loaded.with_model(settings, 1)
-    *_, step = pipeline.sample(prompt, [], settings, seed=3, device=loaded.model.load_device)
+    *_, step = pipeline.sample([prompt], [], settings, [3], device=loaded.model.load_device)
     model = {"loaded": loaded.model.loaded_size(), "size": loaded.model.model_size()}
     pipeline = loaded.with_vq(1, 32 * 48)
     image = pipeline.decode(step.codes, device=loaded.vq.load_device)

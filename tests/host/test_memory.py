@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from scripts import comfyui, workflows
-from tokenshuffle_core.checkpoints import native as checkpoint
 from tokenshuffle_core.checkpoints.native import BUNDLED
+from tokenshuffle_core.pipeline import load
 
 PLENTY = 2**34
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow  # its server takes half a minute to start
 def cards(server, tiny) -> dict[float | str, dict]:
     """What small_card.py found, by the share of the model's bytes that the card has free, and the
     dtypes by ComfyUI's options."""
-    size = sum(weight.nbytes for weight in checkpoint.load(tiny).model.parameters())
+    size = sum(weight.nbytes for weight in load(tiny).model.parameters())
     free = {0.0: 0, 0.5: size // 2, 1.0: PLENTY}
     command = [server.host.python, Path(__file__).with_name("small_card.py"), server.host.clone]
     command += [comfyui.PACK, tiny, *map(str, free.values())]

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from scripts import comfyui, workflows
-from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core import checkpoints
+from tokenshuffle_core.pipeline import load
 
 
 def succeed(server, prompt) -> list[np.ndarray]:
@@ -111,12 +112,12 @@ def test_models_come_back_after_free(server, prompt):
 
 def test_checkpoint_that_changed_on_disk_is_loaded_anew(server, prompt, tiny):
     path = server.base / "models" / "tokenshuffle" / "changing.safetensors"
-    parts = checkpoint.load(tiny)
-    checkpoint.save(path, parts)
+    parts = load(tiny)
+    checkpoints.save(path, parts)
     prompt["loader"]["inputs"]["checkpoint"] = path.name
     (before,) = succeed(server, prompt)
     parts.model.initialise()
-    checkpoint.save(path, parts)
+    checkpoints.save(path, parts)
     (after,) = succeed(server, prompt)
     assert (before != after).any()
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from tests.support.models import random_checkpoint
-from tokenshuffle_core.checkpoints import families
-from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core import checkpoints
+from tokenshuffle_core.pipeline import load
 
 MEMORY = 6 * 2**30  # of the whole process: a header must not make it allocate more
 HEADER = 4096  # bytes at either end, where most mutations fall
@@ -54,7 +54,7 @@ def main(folder: Path, kind: str, count: int, seed: int) -> dict:
 def _copy(folder: Path, kind: str, to: Path) -> Path:
     to.mkdir()
     if kind == "native":
-        checkpoint.save(to / "native.safetensors", random_checkpoint())
+        checkpoints.save(to / "native.safetensors", random_checkpoint())
         return to / "native.safetensors"
     if kind == "vq":
         return Path(shutil.copy(folder / "vq.pt", to))
@@ -66,12 +66,12 @@ def _copy(folder: Path, kind: str, to: Path) -> Path:
 
 def _read(path: Path, kind: str, folder: Path) -> None:
     if kind == "vq":
-        families.load_image_tokenizer(path)
+        checkpoints.load_image_tokenizer(path)
     elif kind == "llama":
-        published = families.read(path, image_tokenizer=folder / "vq.pt")
-        families.convert(published, path.parent / "converted.safetensors")
+        converted = path.parent / "converted.safetensors"
+        checkpoints.convert(path, converted, image_tokenizer=folder / "vq.pt")
     else:
-        families.load(path)
+        load(path)
 
 
 def _mutate(file: Path, chance: random.Random) -> None:

@@ -4,10 +4,10 @@ import dataclasses
 
 import torch
 
-from tokenshuffle_core.checkpoints import native as checkpoint
 from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.model import TokenShuffleModel
+from tokenshuffle_core.pipeline import Pipeline
 from tokenshuffle_core.text_tokenizer import TextTokenizer
 from tokenshuffle_core.training.settings import LoopConfig
 
@@ -18,7 +18,7 @@ LOOP = LoopConfig(
 )
 
 
-def random_checkpoint() -> checkpoint.Checkpoint:
+def random_checkpoint() -> Pipeline:
     torch.manual_seed(0)
     config = PRESETS["tiny"]
     model = TokenShuffleModel(config.model)
@@ -27,7 +27,7 @@ def random_checkpoint() -> checkpoint.Checkpoint:
         parameter.data *= 2
     text = TextTokenizer.train(["a red apple"], 512, config.model.max_grid)
     card = {"modelspec.title": "tiny", "modelspec.resolution": "32x32"}
-    return checkpoint.Checkpoint(config, model, ImageTokenizer(config.image_tokenizer), text, card)
+    return Pipeline(config, model, ImageTokenizer(config.image_tokenizer), text, card)
 
 
 def model_of(window: int, **changes) -> TokenShuffleModel:

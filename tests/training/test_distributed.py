@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tests.support.pairs import encoded, noise, write_folder
 from tests.support.processes import log_of, model, train, weights_of
-from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core import checkpoints
 from tokenshuffle_core.cli.main import main
 from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.data.shards import extract
@@ -129,7 +129,7 @@ def test_the_command_line_in_two_processes(tiny, tmp_path, capsys):
     pairs = {f"{i}.png": (encoded(noise(32, 32, i)), [f"picture {i}"]) for i in range(8)}
     source = write_folder(tmp_path / "pictures", pairs)
     codes = tmp_path / "codes"
-    extract(source, codes, checkpoint.load_image_tokenizer(tiny), [(32, 32)])
+    extract(source, codes, checkpoints.load_image_tokenizer(tiny), [(32, 32)])
     settings = ["train", "model", codes, "--init", tiny, "--steps", "3", "--batch", "4"]
     settings += ["--text-loss", "0.1", "--device", "cpu", "-o"]
     assert main([*map(str, settings), str(tmp_path / "one")]) == 0

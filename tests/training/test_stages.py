@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tokenshuffle_core.checkpoints import native as checkpoint
+from tokenshuffle_core import checkpoints
 from tokenshuffle_core.cli.main import main
 from tokenshuffle_core.data.shards import Shard, extract
 from tokenshuffle_core.pipeline import load
@@ -114,7 +114,7 @@ def hashed(*arguments) -> int:
 
 
 def test_every_shard_is_verified_once(composed, image_tokenizer, tmp_path):
-    codes, images = tmp_path / "codes", checkpoint.load_image_tokenizer(image_tokenizer)
+    codes, images = tmp_path / "codes", checkpoints.load_image_tokenizer(image_tokenizer)
     assert extract(composed, codes, images, [(32, 32)], shard_size=10).made == 3
     recipe = write(tmp_path / "r.toml", codes, image_tokenizer)
     assert hashed("train", "stages", recipe, "-o", tmp_path / "stages") == 3
@@ -164,7 +164,7 @@ def test_a_killed_recipe_goes_on_where_it_was(codes, image_tokenizer, tmp_path):
 
 
 def test_one_checkpoint_grows_in_size_and_window(composed, image_tokenizer, tmp_path):
-    images = checkpoint.load_image_tokenizer(image_tokenizer)
+    images = checkpoints.load_image_tokenizer(image_tokenizer)
     lines = ['preset = "tiny"', f'image_tokenizer = "{image_tokenizer}"', "batch = 2", "steps = 2"]
     for side, window in ((16, 1), (32, 2), (64, 4)):
         extract(composed, tmp_path / f"{side}", images, [(side, side)])

@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 
 from tests.support.models import LOOP, TINY
 from tests.support.pairs import noise
+from tokenshuffle_core import checkpoints
 from tokenshuffle_core.adapt.grow import grow
 from tokenshuffle_core.adapt.lora import merge_lora
-from tokenshuffle_core.checkpoints import native as checkpoint
 from tokenshuffle_core.data.emoji import captions
 from tokenshuffle_core.data.emoji.pictures import composite
 from tokenshuffle_core.data.shards import CodeShards, extract
 from tokenshuffle_core.data.sources import read_items
-from tokenshuffle_core.pipeline import load
+from tokenshuffle_core.pipeline import Pipeline, load
 from tokenshuffle_core.training.model import ModelTask, check_codes, train_model
 from tokenshuffle_core.training.settings import LoopConfig, Recipe
 from tokenshuffle_core.training.start import fresh_parts
@@ -37,7 +37,7 @@ def log_of(directory, *names):
     return [(int(step), name, float(value)) for step, name, value in rows if name in names]
 
 
-def parts_of(codes, image_tokenizer, **settings) -> checkpoint.Checkpoint:
+def parts_of(codes, image_tokenizer, **settings) -> Pipeline:
     return fresh_parts(CodeShards(codes), image_tokenizer, TINY, **settings)
 
 
@@ -65,7 +65,7 @@ def unigram_entropy(shards: CodeShards) -> float:
 
 def test_the_image_tokenizer_learns(composed, image_tokenizer):
     """More than the best picture of one colour, which is the mean of all pixels."""
-    module = checkpoint.load_image_tokenizer(image_tokenizer)
+    module = checkpoints.load_image_tokenizer(image_tokenizer)
     pixels = np.stack([np.array(item.picture()) for item in read_items(composed)])
     images = torch.from_numpy(pixels).movedim(-1, 1) / 255
     codes = module.encode(images)
@@ -94,7 +94,7 @@ def test_a_trained_codebook_is_used_from_the_first_step_on(composed, image_token
     config, name = TINY.image_tokenizer, "image_tokenizer.quantizer.codebook.weight"
     again = train_tokenizer(composed, tmp_path / "on", config, loop, init=image_tokenizer, **about)
     before, after = load_file(image_tokenizer)[name], load_file(again)[name]
-    module = checkpoint.load_image_tokenizer(image_tokenizer)
+    module = checkpoints.load_image_tokenizer(image_tokenizer)
     pictures = [item.picture().resize((32, 32)) for item in read_items(composed)]
     pixels = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])
     used = module.encode(pixels.movedim(-1, 1) / 255).unique()
@@ -114,7 +114,7 @@ def test_pictures_that_cannot_be_read_are_replaced(image_tokenizer, tmp_path, ca
     (source / "3.png").write_bytes(b"text")
     config = TINY.image_tokenizer
     path = train_tokenizer(source, tmp_path / "run", config, SHORT, crop=16, side=32)
-    assert checkpoint.load_image_tokenizer(path).config == config
+    assert checkpoints.load_image_tokenizer(path).config == config
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
     assert sorted(line.split()[2] for line in notes) == ["2", "3"]
     for i in range(2):
@@ -149,7 +149,7 @@ def test_the_model_learns_and_resumes_exactly(codes, image_tokenizer, tmp_path, 
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     pipeline = load(whole)
     assert pipeline.card["modelspec.title"] == "test"
-    assert pipeline.card[checkpoint.SIZES] == "32x32"
+    assert pipeline.card[checkpoints.SIZES] == "32x32"
     assert pipeline.generate("a red apple, 3d style", seed=1).shape == (1, 32, 32, 3)
 
 
@@ -157,7 +157,7 @@ def test_a_checkpoint_is_trained_on(codes, image_tokenizer, tmp_path):
     first = train_model(
         CodeShards(codes), tmp_path / "1", parts_of(codes, image_tokenizer), SHORT, Recipe()
     )
-    second = train_model(CodeShards(codes), tmp_path / "2", checkpoint.load(first), SHORT, Recipe())
+    second = train_model(CodeShards(codes), tmp_path / "2", load(first), SHORT, Recipe())
     before, after = load_file(first), load_file(second)
     frozen = [name for name in before if name.startswith("image_tokenizer.")]
     assert len(frozen) > 0
@@ -227,11 +227,9 @@ def test_a_lora_is_trained_and_saved_alone(codes, image_tokenizer, tmp_path):
         CodeShards(codes), tmp_path / "base", parts_of(codes, image_tokenizer), SHORT, Recipe()
     )
     loop = replace(LOOP, learning_rate=1e-2)
-    path = train_model(
-        CodeShards(codes), tmp_path / "lora", checkpoint.load(base), loop, Recipe(), lora=4
-    )
+    path = train_model(CodeShards(codes), tmp_path / "lora", load(base), loop, Recipe(), lora=4)
     assert path.stat().st_size < base.stat().st_size
-    changed = checkpoint.load(base)
+    changed = load(base)
     task = ModelTask(CodeShards(codes), changed, loop, Recipe(), CPU)
     with torch.inference_mode():
         before = task.validate(changed.model)["trained_loss"]
@@ -256,7 +254,7 @@ def test_frozen_parts_stay(codes, image_tokenizer, tmp_path):
 
 def test_codes_of_another_image_tokenizer(codes, tiny, tmp_path):
     with pytest.raises(ValueError, match="another image tokenizer"):
-        train_model(CodeShards(codes), tmp_path / "run", checkpoint.load(tiny), SHORT, Recipe())
+        train_model(CodeShards(codes), tmp_path / "run", load(tiny), SHORT, Recipe())
 
 
 def test_a_training_goes_on_with_what_it_began_with(codes, image_tokenizer, tmp_path):
@@ -287,7 +285,7 @@ def test_pictures_that_are_larger_than_the_model_has_room_for(codes, image_token
 
 
 def test_window_that_does_not_fit_the_pictures(composed, image_tokenizer, tmp_path):
-    images = checkpoint.load_image_tokenizer(image_tokenizer)
+    images = checkpoints.load_image_tokenizer(image_tokenizer)
     extract(composed, tmp_path / "codes", images, [(36, 36)])
     parts = parts_of(tmp_path / "codes", image_tokenizer)
     with pytest.raises(ValueError, match=r"36x36 do not fit window 2: .* multiples of 8"):

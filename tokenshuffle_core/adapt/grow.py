@@ -11,14 +11,14 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ..checkpoints.native import Checkpoint
 from ..engine.quantize import check_whole
 from ..model import TokenShuffleModel
+from ..pipeline import Pipeline
 
 
 @torch.no_grad()
-def grow(parent: Checkpoint, windows: tuple[int, ...], window_head: int = 0) -> Checkpoint:
-    """A checkpoint that serves `windows`, the first of them by default, made from `parent`.
+def grow(parent: Pipeline, windows: tuple[int, ...], window_head: int = 0) -> Pipeline:
+    """A pipeline that serves `windows`, the first of them by default, made from `parent`.
 
     Windows that the parent serves keep their layers. `window_head` is the hidden width of new
     window heads, which start without effect. Raises ValueError where the shape does not allow it,
@@ -57,7 +57,7 @@ def grow(parent: Checkpoint, windows: tuple[int, ...], window_head: int = 0) -> 
     return replace(parent, config=config, model=model.eval())
 
 
-def kept_share(parent: Checkpoint, window: int) -> float:
+def kept_share(parent: Pipeline, window: int) -> float:
     """The share of the code embeddings' energy (sum of squares) that a new window keeps."""
     values = torch.linalg.svdvals(parent.model.code_embedding.weight.float()).square()
     return (values[: parent.config.model.width // window**2].sum() / values.sum()).item()

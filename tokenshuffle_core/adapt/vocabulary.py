@@ -5,14 +5,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..checkpoints.native import Checkpoint
 from ..model import TokenShuffleModel
+from ..pipeline import Pipeline
 from ..text_tokenizer import TextTokenizer
 
 
 @torch.no_grad()
-def change_text_tokenizer(parent: Checkpoint, tokenizer: TextTokenizer) -> Checkpoint:
-    """A checkpoint with the weights of `parent` that reads prompts through `tokenizer`.
+def change_text_tokenizer(parent: Pipeline, tokenizer: TextTokenizer) -> Pipeline:
+    """A pipeline with the weights of `parent` that reads prompts through `tokenizer`.
 
     Fast vocabulary transfer (arXiv 2402.09977): a token of the same name keeps its embedding; a
     new one starts at the mean of those that the old tokenizer splits its text into. Raises

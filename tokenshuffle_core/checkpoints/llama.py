@@ -28,7 +28,8 @@ def read(
     windows: tuple[int, ...] = (2,),
 ) -> Checkpoint:
     """A folder with config.json, tokenizer.json and weights, and the file of the image tokenizer
-    whose codes the model will predict, our own or a published one. Raises FileNotFoundError or ValueError."""
+    whose codes the model will predict, our own or a published one. Raises FileNotFoundError or
+    ValueError."""
     if image_tokenizer is None:
         raise ValueError(f"{source.path} is a LLaMA: name the image tokenizer to use")
     ours = image_tokenizer.suffix == ".safetensors"

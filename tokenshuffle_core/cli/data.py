@@ -102,15 +102,15 @@ def _add_codes(parts) -> None:
 
 
 def _codes(options) -> None:
-    from ..checkpoints import native as checkpoint
+    from .. import checkpoints
     from ..data.buckets import buckets
     from ..data.shards import extract
 
     if options.sizes and options.max_ratio is not None:
         raise ValueError("--max-ratio goes with --side, not with --sizes")
     device = device_of(own_device(options.device))
-    image_tokenizer = checkpoint.load_image_tokenizer(
-        options.image_tokenizer or checkpoint.BUNDLED, device
+    image_tokenizer = checkpoints.load_image_tokenizer(
+        options.image_tokenizer or checkpoints.BUNDLED, device
     )
     if options.sizes:
         sizes = parse_sizes(options.sizes)

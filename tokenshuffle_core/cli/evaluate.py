@@ -149,7 +149,7 @@ def _add_compositional(scores) -> None:
 
 
 def _compositional(options) -> None:
-    from ..checkpoints.native import SIZES
+    from ..checkpoints import SIZES
     from ..config import parse_sizes
     from ..evaluation.compositional import choose_compositions, compositional
     from ..evaluation.intervals import proportion

@@ -17,8 +17,8 @@ def command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
 
 def add_model(parser, lora: bool = True) -> None:
     parser.add_argument(
-        "--model", metavar="FILE", help="checkpoint, or a published model as it "
-        "came: a file of LlamaGen, a folder of Janus (default: the bundled model)",
+        "--model", metavar="FILE", help="checkpoint, or a model as published: a "
+        "file of LlamaGen, a folder of Janus (default: the bundled model)",
     )  # fmt: skip
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
     if lora:
@@ -86,17 +86,23 @@ def process() -> tuple[int, int]:
 
 
 def load(options):
+    """The pipeline of --model, changed by --lora and --weights."""
+    from .. import pipeline
     from ..adapt.lora import merge_lora
-    from ..checkpoints import families
-    from ..checkpoints import native as checkpoint
     from ..engine.quantize import quantize
 
-    loaded = families.load(options.model or checkpoint.BUNDLED, device_of(options.device))
+    loaded = pipeline.load(model_path(options), device_of(options.device))
     for text in options.lora:
         merge_lora(loaded.model, *file_and_strength(text))
     if options.weights:
         quantize(loaded.model, options.weights)
     return loaded
+
+
+def model_path(options) -> str | Path:
+    from ..checkpoints import BUNDLED
+
+    return options.model or BUNDLED
 
 
 def file_and_strength(text: str) -> tuple[str, float]:
@@ -111,11 +117,9 @@ def file_and_strength(text: str) -> tuple[str, float]:
 
 def identity(options) -> dict:
     """Which weights are scored, whatever their files are called."""
-    from ..checkpoints import native as checkpoint
-
     loras = [file_and_strength(text) for text in options.lora]
     return {
-        "sha256": _sha256(options.model or checkpoint.BUNDLED),
+        "sha256": _sha256(model_path(options)),
         "lora": [[_sha256(path), strength] for path, strength in loras],
         "weights": options.weights,
     }

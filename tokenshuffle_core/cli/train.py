@@ -121,7 +121,7 @@ def _train_tokenizer(options) -> None:
 
 
 def _train_model(options) -> None:
-    from ..checkpoints import native as checkpoint
+    from .. import checkpoints
     from ..training.distributed import process_group, rank
     from ..training.model import train_model
     from ..training.start import fresh_parts, open_codes, trained_parts
@@ -135,7 +135,7 @@ def _train_model(options) -> None:
         if options.init:
             parts = trained_parts(options.init, shards, **changes)
         else:
-            images = options.image_tokenizer or checkpoint.BUNDLED
+            images = options.image_tokenizer or checkpoints.BUNDLED
             parts = fresh_parts(shards, images, PRESETS[options.preset], **changes)
         path = train_model(
             shards,

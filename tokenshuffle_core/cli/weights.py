@@ -59,20 +59,18 @@ def add(commands) -> None:
 def _convert(options) -> None:
     import torch
 
-    from ..checkpoints import families, source
-    from ..checkpoints import native as checkpoint
+    from ..checkpoints import convert
 
     output = check_output(options.output, ".safetensors")
-    family = options.family or families.family_of(source.Source(options.source))
-    if family == "vq":
-        checkpoint.save_image_tokenizer(output, families.load_image_tokenizer(options.source))
-    else:
-        windows = options.windows and _windows(options.windows)
-        published = families.read(
-            options.source, family, options.image_tokenizer, options.side, windows
-        )
-        dtype = options.dtype and getattr(torch, options.dtype)
-        families.convert(published, output, dtype)
+    convert(
+        options.source,
+        output,
+        options.family,
+        image_tokenizer=options.image_tokenizer,
+        side=options.side,
+        windows=options.windows and _windows(options.windows),
+        dtype=options.dtype and getattr(torch, options.dtype),
+    )
     print(output)
 
 
@@ -84,34 +82,29 @@ def _windows(text: str) -> tuple[int, ...]:
 
 
 def _merge(options) -> None:
-    from ..checkpoints import native as checkpoint
-
     output = check_output(options.output, ".safetensors")
     if not options.lora:
         raise ValueError("merge needs at least one --lora FILE")
-    checkpoint.save(output, load(options))
+    load(options).save(output)
     print(output)
 
 
 def _quantize(options) -> None:
-    from ..checkpoints import native as checkpoint
-
     output = check_output(options.output, ".safetensors")
     if not options.weights:
         raise ValueError("quantize needs --weights int8 or --weights fp8")
-    checkpoint.save(output, load(options))
+    load(options).save(output)
     print(output)
 
 
 def _grow(options) -> None:
     from ..adapt.grow import grow, kept_share
-    from ..checkpoints import native as checkpoint
 
     output = check_output(options.output, ".safetensors")
     windows = _windows(options.windows)
     options.model = options.source or options.model
     parent = load(options)
-    checkpoint.save(output, grow(parent, windows, options.window_head))
+    grow(parent, windows, options.window_head).save(output)
     for window in windows:
         if window > 1 and window not in parent.config.model.windows:
             share = kept_share(parent, window)

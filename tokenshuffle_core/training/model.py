@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from .. import checkpoints
 from ..adapt.lora import add_lora, save_lora
-from ..checkpoints import native as checkpoint
 from ..config import ModelConfig
 from ..data.shards import CodeShards, fingerprint
 from ..files import sha256
 from ..image_tokenizer import ImageTokenizer
 from ..images import sheet_of
 from ..model import TokenShuffleModel
-from ..pipeline import decode_codes
-from ..sampler import decode, pad_left
+from ..pipeline import Pipeline, decode_codes
+from ..sampler import pad_left, sample
 from ..shuffle import shuffle
 from .batches import Batches
 from .distributed import rank
@@ -40,7 +40,7 @@ class ModelTask(Task):
     def __init__(
         self,
         shards: CodeShards,
-        parts: checkpoint.Checkpoint,
+        parts: Pipeline,
         loop: LoopConfig,
         recipe: Recipe,
         device: torch.device,
@@ -194,20 +194,20 @@ class ModelTask(Task):
         prompts = [self._frame(caption, grid) for caption in captions]
         generators = [torch.Generator(self.device).manual_seed(i) for i in range(len(prompts))]
         settings = replace(self.parts.config.generation, window=window)
-        *_, last = decode(
+        *_, last = sample(
             module, prompts, [self._frame("", grid, len(p)) for p in prompts], grid, settings,
-            generators, self.parts.text_tokenizer.pad,
+            generators, self.parts.text_tokenizer.pad, engine=False,
         )  # fmt: skip
         images = [
-            decode_codes(self.parts.image_tokenizer, codes[None], tiled=True)
+            decode_codes(self.parts.image_tokenizer, codes[None], save_memory=True)
             for codes in last.codes
         ]
         return sheet_of(torch.cat(images).movedim(-1, 1), columns=8)
 
     def save(self, module: nn.Module, path: Path) -> None:
         sizes = ", ".join(f"{width}x{height}" for width, height in self.visits)
-        card = self.parts.card | {checkpoint.SIZES: sizes}
-        checkpoint.save(path, replace(self.parts, model=module, card=card))
+        card = self.parts.card | {checkpoints.SIZES: sizes}
+        checkpoints.save(path, replace(self.parts, model=module, card=card))
 
     def _tensors(self, indices, captions, window: int) -> tuple[Tensor, Tensor, Tensor]:
         codes = torch.stack([self.shards.codes(i) for i in indices])
@@ -310,7 +310,7 @@ class LoraTask(ModelTask):
 def train_model(
     shards: CodeShards,
     directory: Path,
-    parts: checkpoint.Checkpoint,
+    parts: Pipeline,
     loop: LoopConfig,
     recipe: Recipe,
     *,

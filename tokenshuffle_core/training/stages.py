@@ -32,11 +32,11 @@ from typing import Any
 
 import torch
 
-from ..checkpoints import native as checkpoint
+from .. import checkpoints
 from ..config import PRESETS, Config
 from ..data.shards import CodeShards
 from ..files import atomic_path
-from ..model import TokenShuffleModel
+from ..pipeline import Pipeline
 from . import state
 from .distributed import barrier, rank
 from .loop import FINAL, check_loop
@@ -57,7 +57,7 @@ class Stages:
     preset: Config
     stages: tuple[Stage, ...]
     init: Path | None = None
-    image_tokenizer: Path = checkpoint.BUNDLED
+    image_tokenizer: Path = checkpoints.BUNDLED
     text_tokenizer: str | None = None
     vocabulary: int | None = None
     card: dict[str, str] = field(default_factory=dict)
@@ -191,8 +191,8 @@ def _check(recipe: Stages, device: torch.device) -> dict[Path, CodeShards]:
     """Raises as a stage would only when its turn comes, days later perhaps. Returns the codes of
     every folder, each opened once."""
     opened: dict[Path, CodeShards] = {}
-    shape = checkpoint.read_config(recipe.init).model if recipe.init else recipe.preset.model
-    images = checkpoint.load_image_tokenizer(recipe.init or recipe.image_tokenizer)
+    shape = checkpoints.read(recipe.init).config.model if recipe.init else recipe.preset.model
+    images = checkpoints.load_image_tokenizer(recipe.init or recipe.image_tokenizer)
     for stage in recipe.stages:
         try:
             windows, head = stage.windows or shape.windows, stage.window_head or shape.window_head
@@ -200,17 +200,14 @@ def _check(recipe: Stages, device: torch.device) -> dict[Path, CodeShards]:
             if stage.codes not in opened:
                 opened[stage.codes] = open_codes(stage.codes)
             check_codes(opened[stage.codes], images, shape, stage.recipe)
-            with torch.device("meta"):
-                frozen_names(TokenShuffleModel(shape), stage.freeze)
+            frozen_names(checkpoints.skeleton(shape), stage.freeze)
             check_loop(stage.loop, device)
         except ValueError as error:
             raise ValueError(f"stage {stage.name}: {error}") from None
     return opened
 
 
-def parts_of(
-    recipe: Stages, index: int, before: Path | None, shards: CodeShards
-) -> checkpoint.Checkpoint:
+def parts_of(recipe: Stages, index: int, before: Path | None, shards: CodeShards) -> Pipeline:
     """What stage `index` starts from; `before` is the checkpoint of the one before it, or `init`,
     and `shards` are the stage's codes.
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 
+from .. import checkpoints
 from ..adapt.grow import grow
 from ..adapt.vocabulary import change_text_tokenizer
-from ..checkpoints import native as checkpoint
 from ..config import Config, GenerationConfig, ModelConfig
 from ..data.shards import CodeShards
 from ..engine.quantize import check_whole
 from ..model import TokenShuffleModel
+from ..pipeline import Pipeline, load
 from ..text_tokenizer import TextTokenizer
 from .distributed import in_any, rank
 
@@ -53,14 +54,14 @@ def fresh_parts(
     vocabulary: int | None = None,
     card: dict[str, str] | None = None,
     seed: int = 0,
-) -> checkpoint.Checkpoint:
+) -> Pipeline:
     """A model of the preset's shape with fresh weights, for the codes of `shards`.
 
     `vocabulary` bounds the text tokenizer, a new one where None is named, as large as the preset's
     where None; the model gets as many embeddings as that has tokens. Its default size is the most
     frequent one of the pictures. Raises as the readers of these files.
     """
-    images = checkpoint.load_image_tokenizer(image_tokenizer)
+    images = checkpoints.load_image_tokenizer(image_tokenizer)
     shards.check(images)
     text = _text_tokenizer(text_tokenizer or NEW, vocabulary, shards, preset.model)
     shape: ModelConfig = replace(
@@ -74,7 +75,7 @@ def fresh_parts(
     torch.manual_seed(seed)
     module = TokenShuffleModel(shape)
     module.initialise()
-    return checkpoint.Checkpoint(config, module, images, text, card or {})
+    return Pipeline(config, module, images, text, card or {})
 
 
 def trained_parts(
@@ -87,7 +88,7 @@ def trained_parts(
     vocabulary: int | None = None,
     card: dict[str, str] | None = None,
     seed: int = 0,
-) -> checkpoint.Checkpoint:
+) -> Pipeline:
     """The checkpoint `init`, grown to `windows` and a window head and moved to another text
     tokenizer where these are asked for; `vocabulary` bounds a new one, as large as the old where
     None. Its default size becomes the most frequent one of the pictures.
@@ -95,7 +96,7 @@ def trained_parts(
     Raises as the readers of these files, and ValueError where the shape does not allow it and for
     quantised weights.
     """
-    parts = checkpoint.load(init)
+    parts = load(init)
     check_whole(parts.model)
     config = replace(parts.config, generation=_of_size(parts.config.generation, shards))
     parts = replace(parts, config=config, card=card or {})

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ..checkpoints import native as checkpoint
+from .. import checkpoints
 from ..config import ImageTokenizerConfig
 from ..data.buckets import scale_and_crop
 from ..data.sources import Item, read_items
@@ -159,7 +159,7 @@ class TokenizerTask(Task):
         return sheet_of(torch.stack([images, decoded], 1).flatten(0, 1), columns=12)
 
     def save(self, module: ImageTokenizer, path: Path) -> None:
-        checkpoint.save_image_tokenizer(path, module)
+        checkpoints.save_image_tokenizer(path, module)
 
 
 def train_tokenizer(
@@ -182,7 +182,7 @@ def train_tokenizer(
     """
     torch.manual_seed(loop.seed)
     if init:
-        module = checkpoint.load_image_tokenizer(init)
+        module = checkpoints.load_image_tokenizer(init)
     else:
         module = ImageTokenizer(config)
         nn.init.normal_(module.quantizer.codebook.weight)
