@@ -225,23 +225,15 @@ def test_the_reader_names_what_is_damaged(source, image_tokenizer, tmp_path):
             (out / shard).write_bytes(damaged)
         with pytest.raises(ValueError, match=rf"{shard} is (missing, )?damaged or"):
             CodeShards(out)
+        if damaged in (flipped, other_caption):  # unverified, what a shard says of itself counts
+            assert len(CodeShards(out, verify=False)) == 11
+        else:
+            with pytest.raises(ValueError, match=shard):
+                CodeShards(out, verify=False)
         shutil.rmtree(out)
     (whole / "index.json").write_text('{"shards": {}}')
     with pytest.raises(ValueError, match=r"index\.json is no index of code shards"):
         CodeShards(whole)
-
-
-def test_without_verifying_a_shard_is_taken_at_its_word(source, image_tokenizer, tmp_path):
-    out = tmp_path / "out"
-    extract(source, out, image_tokenizer, SIZES, shard_size=4)
-    shard = out / "codes-00001.safetensors"
-    flipped = bytearray(shard.read_bytes())
-    flipped[-1] ^= 1
-    shard.write_bytes(flipped)
-    assert len(CodeShards(out, verify=False)) == 11
-    shard.write_bytes((out / "codes-00000.safetensors").read_bytes())
-    with pytest.raises(ValueError, match="of another extraction than index"):
-        CodeShards(out, verify=False)
 
 
 def test_codes_of_another_image_tokenizer(source, image_tokenizer, tmp_path):
