@@ -30,7 +30,7 @@ pipeline = load()
 settings = replace(pipeline.config.generation, width=int(sys.argv[1]), height=int(sys.argv[1]))
 for seed in sys.stdin:
     started = time.perf_counter()
-    image = pipeline.generate("a red apple", settings=settings, seed=int(seed))[0]
+    image = pipeline.generate("a red apple", settings=settings, seed=int(seed)).images[0]
     write_png(sys.argv[2], image)
     print(time.perf_counter() - started, flush=True)
 """

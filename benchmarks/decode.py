@@ -5,8 +5,8 @@
 A step reads each weight once and the KV cache: these bytes over the measured bandwidth (of a sum
 over as many bytes on a CPU, of a copy on a GPU) are the floor. Everything is measured in turn in
 one process, medians of rounds. "x plain" is how many times faster than the core's loop without its
-engine and with torch's own linear layers; "x transformers" than that library's `generate` of a
-LLaMA of the same size with as many steps and rows; "x whole", of weights of one byte, than the same
+engine; "x transformers" than that library's `generate` of a
+LLaMA of the same size with as many steps and rows; "x whole", of 8-bit weights, than the same
 model before. Random weights, guidance on (two rows a picture), and codes that stand for 16 pixels
 each.
 """
@@ -17,16 +17,14 @@ import json
 import platform
 import statistics
 import time
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from tokenshuffle_core import checkpoints, sampler
+from tokenshuffle_core import checkpoints
 from tokenshuffle_core.config import WEIGHT_KINDS, GenerationConfig
-from tokenshuffle_core.engine.cpu_linear import Linear
+from tokenshuffle_core.engine import prepare
 from tokenshuffle_core.engine.quantize import quantize
 from tokenshuffle_core.pipeline import Pipeline
 from tokenshuffle_core.transformer import KVCache
@@ -65,7 +63,7 @@ def main() -> None:
         "--stored", choices=("float32", "float16", "bfloat16"), default="float32",
         help="the weights are rounded to what a file of this dtype holds",
     )  # fmt: skip
-    parser.add_argument("--weights", choices=WEIGHT_KINDS, help="of one byte")
+    parser.add_argument("--weights", choices=WEIGHT_KINDS, help="8-bit weights")
     parser.add_argument("--ahead", type=int, default=1, help="windows that a step samples")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5)
@@ -157,36 +155,18 @@ def measure(
     )  # fmt: skip
 
 
-def picture(pipeline: Pipeline, size: int, batch: int, ahead: int, fast: bool) -> float:
+def picture(pipeline: Pipeline, size: int, batch: int, ahead: int, engine: bool) -> float:
     """Seconds of sampling the codes of a batch of pictures."""
     settings = GenerationConfig(size, size, cfg=pipeline.config.generation.cfg)
-    grid = pipeline.grid(settings)
+    prompts = [pipeline.encode_prompt(PROMPT)] * batch
     device = pipeline.model.code_embedding.weight.device
-    frames = [
-        [pipeline.text_tokenizer.frame(pipeline.encode_prompt(text), *grid)] * batch
-        for text in (PROMPT, "")
-    ]
-    generators = [torch.Generator(device).manual_seed(i) for i in range(batch)]
-    with nullcontext() if fast else torch_layers():
-        synchronize(device)
-        started = time.perf_counter()
-        pad = pipeline.text_tokenizer.pad
-        *_, _ = sampler.decode(
-            pipeline.model, *frames, grid, settings, generators, pad, None, ahead, fast
-        )
-        synchronize(device)
-        return time.perf_counter() - started
-
-
-@contextmanager
-def torch_layers():
-    """The core's linear layers compute as torch's own."""
-    own = Linear.forward
-    Linear.forward = nn.Linear.forward
-    try:
-        yield
-    finally:
-        Linear.forward = own
+    if engine:  # which is done once for many pictures
+        prepare(pipeline.model, device)
+    synchronize(device)
+    started = time.perf_counter()
+    *_, _ = pipeline.sample(prompts, [], settings, list(range(batch)), ahead=ahead, engine=engine)
+    synchronize(device)
+    return time.perf_counter() - started
 
 
 class Llama:

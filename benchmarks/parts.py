@@ -8,6 +8,7 @@ than it. Memory is the most that a process of its own takes on top of the weight
 """
 
 import argparse
+import copy
 import json
 import os
 import re
@@ -24,10 +25,11 @@ import torch
 
 from tokenshuffle_core import checkpoints
 from tokenshuffle_core.config import LLAMAGEN_VQ16, GenerationConfig
+from tokenshuffle_core.engine import prepare
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.sampler import draw_noise, sample_windows
 
-from .decode import about, numbers, synchronize, torch_layers
+from .decode import about, numbers, synchronize
 from .models import random_pipeline
 
 BUFFER = 2**24  # bytes of a file that are read at once
@@ -83,22 +85,22 @@ def turns(options, *functions: Callable[[], object], rounds: int | None = None) 
     return [statistics.median(found[1:]) for found in seconds]
 
 
-def against_plain(options, function: Callable[[], object], rounds: int | None = None):
-    """Median seconds with the core's linear layers and with torch's."""
-
-    def plain() -> None:
-        with torch_layers():
-            function()
-
-    return turns(options, function, plain, rounds=rounds)
+def against_plain(options, model, function: Callable, rounds: int | None = None) -> list[float]:
+    """Median seconds of a function of the model with the engine's layers and with torch's."""
+    plain = copy.deepcopy(model)
+    prepare(model, torch.device(options.device))
+    return turns(options, lambda: function(model), lambda: function(plain), rounds=rounds)
 
 
 def prefill(options):
-    model = random_model(options, 2)
     for batch, length in ((1, 8), (1, 128), (4, 128)):
         text = torch.ones(2 * batch, length, dtype=torch.int64, device=options.device)
         padding = torch.zeros(2 * batch, dtype=torch.int64, device=options.device)
-        times = against_plain(options, lambda: model.prefill(text, padding, 64))  # noqa: B023
+        times = against_plain(
+            options,
+            random_model(options, 2),
+            lambda model: model.prefill(text, padding, 64),  # noqa: B023
+        )
         yield Row(f"prefill, 2 x {batch} prompts of {length} tokens", *times)
 
 
@@ -110,11 +112,11 @@ def sampling(options):
         states = torch.randn(2, 1, window**2, model.config.width, device=options.device)
         states = states.to(model.code_embedding.weight.dtype)
 
-        def step():
+        def step(model):
             noise = draw_noise((window**2, model.config.codebook_size), [generator])[:, None]  # noqa: B023
             sample_windows(model, window, GenerationConfig(), states, noise, scale)  # noqa: B023
 
-        times = against_plain(options, step, rounds=10 * options.rounds)
+        times = against_plain(options, model, step, rounds=10 * options.rounds)
         yield Row(f"head, guidance and choice of the {window**2} codes of a step", *times)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from ..tokenshuffle_core import checkpoints
 from ..tokenshuffle_core.config import parse_sizes
 
-# `modified`, the file's time stamp, is there for the caches: a file that was overwritten is read again.
+# `modified`, the file's time stamp, is there for the cache: a file that was overwritten is read
+# again.
 
 
 @lru_cache(maxsize=4)

@@ -148,7 +148,7 @@ def draw_largest() -> None:
     pipeline = load()
     width, height = LARGEST
     settings = replace(pipeline.config.generation, width=width, height=height)
-    images = [pipeline.generate(text, settings=settings)[0].movedim(-1, 0) for text in PAIRS]
+    images = [pipeline.generate(text, settings=settings).images[0].movedim(-1, 0) for text in PAIRS]
     with atomic_path(ROOT / "docs" / "largest.png") as temporary:
         sheet_of(torch.stack(images), columns=4).save(temporary, "PNG")
 

@@ -126,7 +126,7 @@ def test_processes_and_a_crash(tiny, tmp_path):
         ('{"prompt": "a", "width": 33}', "line 2: width 33 does not fit"),
         ('{"prompt": "a", "window": 3}', "line 2: window 3 is not one that this model serves"),
         (json.dumps({"prompt": "xyz " * 60}), "line 2: the prompt has"),
-        ('{"prompt": "\\ud83d a cat"}', "line 2: the prompt holds a character that is no text"),
+        ('{"prompt": "\\ud83d a cat"}', "line 2: the prompt holds a character that is not text"),
     ],
 )
 def test_lines_that_make_no_sense(line, message, tiny, tmp_path, capsys):

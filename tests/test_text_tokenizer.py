@@ -62,7 +62,7 @@ def test_what_is_no_tokenizer_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json does not exist"):
         TextTokenizer.from_file(path, 4)
     path.write_text("{}")
-    with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer"):
         TextTokenizer.from_file(path, 4)
 
 

@@ -214,12 +214,12 @@ class Pipeline:
         return encode_images(self.image_tokenizer, images, device)
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write one checkpoint file; `dtype` converts weights that are not 8-bit. Raises OSError."""
+        """Write one checkpoint file, its weights but 8-bit ones as `dtype`. Raises OSError."""
         checkpoints.save(path, self, dtype)
 
 
 def seeds_from(seed: int, count: int) -> list[int]:
-    """Those of `count` pictures: seed, seed + 1, ..., and after the largest 0. Raises ValueError."""
+    """Those of `count` pictures: seed, seed + 1, ...; 0 follows the largest. Raises ValueError."""
     check_seed(seed)
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"the number of pictures must be at least 1, not {count}")

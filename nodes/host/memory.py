@@ -13,6 +13,7 @@ import torch
 from comfy.cli_args import args
 from comfy.model_patcher import ModelPatcher
 
+from ...tokenshuffle_core import engine
 from ...tokenshuffle_core.adapt.lora import read_lora
 from ...tokenshuffle_core.config import GenerationConfig
 from ...tokenshuffle_core.engine.quantize import quantize
@@ -21,6 +22,20 @@ from ...tokenshuffle_core.transformer import KVCache
 from .. import preview
 from .paths import LORAS, checkpoint_path
 from .progress import previews_wanted
+
+
+class EnginePatcher(ModelPatcher):
+    """Counts what the engine packs beside the weights, and frees it when the host unloads them."""
+
+    def model_size(self):
+        return super().model_size() + engine.packed_nbytes(self.model)
+
+    def loaded_size(self):
+        return super().loaded_size() + engine.packed_nbytes(self.model)
+
+    def detach(self, unpatch_all=True):
+        engine.release(self.model)
+        return super().detach(unpatch_all)
 
 
 @dataclass(frozen=True)
@@ -32,7 +47,7 @@ class Loaded:
 
     name: str
     pipeline: Pipeline
-    model: ModelPatcher
+    model: EnginePatcher
     vq: ModelPatcher
 
     def with_model(self, settings: GenerationConfig, count: int) -> Pipeline:
@@ -76,7 +91,7 @@ def model_dtype(device: torch.device) -> torch.dtype:
     # In the order of preference, of which --force-fp16 by itself would change nothing.
     supported = [torch.float16] if args.force_fp16 else [torch.bfloat16, torch.float16]
     dtype = comfy.model_management.unet_dtype(device, supported_dtypes=supported)
-    return dtype if dtype.itemsize > 1 else torch.bfloat16  # one byte is the loader's option
+    return dtype if dtype.itemsize > 1 else torch.bfloat16  # 8 bits are the loader's option
 
 
 def load_checkpoint(name: str, weights: str | None = None) -> Loaded:
@@ -95,7 +110,7 @@ def load_checkpoint(name: str, weights: str | None = None) -> Loaded:
     return Loaded(
         name,
         pipeline,
-        ModelPatcher(pipeline.model, device, offload),
+        EnginePatcher(pipeline.model, device, offload),
         ModelPatcher(pipeline.image_tokenizer, *vq_devices),
     )
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tokenshuffle_core.adapt.grow import grow, kept_share
-from tokenshuffle_core.checkpoints.native import Checkpoint
 from tokenshuffle_core.config import Config
 from tokenshuffle_core.model import TokenShuffleModel
+from tokenshuffle_core.pipeline import Pipeline
 from tokenshuffle_core.sampler import pad_left
 
 TEXT, PADDING = pad_left([[1, 5, 2]], 0, "cpu")
@@ -14,13 +14,13 @@ CODES = torch.arange(64).view(1, 8, 8)
 
 
 @pytest.fixture
-def parent(pipeline) -> Checkpoint:
+def parent(pipeline) -> Pipeline:
     shape = replace(pipeline.config.model, windows=(1,))
     config = Config(pipeline.config.image_tokenizer, shape, pipeline.config.generation)
     torch.manual_seed(0)
     model = TokenShuffleModel(shape)
     model.initialise()
-    return Checkpoint(config, model.eval(), pipeline.image_tokenizer, pipeline.text_tokenizer, {})
+    return Pipeline(config, model.eval(), pipeline.image_tokenizer, pipeline.text_tokenizer, {})
 
 
 @torch.inference_mode()

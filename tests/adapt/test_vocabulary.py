@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tokenshuffle_core.adapt.vocabulary import change_text_tokenizer
-from tokenshuffle_core.checkpoints.native import Checkpoint
+from tokenshuffle_core.pipeline import Pipeline
 from tokenshuffle_core.sampler import pad_left
 from tokenshuffle_core.text_tokenizer import TextTokenizer, special_tokens
 
@@ -13,15 +13,15 @@ CODES = torch.arange(64).view(1, 8, 8)
 
 
 @pytest.fixture
-def parent(pipeline) -> Checkpoint:
+def parent(pipeline) -> Pipeline:
     p = pipeline
-    return Checkpoint(
+    return Pipeline(
         p.config, p.model, p.image_tokenizer, p.text_tokenizer, {"modelspec.title": "t"}
     )
 
 
 @pytest.fixture
-def moved(parent) -> Checkpoint:
+def moved(parent) -> Pipeline:
     text = TextTokenizer.train(CAPTIONS, 480, parent.config.model.max_grid)
     return change_text_tokenizer(parent, text)
 

@@ -29,11 +29,10 @@ def vq(tmp_path):
 @pytest.mark.parametrize("scaling", [None, LLAMA_3])
 def test_text_logits_are_the_originals(tied, shards, scaling, vq, tmp_path):
     theirs = llama(tied, **({"rope_parameters": scaling} if scaling else {}))
-    published = checkpoints.read(
-        write_llama(theirs, tmp_path / "llama", shards), image_tokenizer=vq, windows=(2, 1)
-    )
-    families.convert(published, tmp_path / "start.safetensors")
-    ours = load(tmp_path / "start.safetensors")
+    folder = write_llama(theirs, tmp_path / "llama", shards)
+    start = tmp_path / "start.safetensors"
+    checkpoints.convert(folder, start, image_tokenizer=vq, windows=(2, 1))
+    ours = load(start)
     assert ours.config.model.windows == (2, 1)
     assert ours.config.model.text_head != tied
     text = torch.randint(0, 330, (2, 200))

@@ -147,7 +147,7 @@ def test_checkpoint_of_another_kind(tmp_path):
         (change_config('"hidden": 64', '"hidden": 1000000000000'), "hidden must be at most"),
         (lambda t, m: m.update({native.CONFIG: "{}"}), "configuration is not one of this"),
         (lambda t, m: m.update({native.CONFIG: "[1"}), "bad.safetensors"),
-        (lambda t, m: m.update({native.TEXT_TOKENIZER: "{}"}), "is no tokenizer.json"),
+        (lambda t, m: m.update({native.TEXT_TOKENIZER: "{}"}), "is not a tokenizer.json"),
         (
             change_config('"heads": 4', '"heads": 5'),
             "width 32 must be an even multiple of heads 5",

@@ -133,7 +133,7 @@ def test_pictures_are_those_of_the_canonical_prompts(data, tmp_path, pipeline):
     settings = GenerationConfig(width=32, height=32, cfg=1.0)
     scores, images = compositional(pipeline, copy, compositions, settings, seed=5, batch=3)
     for i, item in enumerate(items):
-        expected = pipeline.generate(item.captions[0], settings=settings, seed=5 + i)
+        expected = pipeline.generate(item.captions[0], settings=settings, seed=5 + i).images
         torch.testing.assert_close(images[i].movedim(0, -1)[None], expected, atol=1e-4, rtol=0)
     assert [tuple(found) for found in scores] == [SCORES[c.kind] for c in compositions]
     sizes = [(32, 32), (64, 32), (32, 64)]
@@ -142,7 +142,7 @@ def test_pictures_are_those_of_the_canonical_prompts(data, tmp_path, pipeline):
         width, height = roomiest(composition, sizes)
         assert images[i].shape == (3, height, width)
         sized = replace(settings, width=width, height=height)
-        expected = pipeline.generate(item.captions[0], settings=sized, seed=5 + i)
+        expected = pipeline.generate(item.captions[0], settings=sized, seed=5 + i).images
         torch.testing.assert_close(images[i].movedim(0, -1)[None], expected, atol=1e-4, rtol=0)
     assert len({image.shape for image in images}) > 1
     with pytest.raises(ValueError, match="language 'xx' is not one of en, zh"):

@@ -81,7 +81,9 @@ def test_geneval_folders_are_what_its_scorer_reads(pipeline, geneval_file, tmp_p
         found[int(name)] = (metadata, samples)
     assert found == {i: (entry, ["0000.png", "0001.png"]) for i, entry in enumerate(ENTRIES)}
     picture = Image.open(output / "00003" / "samples" / "0001.png")
-    expected = pipeline.generate("a boat and a lamp", settings=RUN.settings, seed=7 + 3 * 2 + 1)
+    expected = pipeline.generate(
+        "a boat and a lamp", settings=RUN.settings, seed=7 + 3 * 2 + 1
+    ).images
     difference = np.asarray(picture) / 255 - expected[0].numpy()
     assert np.abs(difference).max() < 0.01
 

@@ -1,5 +1,5 @@
-"""Samples inside ComfyUI's memory management as if the card had little memory; prints JSON, last
-of all the dtype that the model gets with each of ComfyUI's options.
+"""Samples inside ComfyUI's memory management, on the CPU and then as if a card had little memory;
+prints JSON, last of all the dtype that the model gets with each of ComfyUI's options.
 
     python small_card.py CLONE PACK CHECKPOINT FREE_BYTES...
 
@@ -35,17 +35,42 @@ spec = importlib.util.spec_from_file_location(
 sys.modules["pack"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["pack"])
 import pack.nodes.host as host  # noqa: E402
+from pack.tokenshuffle_core.checkpoints import BUNDLED  # noqa: E402
 from pack.tokenshuffle_core.config import GenerationConfig  # noqa: E402
+from pack.tokenshuffle_core.engine import packed_nbytes  # noqa: E402
 from pack.tokenshuffle_core.pipeline import load  # noqa: E402
-
-management.is_device_cpu = lambda device: False
-management.minimum_inference_memory = lambda: 0
-management.extra_reserved_memory = lambda: 0
 
 settings = GenerationConfig(32, 48, cfg=2.0)
 plain = load(checkpoint)
 prompt = plain.encode_prompt("a red apple")
-*_, expected = plain.sample([prompt], [], settings, [3])
+*_, expected = plain.sample([prompt], [], settings, [3], engine=False)
+
+
+def on_the_cpu() -> dict:
+    """What the host believes of a model that the engine has packed, and after unloading it."""
+    loaded = host.load_checkpoint(BUNDLED.name)  # 16-bit weights, which the engine packs
+    settings, prompt = loaded.pipeline.config.generation, loaded.pipeline.encode_prompt("a cat")
+    before, model = loaded.model.model_size(), loaded.pipeline.model
+    kept = {name: p.data_ptr() for name, p in model.named_parameters()}
+    *_, step = loaded.with_model(settings, 1).sample([prompt], [], settings, [3])
+    *_, plain = load().sample([prompt], [], settings, [3], engine=False)
+    packed = packed_nbytes(model)
+    size, loaded_size = loaded.model.model_size(), loaded.model.loaded_size()
+    management.unload_all_models()
+    return {
+        "same_codes": bool((step.codes == plain.codes).all()),
+        "packed": packed,
+        "more": size - before,
+        "all_loaded": size == loaded_size,
+        "after": packed_nbytes(model),
+        "same_weights": kept == {name: p.data_ptr() for name, p in model.named_parameters()},
+    }
+
+
+print(json.dumps({"cpu": on_the_cpu()}))
+management.is_device_cpu = lambda device: False
+management.minimum_inference_memory = lambda: 0
+management.extra_reserved_memory = lambda: 0
 
 
 def sample() -> dict:

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from scripts import comfyui, workflows
-from tokenshuffle_core.checkpoints.native import BUNDLED
+from tokenshuffle_core.checkpoints import BUNDLED
 from tokenshuffle_core.pipeline import load
 
 PLENTY = 2**34
@@ -26,9 +26,21 @@ def cards(server, tiny) -> dict[float | str, dict]:
     command = [server.host.python, Path(__file__).with_name("small_card.py"), server.host.clone]
     command += [comfyui.PACK, tiny, *map(str, free.values())]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    *results, last = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    first, *results, last = [
+        json.loads(line) for line in output.splitlines() if line.startswith("{")
+    ]
     assert [result["model"]["size"] for result in results] == [size] * 3
-    return {**dict(zip(free, results, strict=True)), **last}
+    return {**first, **dict(zip(free, results, strict=True)), **last}
+
+
+def test_packed_weights_count_and_go_with_the_model(cards):
+    found = cards["cpu"]
+    assert found["same_codes"]
+    assert found["packed"] > 0
+    assert found["more"] == found["packed"]
+    assert found["all_loaded"]
+    assert found["after"] == 0
+    assert found["same_weights"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])

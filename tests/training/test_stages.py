@@ -177,7 +177,7 @@ def test_one_checkpoint_grows_in_size_and_window(composed, image_tokenizer, tmp_
     for side, window in ((16, 1), (32, 2), (64, 4)):
         pipeline = load(tmp_path / "run" / f"at-{side}" / "final.safetensors")
         assert pipeline.config.model.windows == (window,)
-        assert pipeline.generate("a red apple").shape == (1, side, side, 3)
+        assert pipeline.generate("a red apple").images.shape == (1, side, side, 3)
 
 
 def test_only_what_changes_the_outcome_must_stay(codes, image_tokenizer, tmp_path):

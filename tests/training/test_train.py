@@ -150,7 +150,7 @@ def test_the_model_learns_and_resumes_exactly(codes, image_tokenizer, tmp_path, 
     pipeline = load(whole)
     assert pipeline.card["modelspec.title"] == "test"
     assert pipeline.card[checkpoints.SIZES] == "32x32"
-    assert pipeline.generate("a red apple, 3d style", seed=1).shape == (1, 32, 32, 3)
+    assert pipeline.generate("a red apple, 3d style", seed=1).images.shape == (1, 32, 32, 3)
 
 
 def test_a_checkpoint_is_trained_on(codes, image_tokenizer, tmp_path):

@@ -80,7 +80,7 @@ def _info(options) -> None:
         except FileNotFoundError:
             presets = ", ".join(PRESETS)
             raise FileNotFoundError(
-                f"{options.model} is neither a file or folder nor a preset ({presets})"
+                f"{options.model} does not exist, and it is not a preset ({presets}) either"
             ) from None
         config, card = found.config, found.card
     for key, value in card.items():
