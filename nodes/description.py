@@ -11,7 +11,7 @@ from ..tokenshuffle_core.class_names import ClassNames
 from ..tokenshuffle_core.config import Config, parse_sizes
 from ..tokenshuffle_core.text_tokenizer import TextTokenizer
 
-# `modified`, the file's time stamp, is there for the caches: a file written anew is read anew.
+# `modified`, the time stamp of the file, is there for the caches: a changed file is read again.
 
 
 class Facts(NamedTuple):
@@ -35,8 +35,8 @@ def _facts(path: Path, modified: float) -> Facts:
 
 
 def describe(path: Path, modified: float) -> dict:
-    """The model card, what sizes are possible (`stride` pixels are one token, a window of tokens is
-    one position) and settings.
+    """The model card, the possible sizes (`stride` pixels are one code, a window of codes is one
+    position) and the settings.
 
     `sizes` are those that the model was trained at, the default one first.
     """

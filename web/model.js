@@ -8,8 +8,8 @@ export function forget() {
   described.clear()
 }
 
-// The name of the checkpoint behind the node's model input. Reroutes are followed; where the way
-// is not to be seen (subgraphs, get and set nodes), the only loader of the workflow is meant.
+// The name of the checkpoint behind the node's model input. Reroutes are followed; where the
+// link cannot be (subgraphs, get and set nodes), it is that of the only loader in the workflow.
 export function checkpointOf(node, loaders) {
   for (let origin = node, steps = 0; origin && steps < 50; steps++) {
     if (origin.comfyClass === 'TokenShuffleLoader') return chosen(origin)
@@ -47,6 +47,6 @@ async function answer(request) {
     const reply = await request
     return await reply.json()
   } catch (error) {
-    return { error: String(error) } // the server is away, or of another version
+    return { error: String(error) } // the server is unreachable, or of another version
   }
 }

@@ -72,7 +72,7 @@ app.registerExtension({
     link.rel = 'stylesheet'
     link.href = new URL('./tokenshuffle.css', import.meta.url)
     document.head.append(link)
-    // A run has measured the speed anew.
+    // A run has measured the speed again.
     api.addEventListener('execution_success', forgetAndRefresh)
   },
 
