@@ -7,8 +7,7 @@ from pathlib import Path
 from ..tokenshuffle_core import checkpoints
 from ..tokenshuffle_core.config import parse_sizes
 
-# `modified`, the file's time stamp, is there for the cache: a file that was overwritten is read
-# again.
+# `modified`, the time stamp of the file, is there for the cache: a changed file is read again.
 
 
 @lru_cache(maxsize=4)

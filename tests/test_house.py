@@ -16,7 +16,7 @@ FOLDERS = (
     "tests",
     "benchmarks",
     "experiments",
-    "examples",
+    "api",
 )
 SOURCES = [ROOT / "__init__.py", *(p for f in FOLDERS for p in sorted((ROOT / f).rglob("*.py")))]
 CORE = [path for path in SOURCES if "tokenshuffle_core" in path.parts]

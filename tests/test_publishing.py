@@ -28,7 +28,7 @@ SHIPPED = {
         "web",
         "locales",
         "workflows",
-        "examples",
+        "api",
         "recipes",
     ),
     *("pyproject.toml", "requirements.txt", "LICENSE", "README.md", "README.zh.md", "CHANGELOG.md"),

@@ -61,7 +61,7 @@ def test_completion_keeps_the_top_and_the_left(server, prompt, top, left):
     [
         (
             {"keep_top": 20, "keep_left": 0},
-            "keep_top 20 does not fit: this model needs a multiple of 16",
+            "keep_top 20 does not fit: this model needs a multiple of 8, the nearest are 16",
         ),
         ({"keep_top": 48, "keep_left": 0}, "leave nothing to generate"),
         ({"keep_top": 0, "keep_left": 4}, "keep_left 4 does not fit"),

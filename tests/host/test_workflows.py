@@ -68,7 +68,7 @@ def test_workflow_has_the_sockets_of_its_nodes(server, path):
 
 
 def test_client_of_the_api_gets_the_picture(server, tmp_path):
-    client = comfyui.PACK / "examples" / "comfyui_client.py"
+    client = comfyui.PACK / "api" / "client.py"
     output = tmp_path / "apple.png"
     subprocess.run([sys.executable, client, "a red apple", output, server.url], check=True)
     picture = np.asarray(Image.open(output)).astype(int)

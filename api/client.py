@@ -1,4 +1,4 @@
-"""Text to image on a running ComfyUI: python comfyui_client.py "a red apple" apple.png [URL]"""
+"""Text to image on a running ComfyUI: python client.py "a red apple" apple.png [URL]"""
 
 import json
 import sys
