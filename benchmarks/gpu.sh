@@ -1,15 +1,23 @@
 #!/usr/bin/env bash
-# What still waits for a GPU: one model that grows from 256 to 2048 px, and the time of a 2048 x 2048
-# picture from a model of the paper's size. The trainings stop after nine minutes; every step but
-# `score` and `highres` goes on where it stopped when it is run again.
+# What still waits for a GPU: whether it computes what a CPU does, one model that grows from 256 to
+# 2048 px, and the time of a 2048 x 2048 picture from a model of the paper's size. `check` takes three
+# minutes at most; the trainings stop after nine minutes, as a borrowed GPU may be had for ten at a
+# time. Every step but `check`, `score` and `highres` goes on where it stopped when it is run again.
+# `data` alone needs the network.
 #
-#   benchmarks/gpu.sh data | tokenizer | codes | model | score | decode | highres
+#   benchmarks/gpu.sh check | data | tokenizer | codes | model | score | decode | highres
 #
-# RUN names the folder that all of it goes to. For a trial on a CPU: SUBJECTS (a list), SIDE (pixels
-# instead of 2048), COMPOSITIONS and STEPS (of each training, in fp32 and without compiling).
+# RUN names the folder that all of it goes to; results go to OUT where that is set. Runs from a
+# checkout, with the python3 of PATH. For a trial on a CPU: DEVICE=cpu, SMALL=1 (of check), SUBJECTS
+# (a list), SIDE (pixels instead of 2048), COMPOSITIONS and STEPS (of each training, in fp32 and
+# without compiling), MODELS (of decode) and PRESET (of highres).
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
-mkdir -p "${RUN:=run-gpu}" && cd "$RUN" && RUN=$PWD
+mkdir -p "${RUN:=run-gpu}" "${OUT:=$RUN}"
+OUT=$(cd "$OUT" && pwd)
+cd "$RUN" && RUN=$PWD
+export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
+tokenshuffle=(python3 -m tokenshuffle_core)
 side=${SIDE:-2048}
 
 for_nine_minutes() { # Ctrl-C saves the state
@@ -17,22 +25,26 @@ for_nine_minutes() { # Ctrl-C saves the state
 }
 
 case ${1:-} in
+check)
+    timeout --foreground -k 5 175 python3 -m benchmarks.gpu_check \
+        --device "${DEVICE:-cuda}" ${SMALL:+--small} --json "$OUT/check.json"
+    ;;
 data) # the 3d style has no vector source
-    tokenshuffle data emoji data --subjects "${SUBJECTS:-popular}" --styles modern,flat,noto \
-        --size "$side" --compositions "${COMPOSITIONS:-6000}"
+    "${tokenshuffle[@]}" data emoji data --subjects "${SUBJECTS:-popular}" \
+        --styles modern,flat,noto --size "$side" --compositions "${COMPOSITIONS:-6000}"
     ;;
 tokenizer)
     resume=()
     if compgen -G "vq/state/[0-9]*" >/dev/null; then resume=(--resume); fi
-    for_nine_minutes tokenshuffle train tokenizer data/composed -o vq --preset emoji-2048 \
+    for_nine_minutes "${tokenshuffle[@]}" train tokenizer data/composed -o vq --preset emoji-2048 \
         --side "$((side / 4))" --crop "$((side / 16))" --batch 48 --steps "${STEPS:-12000}" \
         --learning-rate 1e-3 "${resume[@]}"
     ;;
 codes)
     for part in 8 4 2 1; do
         size=$((side / part))
-        tokenshuffle data codes data/composed -o "codes-$((2048 / part))" --sizes "${size}x$size" \
-            --image-tokenizer vq/final.safetensors --batch $((4 * part))
+        "${tokenshuffle[@]}" data codes data/composed -o "codes-$((2048 / part))" \
+            --sizes "${size}x$size" --image-tokenizer vq/final.safetensors --batch $((4 * part))
     done
     ;;
 model)
@@ -40,26 +52,26 @@ model)
     if [ -n "${STEPS:-}" ]; then
         sed -i "s/^steps = .*/steps = $STEPS/; s/bf16/fp32/; s/^compile.*//" recipe.toml
     fi
-    for_nine_minutes tokenshuffle train stages recipe.toml -o stages
+    for_nine_minutes "${tokenshuffle[@]}" train stages recipe.toml -o stages
     ;;
 score)
     for stage in 256 512 1024 2048; do
         model=stages/$stage/final.safetensors
-        tokenshuffle eval retrieval data --model "$model" --count 48 --batch 8 \
-            --sheet "stages/$stage/retrieval.png" --json "stages/$stage/retrieval.json"
+        "${tokenshuffle[@]}" eval retrieval data --model "$model" --count 48 --batch 8 \
+            --sheet "stages/$stage/retrieval.png" --json "$OUT/retrieval-$stage.json"
     done
-    tokenshuffle eval compositional data --model "$model" --count 16 --batch 8
+    "${tokenshuffle[@]}" eval compositional data --model "$model" --count 16 --batch 8
     ;;
 decode)
-    cd "$here"
-    python -m benchmarks.decode --models "${MODELS:-111m}" --sizes "$((side / 4))" --json "$RUN/decode.json"
+    decode=(python3 -m benchmarks.decode)
+    "${decode[@]}" --models "${MODELS:-111m}" --sizes "$((side / 4))" --json "$OUT/decode.json"
     for weights in int8 fp8; do
-        python -m benchmarks.decode --models "${MODELS:-111m}" --windows 2 --sizes "$((side / 4))" \
-            --weights "$weights" --no-plain --no-transformers --json "$RUN/decode-$weights.json"
+        "${decode[@]}" --models "${MODELS:-111m}" --windows 2 --sizes "$((side / 4))" \
+            --weights "$weights" --no-plain --no-transformers --json "$OUT/decode-$weights.json"
     done
-    python -m benchmarks.decode --models "${MODELS:-2.7b}" --windows 2 --sizes "$side" --rounds 1 \
-        --no-plain --no-transformers --json "$RUN/decode-2048.json"
+    "${decode[@]}" --models "${MODELS:-2.7b}" --windows 2 --sizes "$side" --rounds 1 \
+        --no-plain --no-transformers --json "$OUT/decode-2048.json"
     ;;
-highres) python "$here/benchmarks/highres.py" --preset paper-2.7b --size 2048 ;;
-*) sed -n '2,11p' "$here/benchmarks/gpu.sh" && exit 2 ;;
+highres) python3 -m benchmarks.highres --preset "${PRESET:-paper-2.7b}" --size "$side" ;;
+*) sed -n '2,15p' "$here/benchmarks/gpu.sh" && exit 2 ;;
 esac

@@ -1,0 +1,223 @@
+"""Three minutes on a borrowed GPU: does it compute what a CPU computes, how fast, in what memory?
+
+    python -m benchmarks.gpu_check --json check.json
+
+Four parts, one after the other: codes of the bundled model, pictures of two image tokenizers, the
+time of one picture, the tests that need CUDA. The file is written again after each measurement, so
+that a run that is stopped keeps what it had. A part that fails leaves its error there and the next
+one begins; the exit status is then 1. Needs no more than the core's own requirements.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tokenshuffle_core import pipeline
+from tokenshuffle_core.config import LLAMAGEN_VQ16, GenerationConfig
+from tokenshuffle_core.image_tokenizer import ImageTokenizer
+from tokenshuffle_core.pipeline import Pipeline
+
+from .models import random_pipeline
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMPTS = ("a red apple", "a fox, flat style", "three dogs on blue")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--small", action="store_true", help="sizes for a trial on a CPU")
+    parser.add_argument("--seconds", type=float, default=170, help="after which the tests stop")
+    parser.add_argument("--json", type=Path, required=True)
+    options = parser.parse_args()
+    started = time.perf_counter()
+    options.deadline = started + options.seconds
+    found = {"about": about(options.device)}
+
+    def keep() -> None:
+        found["about"]["seconds"] = round(time.perf_counter() - started, 1)
+        written = options.json.with_suffix(".part")
+        written.write_text(json.dumps(found, indent=1) + "\n")
+        os.replace(written, options.json)
+
+    keep()
+    failed = False
+    parts = {
+        "codes": codes, "image_tokenizers": image_tokenizers, "pictures": pictures,
+        "tests": cuda_tests,
+    }  # fmt: skip
+    for name, part in parts.items():
+        rows = found[name] = []
+        try:
+            for row in part(options):
+                rows.append(row)
+                print(name, json.dumps(row), flush=True)
+                keep()
+        except Exception:
+            failed = True
+            rows.append({"error": traceback.format_exc(limit=-4)})
+            print(name, rows[-1]["error"], file=sys.stderr, flush=True)
+        keep()
+    sys.exit(failed)
+
+
+def about(device: str) -> dict:
+    """What the figures of this run belong to."""
+    cuda = device.startswith("cuda")
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else platform.machine(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if cuda else None,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def codes(options):
+    """Greedy codes of the bundled model in float32, here and on the CPU."""
+    side = 64 if options.small else 128
+    for prompt in PROMPTS[:1] if options.small else PROMPTS:
+        expected, found = (
+            greedy_codes(pipeline.load(device=device, dtype=torch.float32), prompt, side)
+            for device in ("cpu", options.device)
+        )
+        same = (expected == found).flatten()
+        yield {
+            "prompt": prompt,
+            "codes": same.numel(),
+            "equal": same.float().mean().item(),
+            "all_equal": bool(same.all()),
+        }
+
+
+def greedy_codes(loaded: Pipeline, prompt: str, side: int) -> torch.Tensor:
+    settings = replace(loaded.config.generation, temperature=0.0, width=side, height=side)
+    *_, last = loaded.sample(loaded.encode_prompt(prompt), [], settings, seed=0)
+    return last.codes.cpu()
+
+
+@torch.inference_mode()
+def image_tokenizers(options):
+    """Pictures of random codes, decoded and encoded again. At the smallest size they are compared
+    with the CPU's in float32, that is without TF32 on the device."""
+    sizes = (32, 64) if options.small else (512, 1024, 2048)
+    shape = replace(LLAMAGEN_VQ16, channels=32) if options.small else LLAMAGEN_VQ16
+    torch.manual_seed(0)
+    for name, module in (
+        ("bundled", pipeline.load(dtype=torch.float32).image_tokenizer),
+        ("VQ-16", ImageTokenizer(shape).eval()),
+    ):
+        on_cpu = decoded_and_encoded(module, sizes[0], "cpu")
+        module.to(options.device)
+        for size in sizes:
+            row = {"image_tokenizer": name, "pixels": size}
+            if size == sizes[0]:
+                with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                    picture, again = decoded_and_encoded(module, size, options.device)
+                row["largest_difference"] = (picture - on_cpu[0]).abs().max().item()
+                row["equal_codes"] = (again == on_cpu[1]).float().mean().item()
+            random = random_codes(module, size).to(options.device)
+            picture = module.decode(random)  # warms up
+            for save in (False, True):
+                what = "decode_saving_memory" if save else "decode"
+                call = lambda: module.decode(random, save)  # noqa: B023, E731
+                row[what] = measured(call, options)
+                said = module.working_nbytes(1, size**2, random.device, save)
+                row[what]["expected_mib"] = said / 2**20
+            row["encode"] = measured(lambda: module.encode(picture), options)  # noqa: B023
+            yield row
+        module.cpu()
+
+
+def random_codes(module: ImageTokenizer, size: int) -> torch.Tensor:
+    side = size // module.config.stride
+    generator = torch.Generator().manual_seed(size)
+    return torch.randint(module.config.codebook_size, (1, side, side), generator=generator)
+
+
+def decoded_and_encoded(module: ImageTokenizer, size: int, device: str):
+    """A picture of random codes, and the codes of a picture of noise, both on the CPU."""
+    noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(size))
+    picture = module.decode(random_codes(module, size).to(device))
+    return picture.cpu(), module.encode(noise.to(device)).cpu()
+
+
+def measured(function: Callable[[], object], options) -> dict:
+    """Median seconds of three calls, and the MiB that they allocated beside what was there before
+    (None on a CPU)."""
+    cuda = options.device.startswith("cuda")
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        function()
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    peak = (torch.cuda.max_memory_allocated() - before) / 2**20 if cuda else None
+    return {"seconds": statistics.median(seconds), "peak_mib": peak}
+
+
+def pictures(options):
+    """Codes of one picture, guidance on, in the dtype that the device is used with."""
+    dtype = torch.bfloat16 if options.device.startswith("cuda") else torch.float32
+    side = 64 if options.small else 128
+    loaded = pipeline.load(device=options.device, dtype=dtype)
+    yield picture("bundled", loaded, side, options)
+    name, side = ("tiny", 64) if options.small else ("111m", 256)
+    for window in (1, 2):
+        loaded = random_pipeline(name, window, GenerationConfig(cfg=4.0), options.device, dtype)
+        yield picture(name, loaded, side, options)
+
+
+def picture(name: str, loaded: Pipeline, side: int, options) -> dict:
+    settings = replace(loaded.config.generation, width=side, height=side)
+    prompt = loaded.encode_prompt(PROMPTS[0])
+
+    def sample() -> None:
+        for _ in loaded.sample(prompt, [], settings, seed=0):
+            pass
+
+    sample()  # warms up
+    rows, columns = loaded.grid(settings)
+    found = measured(sample, options)
+    found["ms_per_window"] = 1000 * found["seconds"] / (rows * columns)
+    window = loaded.config.model.window
+    return {"model": name, "window": window, "pixels": side, "windows": rows * columns} | found
+
+
+def cuda_tests(options):
+    """Those of the engine that a marker skips where there is no CUDA."""
+    if not importlib.util.find_spec("pytest"):
+        yield {"summary": "not run: pytest is not installed"}
+        return
+    left = max(1.0, options.deadline - time.perf_counter())
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "skipif", "tests/engine"]
+    try:
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=left)
+    except subprocess.TimeoutExpired:
+        yield {"summary": f"stopped after {left:.0f} s"}
+        return
+    output = run.stdout.strip()
+    yield {"returncode": run.returncode, "summary": output.splitlines()[-1] if output else ""}
+    if run.returncode:
+        raise RuntimeError(output[-2000:] + run.stderr[-2000:])
+
+
+if __name__ == "__main__":
+    main()
