@@ -2,15 +2,15 @@
 # What still waits for a GPU: whether it computes what a CPU does, one model that grows from 256 to
 # 2048 px, and the time of a 2048 x 2048 picture from a model of the paper's size. `check` takes three
 # minutes at most; the trainings stop after nine minutes, as a borrowed GPU may be had for ten at a
-# time. Every step but `check`, `score` and `highres` goes on where it stopped when it is run again.
+# time. Every step but `check` and `score` goes on where it stopped when it is run again.
 # `data` alone needs the network.
 #
-#   benchmarks/gpu.sh check | data | tokenizer | codes | model | score | decode | highres
+#   benchmarks/gpu.sh check | data | tokenizer | codes | model | score | decode
 #
 # RUN names the folder that all of it goes to; results go to OUT where that is set. Runs from a
 # checkout, with the python3 of PATH. For a trial on a CPU: DEVICE=cpu, SMALL=1 (of check), SUBJECTS
 # (a list), SIDE (pixels instead of 2048), COMPOSITIONS and STEPS (of each training, in fp32 and
-# without compiling), MODELS (of decode) and PRESET (of highres).
+# without compiling) and MODELS (of decode).
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "${RUN:=run-gpu}" "${OUT:=$RUN}"
@@ -72,6 +72,5 @@ decode)
     "${decode[@]}" --models "${MODELS:-2.7b}" --windows 2 --sizes "$side" --rounds 1 \
         --no-plain --no-transformers --json "$OUT/decode-2048.json"
     ;;
-highres) python3 -m benchmarks.highres --preset "${PRESET:-paper-2.7b}" --size "$side" ;;
 *) sed -n '2,15p' "$here/benchmarks/gpu.sh" && exit 2 ;;
 esac

@@ -24,10 +24,9 @@ from pathlib import Path
 
 import torch
 
-from tokenshuffle_core import pipeline
 from tokenshuffle_core.config import LLAMAGEN_VQ16, GenerationConfig
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
-from tokenshuffle_core.pipeline import Pipeline
+from tokenshuffle_core.pipeline import Pipeline, load
 
 from .models import random_pipeline
 
@@ -90,7 +89,7 @@ def codes(options):
     side = 64 if options.small else 128
     for prompt in PROMPTS[:1] if options.small else PROMPTS:
         expected, found = (
-            greedy_codes(pipeline.load(device=device, dtype=torch.float32), prompt, side)
+            greedy_codes(load(device=device, dtype=torch.float32), prompt, side)
             for device in ("cpu", options.device)
         )
         same = (expected == found).flatten()
@@ -104,7 +103,7 @@ def codes(options):
 
 def greedy_codes(loaded: Pipeline, prompt: str, side: int) -> torch.Tensor:
     settings = replace(loaded.config.generation, temperature=0.0, width=side, height=side)
-    *_, last = loaded.sample(loaded.encode_prompt(prompt), [], settings, seed=0)
+    *_, last = loaded.sample([loaded.encode_prompt(prompt)], [], settings, [0])
     return last.codes.cpu()
 
 
@@ -116,7 +115,7 @@ def image_tokenizers(options):
     shape = replace(LLAMAGEN_VQ16, channels=32) if options.small else LLAMAGEN_VQ16
     torch.manual_seed(0)
     for name, module in (
-        ("bundled", pipeline.load(dtype=torch.float32).image_tokenizer),
+        ("bundled", load(dtype=torch.float32).image_tokenizer),
         ("VQ-16", ImageTokenizer(shape).eval()),
     ):
         on_cpu = decoded_and_encoded(module, sizes[0], "cpu")
@@ -177,7 +176,7 @@ def pictures(options):
     """Codes of one picture, guidance on, in the dtype that the device is used with."""
     dtype = torch.bfloat16 if options.device.startswith("cuda") else torch.float32
     side = 64 if options.small else 128
-    loaded = pipeline.load(device=options.device, dtype=dtype)
+    loaded = load(device=options.device, dtype=dtype)
     yield picture("bundled", loaded, side, options)
     name, side = ("tiny", 64) if options.small else ("111m", 256)
     for window in (1, 2):
@@ -190,7 +189,7 @@ def picture(name: str, loaded: Pipeline, side: int, options) -> dict:
     prompt = loaded.encode_prompt(PROMPTS[0])
 
     def sample() -> None:
-        for _ in loaded.sample(prompt, [], settings, seed=0):
+        for _ in loaded.sample([prompt], [], settings, [0]):
             pass
 
     sample()  # warms up

@@ -3,7 +3,9 @@
 import ast
 import re
 import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,23 @@ def ancestors(module: str) -> list[str]:
     """The packages that are imported on the way to a module."""
     parts = module.split(".")
     return [".".join(parts[:i]) for i in range(1, len(parts))]
+
+
+ROOMS = [p for p in (ROOT / "tokenshuffle_core").rglob("__init__.py") if p.parent.name != "weights"]
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=lambda path: name_of(path))
+def test_a_room_exports_what_it_is_for(path):
+    room = import_module(name_of(path))
+    assert room.__doc__
+    assert room.__all__ == sorted(room.__all__)
+    assert all(hasattr(room, name) for name in room.__all__)
+
+
+def test_help_needs_no_torch():
+    """Which takes seconds to import: neither the door nor the command line does it by itself."""
+    code = "import sys, tokenshuffle_core.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_only_the_host_folder_touches_comfyui():

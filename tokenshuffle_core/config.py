@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass, field
 
 SCHEDULES = ("constant", "linear", "half-linear")
-WEIGHT_KINDS = ("int8", "fp8")  # of one byte
+WEIGHT_KINDS = ("int8", "fp8")  # of 8 bits
+FAMILIES = ("llamagen", "janus", "llama", "vq")  # of checkpoints that others published
 MAX_PIXELS = 8192 * 8192
 # Beyond these a file of a stranger's would keep whoever reads it busy without end.
 MAX_LAYERS, MAX_COUNT = 10_000, 2**28

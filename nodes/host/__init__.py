@@ -4,7 +4,7 @@ from dataclasses import fields
 
 from comfy_api.latest import io
 
-from . import routes  # noqa: F401  (registers them)
+from . import routes
 from .memory import Loaded, load_checkpoint, with_lora
 from .paths import (
     LORAS,
@@ -19,26 +19,6 @@ from .paths import (
     written,
 )
 from .progress import follow, previews_wanted, say
-
-__all__ = [
-    "LORAS",
-    "SAVED_CODES",
-    "Loaded",
-    "checkpoint_path",
-    "checkpoints",
-    "codes_path",
-    "follow",
-    "load_checkpoint",
-    "loras",
-    "modified",
-    "output_path",
-    "previews_wanted",
-    "saved_codes",
-    "say",
-    "search_aliases",
-    "with_lora",
-    "written",
-]
 
 
 def search_aliases(*names: str) -> dict[str, list[str]]:

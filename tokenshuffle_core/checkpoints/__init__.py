@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ..config import FAMILIES
 from ..files import TYPES, Planned, write_safetensors_in_turn
 from ..image_tokenizer import ImageTokenizer
 from . import janus, llama, llamagen, native, vq
@@ -16,23 +17,9 @@ from .checkpoint import Checkpoint, checked, fill, skeleton
 from .native import SIZES, save, save_image_tokenizer
 from .source import PICKLES, Source
 
-__all__ = [
-    "BUNDLED",
-    "FAMILIES",
-    "PICKLES",
-    "SIZES",
-    "Checkpoint",
-    "convert",
-    "default_dtype",
-    "load_image_tokenizer",
-    "read",
-    "save",
-    "save_image_tokenizer",
-    "skeleton",
-]
+__all__ = ["BUNDLED", "Checkpoint", "convert", "load_image_tokenizer", "read", "save", "skeleton"]
 
 BUNDLED = Path(__file__).parent.parent / "weights" / "emoji.safetensors"
-FAMILIES = ("llamagen", "janus", "llama", "vq")  # that others published
 
 
 def read(

@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from ..checkpoints import FAMILIES
+from ..config import FAMILIES
 from .options import add_model, check_output, command, load
 
 

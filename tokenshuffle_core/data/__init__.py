@@ -1,1 +1,6 @@
-"""Data sets to train on and to score with."""
+"""Data sets to train on and to score with: pictures with captions, and their codes."""
+
+from .shards import CodeShards, extract
+from .sources import Item, read_items
+
+__all__ = ["CodeShards", "Item", "extract", "read_items"]

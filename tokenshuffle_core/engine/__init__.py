@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["accelerated", "packed_nbytes", "prepare", "release", "windows_ahead"]
 
-PLAIN = (
-    nn.Linear,
-    QuantizedLinear,
-)  # and no subclass, which a host or a training may have put there
+# And no subclass of these, which a host or a training may have put there.
+PLAIN = (nn.Linear, QuantizedLinear)
 
 Sample = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (states, noise, scale) -> codes
 Step = Callable[[Tensor], Tensor]  # codes -> states

@@ -1,1 +1,5 @@
-"""The emoji data set, and pictures composed of it."""
+"""The emoji data set, and pictures composed from it."""
+
+from . import build, captions, compose
+
+__all__ = ["build", "captions", "compose"]
