@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from scripts import comfyui, workflows
-from tokenshuffle_core.checkpoints.native import BUNDLED
+from tokenshuffle_core.checkpoints import BUNDLED
 
 PATHS = workflows.PATHS
 FIRST_VERSION = sorted(Path(__file__).with_name("first_version").glob("*.json"))
