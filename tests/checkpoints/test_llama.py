@@ -62,7 +62,7 @@ def test_the_start_can_be_trained(vq, tmp_path):
     [
         ({"attention_bias": True}, "attention_bias True is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
-        ({"head_dim": 32}, "heads of 32 are not supported"),
+        ({"head_dim": 32}, "head_dim 32 is not supported"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "not supported"),
     ],
 )

@@ -136,7 +136,7 @@ def test_a_size_that_the_model_was_not_trained_at_is_noted(sources, tmp_path, ca
 
 def test_weights_go_through_memory_one_by_one(tmp_path):
     """Of 400 MB never more than 1.3 times a third, beyond what was there before."""
-    wide = {"hidden": 8192, "layers": 3, "width": 1024}
+    wide = {"hidden": 8192, "layers": 3, "dim": 1024}
     weights = llamagen(**wide)
     torch.save({"model": weights}, tmp_path / "c2i_B_256.pt")
     torch.save({"model": llamagen_vq()}, tmp_path / "vq_ds16_c2i.pt")

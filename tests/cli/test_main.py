@@ -69,7 +69,7 @@ def test_encode_and_decode(tiny, tmp_path):
 def test_info_describes_presets(preset, capsys):
     assert main(["info", preset]) == 0
     output = capsys.readouterr().out
-    assert f"width: {PRESETS[preset].model.width}" in output
+    assert f"dim: {PRESETS[preset].model.dim}" in output
     assert "M parameters" in output
 
 

@@ -45,7 +45,7 @@ def grow(parent: Pipeline, windows: tuple[int, ...], window_head: int = 0) -> Pi
     directions = torch.linalg.svd(model.code_embedding.weight.float(), full_matrices=False).Vh
     for window in windows:
         if window > 1 and window not in old.windows:
-            basis = directions[: shape.width // window**2]
+            basis = directions[: shape.dim // window**2]
             model.shuffle[str(window)].compress.weight.copy_(basis)
             model.unshuffle[str(window)].expand.weight.copy_(basis.T)
             for side in (model.shuffle, model.unshuffle):
@@ -60,4 +60,4 @@ def grow(parent: Pipeline, windows: tuple[int, ...], window_head: int = 0) -> Pi
 def kept_share(parent: Pipeline, window: int) -> float:
     """The share of the code embeddings' energy (sum of squares) that a new window keeps."""
     values = torch.linalg.svdvals(parent.model.code_embedding.weight.float()).square()
-    return (values[: parent.config.model.width // window**2].sum() / values.sum()).item()
+    return (values[: parent.config.model.dim // window**2].sum() / values.sum()).item()

@@ -64,7 +64,7 @@ def shape_from(source: Source, described: dict, prefix: str) -> dict:
     for name, plain in PLAIN.items():
         if described.get(name, plain) != plain:
             raise ValueError(f"{source.path}: {name} {described[name]!r} is not supported")
-    vocabulary, width = shape_of(source, f"{prefix}embed_tokens.weight", 2)
+    vocabulary, dim = shape_of(source, f"{prefix}embed_tokens.weight", 2)
     layers = count(source, f"{prefix}layers.{{}}.input_layernorm.weight")
     try:
         heads = int(described.get("num_attention_heads", 32))
@@ -74,13 +74,13 @@ def shape_from(source: Source, described: dict, prefix: str) -> dict:
         theta, scaling = _rope(described)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{source.path}: config.json is not of a LLaMA: {error}") from None
-    if described.get("head_dim") not in (None, width // max(heads, 1)):
+    if described.get("head_dim") not in (None, dim // max(heads, 1)):
         raise ValueError(
-            f"{source.path}: heads of {described['head_dim']} are not supported, only of "
-            f"{width} / {heads}"
+            f"{source.path}: head_dim {described['head_dim']} is not supported, only hidden_size / "
+            f"num_attention_heads, {dim} / {heads}"
         )
     return {
-        "text_vocabulary": vocabulary, "width": width, "layers": layers, "heads": heads,
+        "text_vocabulary": vocabulary, "dim": dim, "layers": layers, "heads": heads,
         "kv_heads": kv_heads, "context": context, "norm_eps": norm_eps, "rope_theta": theta,
         "hidden": shape_of(source, f"{prefix}layers.0.mlp.gate_proj.weight", 2)[0],
         "rope_scaling": scaling,

@@ -13,7 +13,7 @@ from . import vq
 from .checkpoint import Checkpoint, Weights, count, shape_of
 from .source import Source
 
-HEADS = {3200: 32, 4096: 32}  # of a width; the other models have heads of 64
+HEADS = {3200: 32, 4096: 32}  # by dim; the other models have a head size of 64
 TOKENIZERS = ("vq_ds16_c2i.pt", "vq_ds8_c2i.pt")
 MARK = "cls_embedding.embedding_table.weight"  # what only these models have
 
@@ -27,13 +27,13 @@ def read(
     Raises FileNotFoundError or ValueError.
     """
     images, image_weights = vq.read(image_tokenizer or _beside(source))
-    codes, width = shape_of(source, "tok_embeddings.weight", 2)
+    codes, dim = shape_of(source, "tok_embeddings.weight", 2)
     classes = shape_of(source, MARK, 2)[0] - 1
     layers = count(source, "layers.{}.attention.wqkv.weight")
     side = side or int((re.findall(r"(?:_|\b)(256|384|512)(?:_|\b)", source.path.stem) or [256])[0])
-    heads = HEADS.get(width) or width // 64
+    heads = HEADS.get(dim) or dim // 64
     model = ModelConfig(
-        text_vocabulary=classes + 1, codebook_size=codes, width=width, layers=layers, heads=heads,
+        text_vocabulary=classes + 1, codebook_size=codes, dim=dim, layers=layers, heads=heads,
         kv_heads=heads, hidden=shape_of(source, "layers.0.feed_forward.w1.weight", 2)[0],
         windows=(1,), rope_axes=2, context=64**2 + 5, max_prompt=1, max_grid=64,
     )  # fmt: skip
@@ -92,7 +92,7 @@ def _model(source: Source, model: ModelConfig) -> Weights:
 def _projection(qkv: Tensor, part: int, model: ModelConfig) -> Tensor:
     """One of the three in a matrix. The rotary pairs of queries and keys, there (2 i, 2 i + 1), are
     (i, i + head_size / 2) here."""
-    if qkv.shape != (3 * model.width, model.width):
+    if qkv.shape != (3 * model.dim, model.dim):
         raise ValueError(f"attention.wqkv.weight has the shape {tuple(qkv.shape)}")
     weight = qkv.chunk(3)[part]
     if part == 2:
