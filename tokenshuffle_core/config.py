@@ -6,7 +6,6 @@ Every dataclass validates itself on construction and raises a `ValueError` that 
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass, field
 
 SCHEDULES = ("constant", "linear", "half-linear")
@@ -22,12 +21,12 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _require_positive(config, *names: str) -> None:
+def _require_integers(config, least: int, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        _require(is_count, f"{name} must be a positive integer, not {value!r}")
-        most = MAX_LAYERS if name in ("layers", "res_blocks") else MAX_COUNT
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        _require(is_count, f"{name} must be an integer of at least {least}, not {value!r}")
+        most = MAX_LAYERS if name in ("layers", "res_blocks", "fuse_blocks") else MAX_COUNT
         _require(value <= most, f"{name} must be at most {most}, not {value}")
 
 
@@ -45,8 +44,8 @@ class ImageTokenizerConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
-        _require_positive(
-            self, "channels", "res_blocks", "norm_groups",
+        _require_integers(
+            self, 1, "channels", "res_blocks", "norm_groups",
             "latent_channels", "codebook_size", "codebook_dim",
         )  # fmt: skip
         _require(
@@ -110,22 +109,16 @@ class ModelConfig:
                 len(self.rope_scaling) == 4 and min(self.rope_scaling) > 0,
                 f"rope_scaling must be four positive numbers, not {self.rope_scaling}",
             )
-        _require_positive(
-            self, "text_vocabulary", "codebook_size", "dim", "layers", "heads", "kv_heads",
+        _require_integers(
+            self, 1, "text_vocabulary", "codebook_size", "dim", "layers", "heads", "kv_heads",
             "hidden", "context", "max_prompt", "max_grid",
         )  # fmt: skip
-        for name in ("fuse_blocks", "window_head", "head_hidden"):
-            value = getattr(self, name)
-            _require(
-                isinstance(value, int) and 0 <= value <= MAX_LAYERS**2,
-                f"{name} must be a non-negative integer, not {value!r}",
-            )
-        _require(self.fuse_blocks <= MAX_LAYERS, f"fuse_blocks must be at most {MAX_LAYERS}")
+        _require_integers(self, 0, "fuse_blocks", "window_head", "head_hidden")
         _require(
             len(self.windows) >= 1
             and len(set(self.windows)) == len(self.windows)
             and all(isinstance(window, int) and window >= 1 for window in self.windows),
-            f"windows must be distinct positive integers, not {self.windows}",
+            f"windows must be distinct integers of at least 1, not {self.windows}",
         )
         _require(
             self.dim % (2 * self.heads) == 0,
@@ -209,26 +202,20 @@ class GenerationConfig:
     window: int | None = None
 
     def __post_init__(self):
-        _require_positive(self, "width", "height", *(["window"] if self.window is not None else []))
+        _require_integers(
+            self, 1, "width", "height", *(["window"] if self.window is not None else [])
+        )
+        _require_integers(self, 0, "top_k")
         _require(
             self.width * self.height <= MAX_PIXELS,
             f"{self.width}x{self.height} exceeds the limit of {MAX_PIXELS} pixels",
         )
-        _require(
-            math.isfinite(self.cfg) and 0 <= self.cfg <= 100,
-            f"cfg must be a number from 0 to 100, not {self.cfg}",
-        )
+        for name in ("cfg", "temperature"):
+            value = getattr(self, name)
+            _require(0 <= value <= 100, f"{name} must be a number from 0 to 100, not {value}")
         _require(
             self.schedule in SCHEDULES,
             f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}",
-        )
-        _require(
-            math.isfinite(self.temperature) and 0 <= self.temperature <= 100,
-            f"temperature must be a number from 0 to 100, not {self.temperature}",
-        )
-        _require(
-            isinstance(self.top_k, int) and self.top_k >= 0,
-            f"top_k must be a non-negative integer (0 is off), not {self.top_k!r}",
         )
         _require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, not {self.top_p}")
 

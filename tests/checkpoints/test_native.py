@@ -142,7 +142,7 @@ def test_checkpoint_of_another_kind(tmp_path):
             lambda t, m: t["image_tokenizer.encoder.conv_in.weight"][0].fill_(-torch.inf),
             r"encoder\.conv_in\.weight holds numbers that are not finite",
         ),
-        (change_config('"layers": 2', '"layers": 1e9'), "layers must be a positive integer"),
+        (change_config('"layers": 2', '"layers": 1e9'), "layers must be an integer of at least 1"),
         (change_config('"layers": 2', '"layers": 1000000000'), "layers must be at most 10000"),
         (change_config('"hidden": 64', '"hidden": 1000000000000'), "hidden must be at most"),
         (lambda t, m: m.update({native.CONFIG: "{}"}), "configuration is not one of this"),
