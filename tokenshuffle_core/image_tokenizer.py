@@ -268,8 +268,8 @@ class ImageTokenizer(nn.Module):
     def decode(self, codes: Tensor, save_memory: bool = False) -> Tensor:
         """Codes (B, h, w) int64 -> images (B, 3, h * stride, w * stride) in 0..1.
 
-        Large pictures are decoded in strips, without seams; `save_memory` holds fewer maps in memory
-        and is slower. Raises ValueError for a code outside the codebook.
+        Large pictures are decoded in strips, without seams; `save_memory` does so for smaller ones
+        and holds fewer maps, which is slower. Raises ValueError for a code outside the codebook.
         """
         if codes.numel() == 0 or codes.min() < 0 or codes.max() >= self.config.codebook_size:
             raise ValueError(

@@ -81,7 +81,7 @@ def test_a_strange_configuration(found, vq, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     del config["rope_parameters"]
     (folder / "config.json").write_text(json.dumps(config | found))
-    with pytest.raises(ValueError, match=r"config\.json is not of a LLaMA"):
+    with pytest.raises(ValueError, match=r"config\.json is not that of a LLaMA"):
         checkpoints.read(folder, image_tokenizer=vq)
 
 
@@ -90,7 +90,7 @@ def test_weights_that_a_llama_has_not(vq, tmp_path):
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.1.self_attn.q_proj.bias"] = torch.zeros(64)
     save_file(weights, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"q_proj\.bias has no place in a LLaMA"):
+    with pytest.raises(ValueError, match=r"q_proj\.bias does not belong in a LLaMA"):
         checkpoints.read(folder, image_tokenizer=vq)
 
 

@@ -131,7 +131,7 @@ def test_wrong_inputs(arguments, message, sources, tmp_path, capsys):
 def test_a_size_that_the_model_was_not_trained_at_is_noted(sources, tmp_path, capsys):
     options = ["--model", str(sources["llamagen"]), "-o", str(tmp_path / "a.png")]
     assert main(["generate", "--class", "3", *options, *size_options(16, 16)]) == 0
-    assert "trained at 256x256, not at 16x16" in capsys.readouterr().err
+    assert "trained on 256x256, not on 16x16" in capsys.readouterr().err
 
 
 def test_weights_go_through_memory_one_by_one(tmp_path):

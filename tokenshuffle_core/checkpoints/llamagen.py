@@ -1,5 +1,5 @@
 """LlamaGen's class-conditional models (arXiv 2406.06525): window 1, two axes of positions, and a
-class for a prompt."""
+class as the prompt."""
 
 import re
 from pathlib import Path
@@ -15,14 +15,14 @@ from .source import Source
 
 HEADS = {3200: 32, 4096: 32}  # by dim; the other models have a head size of 64
 TOKENIZERS = ("vq_ds16_c2i.pt", "vq_ds8_c2i.pt")
-MARK = "cls_embedding.embedding_table.weight"  # what only these models have
+MARK = "cls_embedding.embedding_table.weight"  # only these models have it
 
 
 def read(
     source: Source, image_tokenizer: Path | None = None, side: int | None = None
 ) -> Checkpoint:
-    """A model and the file of its image tokenizer, by default the published one beside it; `side`
-    is the pixels of the pictures that it was trained on, by default what its file's name says.
+    """A model and the file of its image tokenizer, by default a published one beside it; `side` is
+    the size in pixels of its training pictures, by default taken from the file's name.
 
     Raises FileNotFoundError or ValueError.
     """
@@ -42,8 +42,8 @@ def read(
     card = {
         "modelspec.title": source.path.stem,
         "modelspec.author": "FoundationVision",
-        "modelspec.description": "LlamaGen, class-conditional: the prompt is a class of ImageNet, "
-        "by its number or its name.",
+        "modelspec.description": "LlamaGen, class-conditional: the prompt is the number or the "
+        "name of an ImageNet class.",
         "modelspec.resolution": f"{side}x{side}",
     }
     config = Config(images, model, generation)
@@ -58,7 +58,7 @@ def _beside(source: Source) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise FileNotFoundError(
-        f"{source.path} needs its image tokenizer: put {TOKENIZERS[0]} beside it, or name its file"
+        f"{source.path} needs its image tokenizer: put {TOKENIZERS[0]} beside it, or pass its file"
     )
 
 
@@ -90,8 +90,8 @@ def _model(source: Source, model: ModelConfig) -> Weights:
 
 
 def _projection(qkv: Tensor, part: int, model: ModelConfig) -> Tensor:
-    """One of the three in a matrix. The rotary pairs of queries and keys, there (2 i, 2 i + 1), are
-    (i, i + head_size / 2) here."""
+    """One of the three projections in a matrix. Rotary pairs of queries and keys are (2 i, 2 i + 1)
+    there and (i, i + head_size / 2) here."""
     if qkv.shape != (3 * model.dim, model.dim):
         raise ValueError(f"attention.wqkv.weight has the shape {tuple(qkv.shape)}")
     weight = qkv.chunk(3)[part]
