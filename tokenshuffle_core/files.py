@@ -71,7 +71,7 @@ def write_safetensors(
     """
     header: dict = {"__metadata__": metadata}
     end = 0
-    # Largest types first, as the library does it: each tensor then starts at a multiple of its own.
+    # Largest types first, as in the library, so that tensors start at a multiple of their itemsize.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     for name, x in ordered:
         start, end = end, end + prod(x.shape) * x.dtype.itemsize

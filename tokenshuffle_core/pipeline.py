@@ -214,8 +214,7 @@ class Pipeline:
         return encode_images(self.image_tokenizer, images, device)
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write one checkpoint file, with all weights except 8-bit ones as `dtype`. Raises
-        OSError."""
+        """Write a checkpoint file; `dtype` converts all but 8-bit weights. Raises OSError."""
         checkpoints.save(path, self, dtype)
 
 

@@ -110,8 +110,8 @@ def test_growing(family, sources, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["convert", "{llama}"], "name the image tokenizer"),
-        (["convert", "{janus}", "--windows", "2"], "other models are grown"),
-        (["convert", "{janus}", "--image-tokenizer", "{vq}"], "Janus brings its image tokenizer"),
+        (["convert", "{janus}", "--windows", "2"], "windows can only be set for a LLaMA"),
+        (["convert", "{janus}", "--image-tokenizer", "{vq}"], "Janus includes its image tokenizer"),
         (["convert", "nothing.pt"], "nothing.pt does not exist"),
         (["convert", "{llamagen}", "--family", "janus"], "generation_embeddings.weight is"),
         (["convert", "{llama}", "--image-tokenizer", "{vq}", "--windows", "x"], "must be like 2"),

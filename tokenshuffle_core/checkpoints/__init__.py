@@ -44,13 +44,11 @@ def read(
     image_tokenizer = image_tokenizer and Path(image_tokenizer)
     if windows and family != "llama":
         raise ValueError("windows can only be set for a LLaMA; grow changes those of other models")
-    if family == "llamagen":
-        return llamagen.read(source, image_tokenizer, side)
-    if family == "janus":
-        return janus.read(source, image_tokenizer, side)
-    if family == "llama":
-        return llama.read(source, image_tokenizer, side, windows or (2,))
-    raise ValueError(f"{path}: the family of a model is llamagen, janus or llama, not {family}")
+    start = partial(llama.read, windows=windows or (2,))
+    readers = {"llamagen": llamagen.read, "janus": janus.read, "llama": start}
+    if family not in readers:
+        raise ValueError(f"{path}: a model's family is one of {', '.join(readers)}, not {family}")
+    return readers[family](source, image_tokenizer, side)
 
 
 def load_image_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> ImageTokenizer:

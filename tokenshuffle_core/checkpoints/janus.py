@@ -55,7 +55,7 @@ def read(
     """A folder with config.json, tokenizer.json and weights. Raises FileNotFoundError or
     ValueError."""
     if image_tokenizer:
-        raise ValueError("Janus includes its image tokenizer: remove --image-tokenizer")
+        raise ValueError("Janus includes its image tokenizer: do not name another")
     layout = ORIGINAL if ORIGINAL["codes"] in source else TRANSFORMERS
     shape_of(source, layout["codes"], 2)
     images, image_weights = vq.image_tokenizer(source, layout["vq"])

@@ -43,9 +43,15 @@ def read(path: str | Path) -> Checkpoint:
     metadata = file.metadata() or {}
     if CONFIG not in metadata or TEXT_TOKENIZER not in metadata:
         raise ValueError(f"{path} is a safetensors file, but not a Token-Shuffle checkpoint")
+    text = metadata[TEXT_TOKENIZER]
+    # Older files lack the key; their class names are recognised by how they begin.
+    kind = metadata.get(PROMPTS, "classes" if text.startswith('{"classes"') else "text")
     try:
         config = Config.from_json(metadata[CONFIG])
-        text_tokenizer = _prompt_encoder(metadata, config)
+        if kind == ClassNames.kind:
+            text_tokenizer = ClassNames.from_json(text)
+        else:
+            text_tokenizer = TextTokenizer.from_json(text, config.prompt)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     card = {key: value for key, value in metadata.items() if key not in FOR_MACHINES}
@@ -114,15 +120,6 @@ def open_safetensors(path: str | Path):
             f"{path} is not a readable safetensors file ({error}): it may be damaged, cut short "
             "in a download, or in another format"
         ) from None
-
-
-def _prompt_encoder(metadata: dict[str, str], config: Config) -> PromptEncoder:
-    text = metadata[TEXT_TOKENIZER]
-    # Older files lack the key; their class names are recognised by how they begin.
-    kind = metadata.get(PROMPTS, "classes" if text.startswith('{"classes"') else "text")
-    if kind == ClassNames.kind:
-        return ClassNames.from_json(text)
-    return TextTokenizer.from_json(text, config.prompt)
 
 
 def _weights(file, prefix: str) -> Weights:

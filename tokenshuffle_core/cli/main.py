@@ -50,20 +50,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     generate.add(commands)
-    _add_info(commands)
+    info = command(commands, "info", _info, "Describe a checkpoint or a preset.")
+    info.add_argument(
+        "model", nargs="?", metavar="CHECKPOINT-or-PRESET",
+        help=f"a file, or one of {', '.join(PRESETS)} (default: the bundled model)",
+    )  # fmt: skip
     data.add(commands)
     train.add(commands)
     evaluate.add(commands)
     weights.add(commands)
     return parser
-
-
-def _add_info(commands) -> None:
-    parser = command(commands, "info", _info, "Describe a checkpoint or a preset.")
-    parser.add_argument(
-        "model", nargs="?", metavar="CHECKPOINT-or-PRESET",
-        help=f"a file, or one of {', '.join(PRESETS)} (default: the bundled model)",
-    )  # fmt: skip
 
 
 def _info(options) -> None:

@@ -17,6 +17,9 @@ MANY, MANY_IN_16_BITS, MANY_IN_8_BITS = 8, 64, 64
 COLUMNS_FOR_2, COLUMNS_FOR_4 = 1536, 768
 
 
+Kernel = tuple[Callable[[Tensor], Tensor], int, int]  # the first three fields of a Product
+
+
 class Product(NamedTuple):
     """Layers with the same input as one function, without their biases."""
 
@@ -55,12 +58,15 @@ class CpuLinear(nn.Module):
 def product(layers: Sequence[nn.Linear | QuantizedLinear]) -> Product:
     """The product of layers with the same input, packed from their current weights."""
     weights = [layer.weight for layer in layers]
-    state = layers, [weakref.ref(w) for w in weights], [_version(w) for w in weights]
     if isinstance(layers[0], QuantizedLinear):
         packed = pack(layers)
         nbytes = 0 if packed is None else sum(weight.nbytes for weight in weights)
-        return Product(partial(multiply, layers, packed=packed), MANY_IN_8_BITS, nbytes, *state)
-    return Product(*_of_weights([weight.detach() for weight in weights]), *state)
+        kernel = partial(multiply, layers, packed=packed), MANY_IN_8_BITS, nbytes
+    else:
+        plain = [weight.detach() for weight in weights]
+        kernel = _in_16_bits(plain) or _in_32_bits(plain)
+    versions = [_version(weight) for weight in weights]
+    return Product(*kernel, layers, [weakref.ref(weight) for weight in weights], versions)
 
 
 def _version(weight: Tensor) -> tuple:
@@ -68,10 +74,7 @@ def _version(weight: Tensor) -> tuple:
     return weight.data_ptr(), None if weight.is_inference() else weight._version
 
 
-def _of_weights(weights: Sequence[Tensor]) -> tuple[Callable[[Tensor], Tensor], int, int]:
-    """The first three fields of their product."""
-    if product := _in_16_bits(weights):
-        return product
+def _in_32_bits(weights: Sequence[Tensor]) -> Kernel:
     parts = [_in_blocks(weight) for weight in weights]
     copied = sum(p.nbytes for p, w in zip(parts, weights, strict=True) if p is not w)
     if len(parts) == 1:
@@ -79,24 +82,20 @@ def _of_weights(weights: Sequence[Tensor]) -> tuple[Callable[[Tensor], Tensor], 
     return lambda x: torch.cat([few_rows(x, part) for part in parts], 1), MANY, copied
 
 
-def _in_16_bits(
-    weights: Sequence[Tensor],
-) -> tuple[Callable[[Tensor], Tensor], int, int] | None:
+def _in_16_bits(weights: Sequence[Tensor]) -> Kernel | None:
     """With FBGEMM's kernel, which reads half the bytes and computes in float32; only for weights
-    that float16 represents exactly, such as those of a file in float16 or bfloat16."""
+    that lose nothing in float16, such as those of a file in float16 or bfloat16."""
     if weights[0].dtype != torch.float32 or not _multiplies_float16():
         return None
     scale = _float16_scale(weights)
     if scale is None:
         return None
-    whole = weights[0] if len(weights) == 1 else torch.cat(list(weights))
-    nbytes = 2 * whole.numel()
-    whole = whole if scale == 1 else whole * scale
-    packed = torch.ops.quantized.linear_prepack_fp16(whole, None)
+    scaled = torch.cat(list(weights)).mul_(scale)
+    packed = torch.ops.quantized.linear_prepack_fp16(scaled, None)
     multiply = torch.ops.quantized.linear_dynamic_fp16
     if scale == 1:
-        return lambda x: multiply(x, packed), MANY_IN_16_BITS, nbytes
-    return lambda x: multiply(x, packed).mul_(1 / scale), MANY_IN_16_BITS, nbytes
+        return lambda x: multiply(x, packed), MANY_IN_16_BITS, 2 * scaled.numel()
+    return lambda x: multiply(x, packed).mul_(1 / scale), MANY_IN_16_BITS, 2 * scaled.numel()
 
 
 def _float16_scale(weights: Sequence[Tensor]) -> float | None:

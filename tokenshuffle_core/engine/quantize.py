@@ -40,8 +40,9 @@ class QuantizedLinear(nn.Module):
         return new
 
     def forward(self, x: Tensor) -> Tensor:
-        fp8 = self._multiplies_fp8(x.device)
-        y = self._scaled(x) if fp8 else multiply([self], x)
+        is_fp8 = self.weight.dtype == torch.float8_e4m3fn
+        fits = is_fp8 and x.device.type == "cuda" and not any(n % 16 for n in self.weight.shape)
+        y = self._scaled(x) if fits and _multiplies_fp8(x.device) else multiply([self], x)
         return y if self.bias is None else y + self.bias
 
     def _scaled(self, x: Tensor) -> Tensor:
@@ -49,15 +50,9 @@ class QuantizedLinear(nn.Module):
         y = torch._scaled_mm(rows, self.weight.T, scale, self.scale.T, out_dtype=torch.bfloat16)
         return y.to(x.dtype).view(*x.shape[:-1], -1)
 
-    def _multiplies_fp8(self, device: torch.device) -> bool:
-        fits = self.weight.dtype == torch.float8_e4m3fn and not any(
-            side % 16 for side in self.weight.shape
-        )
-        return fits and device.type == "cuda" and _device_multiplies_fp8(device)
-
 
 @cache
-def _device_multiplies_fp8(device: torch.device) -> bool:
+def _multiplies_fp8(device: torch.device) -> bool:
     """Found out by trying: it depends on the GPU, PyTorch's version and the system."""
     if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 9):
         return False
