@@ -69,7 +69,7 @@ def test_the_image_tokenizer_can_be_read_alone(tiny, tmp_path):
         load(tmp_path / "vq.safetensors")
 
 
-def test_a_failed_save_leaves_the_old_file(tiny, tmp_path, monkeypatch):
+def test_a_failed_save_leaves_the_old_file(tiny, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(tiny.read_bytes())
     broken = random_checkpoint()

@@ -79,24 +79,24 @@ def convert(
     family = family or _family_of(source)
     if family == "vq":
         return save_image_tokenizer(output, load_image_tokenizer(source))
-    found = read(source, family, image_tokenizer=image_tokenizer, side=side, windows=windows)
-    if found.weights:
+    checkpoint = read(source, family, image_tokenizer=image_tokenizer, side=side, windows=windows)
+    if checkpoint.weights:
         raise ValueError(
-            f"{source}: its {found.weights} weights cannot be converted: copy the file"
+            f"{source}: its {checkpoint.weights} weights cannot be converted: copy the file"
         )
-    config = found.config
-    dtype = dtype or found.model["text_embedding.weight"]().dtype
+    config = checkpoint.config
+    dtype = dtype or checkpoint.model["text_embedding.weight"]().dtype
     dtype = dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
     planned = {}
     for prefix, shape, weights, to in (
-        ("model", config.model, found.model, dtype),
-        ("image_tokenizer", config.image_tokenizer, found.image_tokenizer, torch.float32),
+        ("model", config.model, checkpoint.model, dtype),
+        ("image_tokenizer", config.image_tokenizer, checkpoint.image_tokenizer, torch.float32),
     ):
         for name, empty in skeleton(shape).state_dict().items():
             key = f"{prefix}.{name}"
             compute = partial(checked, weights[name], f"{source}: {key}", empty.shape)
             planned[key] = Planned(tuple(empty.shape), to, compute)
-    metadata = native.metadata_of(config, found.text_tokenizer, found.card)
+    metadata = native.metadata_of(config, checkpoint.text_tokenizer, checkpoint.card)
     return write_safetensors(output, planned, metadata)
 
 

@@ -60,10 +60,10 @@ def read(
     shape_of(source, layout["codes"], 2)
     images, image_weights = vq.image_tokenizer(source, layout["vq"])
     hidden, codes = (shape_of(source, f"{layout['head'][i]}.weight", 2)[0] for i in (0, 1))
-    described = source.config.get(layout["config"])
-    if not isinstance(described, dict):
+    hf_config = source.config.get(layout["config"])
+    if not isinstance(hf_config, dict):
         raise ValueError(f"{source.path / 'config.json'} has no {layout['config']}")
-    shape = shape_from(source, described, layout["language"])
+    shape = shape_from(source, hf_config, layout["language"])
     model = ModelConfig(
         **shape, codebook_size=codes, windows=(1,), head_hidden=hidden, max_prompt=MAX_PROMPT,
         max_grid=64,

@@ -56,25 +56,25 @@ def read(
     return Checkpoint(source.path, config, text_tokenizer, card, weights, image_weights)
 
 
-def shape_from(source: Source, described: dict, prefix: str) -> dict:
+def shape_from(source: Source, hf_config: dict, prefix: str) -> dict:
     """Fields of ModelConfig from a LLaMA's config of the `transformers` library, checked against
     the weights. Raises ValueError for features that our transformer lacks."""
     for name, plain in PLAIN.items():
-        if described.get(name, plain) != plain:
-            raise ValueError(f"{source.path}: {name} {described[name]!r} is not supported")
+        if hf_config.get(name, plain) != plain:
+            raise ValueError(f"{source.path}: {name} {hf_config[name]!r} is not supported")
     vocabulary, dim = shape_of(source, f"{prefix}embed_tokens.weight", 2)
     layers = count(source, f"{prefix}layers.{{}}.input_layernorm.weight")
     try:
-        heads = int(described.get("num_attention_heads", 32))
-        kv_heads = int(described.get("num_key_value_heads") or heads)
-        context = int(described.get("max_position_embeddings", 2048))
-        norm_eps = float(described.get("rms_norm_eps", 1e-6))
-        theta, scaling = _rope(described)
+        heads = int(hf_config.get("num_attention_heads", 32))
+        kv_heads = int(hf_config.get("num_key_value_heads") or heads)
+        context = int(hf_config.get("max_position_embeddings", 2048))
+        norm_eps = float(hf_config.get("rms_norm_eps", 1e-6))
+        theta, scaling = _rope(hf_config)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{source.path}: config.json is not that of a LLaMA: {error}") from None
-    if described.get("head_dim") not in (None, dim // max(heads, 1)):
+    if hf_config.get("head_dim") not in (None, dim // max(heads, 1)):
         raise ValueError(
-            f"{source.path}: head_dim {described['head_dim']} is not supported, only hidden_size / "
+            f"{source.path}: head_dim {hf_config['head_dim']} is not supported, only hidden_size / "
             f"num_attention_heads, {dim} / {heads}"
         )
     return {
@@ -106,17 +106,17 @@ def llama_layers(source: Source, prefix: str, layers: int) -> Weights:
     return {f"transformer.{o}": lambda theirs=t: source[theirs] for o, t in names.items()}
 
 
-def _rope(described: dict) -> tuple[float, tuple[float, ...] | None]:
+def _rope(hf_config: dict) -> tuple[float, tuple[float, ...] | None]:
     """The base of the rotary embedding and its scaling, which newer files keep together."""
-    found = described.get("rope_parameters") or described.get("rope_scaling") or {}
-    theta = float(found.get("rope_theta") or described.get("rope_theta") or 10_000)
-    kind = found.get("rope_type") or found.get("type") or "default"
+    rope = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
+    theta = float(rope.get("rope_theta") or hf_config.get("rope_theta") or 10_000)
+    kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "default":
         return theta, None
     if kind != "llama3":
         raise ValueError(f"rope scaling of the kind {kind!r} is not supported")
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    return theta, tuple(float(found[name]) for name in names)
+    return theta, tuple(float(rope[name]) for name in names)
 
 
 def _new_layers(model: ModelConfig) -> dict[str, Tensor]:

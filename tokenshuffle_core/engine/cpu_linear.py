@@ -120,7 +120,7 @@ def _float16_scale(weights: Sequence[Tensor]) -> float | None:
 
 @cache
 def _multiplies_float16() -> bool:
-    """Found out by trying: only builds for x86 processors have the kernel."""
+    """Determined by trying: only builds for x86 processors have the kernel."""
     try:
         torch.ops.quantized.linear_prepack_fp16(torch.ones(1, 1), None)
     except RuntimeError:

@@ -53,7 +53,7 @@ class QuantizedLinear(nn.Module):
 
 @cache
 def _multiplies_fp8(device: torch.device) -> bool:
-    """Found out by trying: it depends on the GPU, PyTorch's version and the system."""
+    """Determined by trying: it depends on the GPU, PyTorch's version and the system."""
     if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 9):
         return False
     layer = QuantizedLinear.of(nn.Linear(32, 32, False, device), torch.float8_e4m3fn)

@@ -155,7 +155,7 @@ def residual(
     channels, same = conv1.out_channels, isinstance(shortcut, nn.Identity)
     conv1, conv2 = (convolution(conv, x, plan) for conv in (conv1, conv2))
     first, second = normalised(norm1, x), Normalised(norm2)
-    held = new_map(x, channels, *x.shape[2:]) if room else None
+    middle = new_map(x, channels, *x.shape[2:]) if room else None
 
     def between(rows: Tensor, offset: int, start: int, stop: int) -> Tensor:
         """Rows start..stop after the first convolution; `rows` are those of x from `offset` on."""
@@ -166,20 +166,20 @@ def residual(
         h = between(x, 0, start, stop)
         second.add(h)
         if room:
-            held[:, :, start:stop] = h
+            middle[:, :, start:stop] = h
     y = x if same else new_map(x, channels, *x.shape[2:])
     above = x[:, :, :0]  # the two rows above the strip, before they were overwritten
     for start, stop in strips(x):
         reach = max(0, start - 1), min(height, stop + 1)
         if room:
-            h, own = held[:, :, slice(*reach)], x[:, :, start:stop]
+            h, inputs = middle[:, :, slice(*reach)], x[:, :, start:stop]
         else:
             offset = start - above.shape[2]
             rows = torch.cat([above, x[:, :, start : stop + 2]], dim=2)
             above = rows[:, :, stop - offset - 2 : stop - offset]
-            h, own = between(rows, offset, *reach), rows[:, :, start - offset : stop - offset]
+            h, inputs = between(rows, offset, *reach), rows[:, :, start - offset : stop - offset]
         h = convolve(conv2, second(h), start, stop, height)
-        torch.add(shortcut(own), h, out=y[:, :, start:stop])
+        torch.add(shortcut(inputs), h, out=y[:, :, start:stop])
     return y
 
 
