@@ -177,7 +177,7 @@ class Llama:
 
         shape = model.config
         config = LlamaConfig(
-            vocab_size=shape.codebook_size, hidden_size=shape.width,
+            vocab_size=shape.codebook_size, hidden_size=shape.dim,
             intermediate_size=shape.hidden, num_hidden_layers=shape.layers,
             num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
             max_position_embeddings=shape.context, pad_token_id=0, eos_token_id=None,

@@ -8,7 +8,7 @@ from tokenshuffle_core.model import TokenShuffleModel
 from tokenshuffle_core.pipeline import Pipeline
 from tokenshuffle_core.text_tokenizer import TextTokenizer
 
-# LlamaGen's B, L and XL (arXiv 2406.06525) and the paper's own: width, layers, heads, hidden.
+# LlamaGen's B, L and XL (arXiv 2406.06525) and the paper's: dim, layers, heads, hidden.
 SHAPES = {
     "tiny": (128, 2, 2, 384),
     "111m": (768, 12, 12, 2048),
@@ -22,11 +22,11 @@ def random_pipeline(
     name: str, window: int, settings: GenerationConfig, device="cpu", dtype=torch.float32
 ) -> Pipeline:
     """A model of SHAPES over 16,384 codes of 16 pixels. `ready` for pictures of 2048 pixels."""
-    width, layers, heads, hidden = SHAPES[name]
+    dim, layers, heads, hidden = SHAPES[name]
     text = TextTokenizer.train(["a red apple"], 1024, max_grid=PRESETS["paper-2.7b"].model.max_grid)
     shape = ModelConfig(
         text_vocabulary=len(text), codebook_size=LLAMAGEN_VQ16.codebook_size, windows=(window,),
-        width=width, layers=layers, heads=heads, kv_heads=heads, hidden=hidden, context=16_640,
+        dim=dim, layers=layers, heads=heads, kv_heads=heads, hidden=hidden, context=16_640,
         max_grid=PRESETS["paper-2.7b"].model.max_grid,
     )  # fmt: skip
     with torch.device(device):

@@ -109,7 +109,7 @@ def sampling(options):
         model = random_model(options, window)
         generator = torch.Generator(options.device).manual_seed(0)
         scale = torch.tensor([4.0], device=options.device)
-        states = torch.randn(2, 1, window**2, model.config.width, device=options.device)
+        states = torch.randn(2, 1, window**2, model.config.dim, device=options.device)
         states = states.to(model.code_embedding.weight.dtype)
 
         def step(model):

@@ -124,9 +124,9 @@ def test_processes_and_a_crash(tiny, tmp_path):
         ('{"prompt": "a", "cfg": -1}', "line 2: cfg must be"),
         ('{"prompt": "a", "cfg": "x"}', "line 2: "),
         ('{"prompt": "a", "width": 33}', "line 2: width 33 does not fit"),
-        ('{"prompt": "a", "window": 3}', "line 2: window 3 is not one that this model serves"),
+        ('{"prompt": "a", "window": 3}', "line 2: window 3 is not one of this model's"),
         (json.dumps({"prompt": "xyz " * 60}), "line 2: the prompt has"),
-        ('{"prompt": "\\ud83d a cat"}', "line 2: the prompt holds a character that is not text"),
+        ('{"prompt": "\\ud83d a cat"}', "line 2: the prompt contains a lone surrogate"),
     ],
 )
 def test_lines_that_make_no_sense(line, message, tiny, tmp_path, capsys):
@@ -151,7 +151,7 @@ def test_a_corrected_file_is_drawn_where_the_wrong_one_was_not(tiny, tmp_path):
 @pytest.mark.parametrize("option", [("--count", 2), ("--negative", "x"), ("--tiled",)])
 def test_options_of_one_prompt(option, prompts, tiny, tmp_path, capsys):
     assert run("--prompts", prompts, "-o", tmp_path / "o", "--model", tiny, *option) == 2
-    assert "go with one prompt" in capsys.readouterr().err
+    assert "work with one prompt" in capsys.readouterr().err
 
 
 def test_a_file_that_is_not_there(tmp_path, capsys):

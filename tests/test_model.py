@@ -55,9 +55,9 @@ def test_code_logits_belong_to_their_place_in_the_window():
     """With a head of one feature, the gradient of one code's logit reaches one slice of d."""
     model = model_of(2)
     model.unshuffle["2"].fuse = torch.nn.Identity()
-    hidden = torch.randn(1, 1, CONFIG.width, requires_grad=True)
+    hidden = torch.randn(1, 1, CONFIG.dim, requires_grad=True)
     model.code_logits(model.code_states(hidden))[0, 0, 2].sum().backward()
-    quarter = CONFIG.width // 4
+    quarter = CONFIG.dim // 4
     touched = hidden.grad[0, 0].abs() > 0
     assert touched[2 * quarter : 3 * quarter].all()
     assert touched.sum() == quarter
@@ -75,12 +75,12 @@ def test_text_logits_are_tied_to_the_text_embedding():
 
 def test_the_papers_model_has_its_size():
     config = PRESETS["paper-2.7b"].model
-    assert (config.width, config.layers, config.head_size) == (3072, 20, 128)
+    assert (config.dim, config.layers, config.head_size) == (3072, 20, 128)
     with torch.device("meta"):
         model = TokenShuffleModel(config)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert 2.7e9 * 0.95 < count < 2.7e9 * 1.05
-    d, hidden = config.width, config.hidden
+    d, hidden = config.dim, config.hidden
     blocks = config.layers * (4 * d * d + 3 * d * hidden + 2 * d) + d
     embeddings = (config.text_vocabulary + 2 * config.codebook_size) * d
     fuse = 2 * (config.fuse_blocks * (4 * d * d + d) + d * d // 4)
@@ -127,7 +127,7 @@ def test_window_head_sees_the_codes_before_each_and_no_others(window):
 @torch.inference_mode()
 def test_window_head_one_code_after_another_gives_the_teacher_forced_logits():
     model = model_of(4, window_head=16)
-    states = torch.randn(3, 16, CONFIG.width)
+    states = torch.randn(3, 16, CONFIG.dim)
     chosen = torch.randint(0, 64, (3, 16))
     expected = model.code_logits(states, None, chosen)
     for slot in range(16):
@@ -139,7 +139,7 @@ def test_window_head_one_code_after_another_gives_the_teacher_forced_logits():
 def test_window_head_is_the_formula():
     model = model_of(2, window_head=16)
     head = model.window_head["2"]
-    states, chosen = torch.randn(1, 4, CONFIG.width), torch.randint(0, 64, (1, 4))
+    states, chosen = torch.randn(1, 4, CONFIG.dim), torch.randint(0, 64, (1, 4))
     result = head(states, chosen)
     for i in range(4):
         hidden = head.input(head.norm(states[0, i]))

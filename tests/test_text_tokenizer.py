@@ -30,7 +30,7 @@ def test_frame_puts_the_size_before_the_image(tokenizer):
     tokens = [tokenizer.tokenizer.id_to_token(i) for i in ids]
     assert tokens[0] == "<|begin|>"
     assert tokens[-3:] == ["<|rows:3|>", "<|columns:5|>", "<|image_start|>"]
-    with pytest.raises(ValueError, match="5x9 windows is larger"):
+    with pytest.raises(ValueError, match="no size tokens for 5x9 windows"):
         tokenizer.frame([], rows=9, columns=5)
 
 

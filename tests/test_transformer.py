@@ -16,7 +16,7 @@ def reference_of(transformer: Transformer) -> LlamaModel:
     config = transformer.config
     llama = LlamaModel(
         LlamaConfig(
-            vocab_size=8, hidden_size=config.width, intermediate_size=config.hidden,
+            vocab_size=8, hidden_size=config.dim, intermediate_size=config.hidden,
             num_hidden_layers=config.layers, num_attention_heads=config.heads,
             num_key_value_heads=config.kv_heads, rms_norm_eps=config.norm_eps,
             rope_theta=config.rope_theta, max_position_embeddings=config.context,
@@ -48,16 +48,16 @@ def transformer(request) -> Transformer:
 
 @torch.inference_mode()
 def test_hidden_states_equal_llamas(transformer):
-    x = torch.randn(2, 9, CONFIG.width)
+    x = torch.randn(2, 9, CONFIG.dim)
     expected = reference_of(transformer)(inputs_embeds=x).last_hidden_state
     torch.testing.assert_close(transformer(x), expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.inference_mode()
 def test_left_padding_changes_nothing(transformer):
-    x = torch.randn(1, 7, CONFIG.width)
-    padded = torch.cat([torch.randn(1, 4, CONFIG.width), x], dim=1)
-    batch = torch.cat([padded, torch.randn(1, 11, CONFIG.width)])
+    x = torch.randn(1, 7, CONFIG.dim)
+    padded = torch.cat([torch.randn(1, 4, CONFIG.dim), x], dim=1)
+    batch = torch.cat([padded, torch.randn(1, 11, CONFIG.dim)])
     hidden = transformer(batch, torch.tensor([4, 0]))
     torch.testing.assert_close(hidden[:1, 4:], transformer(x), rtol=1e-5, atol=1e-5)
 
@@ -67,7 +67,7 @@ def test_left_padding_changes_nothing(transformer):
 @pytest.mark.parametrize("parts", [(5, 1, 1, 1), (3, 4, 1), (8,)])
 def test_cached_parts_equal_the_full_forward(transformer, padding, parts):
     padding = torch.tensor(padding)
-    x = torch.randn(2, sum(parts), CONFIG.width)
+    x = torch.randn(2, sum(parts), CONFIG.dim)
     full = transformer(x, padding)
     cache = KVCache(transformer.config, padding, capacity=10, dtype=torch.float32)
     hidden = torch.cat([transformer(part, cache=cache) for part in x.split(parts, 1)], 1)

@@ -1,4 +1,4 @@
-"""The core of ComfyUI-TokenShuffle, which needs no ComfyUI.
+"""The core of ComfyUI-TokenShuffle, usable without ComfyUI.
 
 from tokenshuffle_core import load
 

@@ -1,4 +1,4 @@
-"""Prompts of a class-conditional model: the number of a class, or its name."""
+"""Prompts of a class-conditional model: the number or the name of a class."""
 
 import difflib
 import json
@@ -7,15 +7,15 @@ from pathlib import Path
 
 
 class ClassNames:
-    """The prompt encoder of a class-conditional model: a prompt is one token, the class, and no
-    prompt is the class behind the last one, which the model learned for no class."""
+    """The prompt encoder of a class-conditional model: a prompt is one token, its class; the
+    unconditional prompt is one more class after the last."""
 
     kind = "classes"
 
     def __init__(self, names: list[str]):
         self.names = names
         self.pad = len(names)
-        self.known = {name.casefold(): i for i, name in reversed([*enumerate(names)])}
+        self.numbers = {name.casefold(): i for i, name in reversed([*enumerate(names)])}
 
     @classmethod
     def from_json(cls, text: str) -> "ClassNames":
@@ -25,7 +25,7 @@ class ClassNames:
         except (KeyError, TypeError) as error:
             raise ValueError(f"the stored class names cannot be read: {error}") from None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError("the stored class names are not a list of names")
+            raise ValueError("the stored class names are not a list of strings")
         return cls(names)
 
     def to_json(self) -> str:
@@ -35,9 +35,9 @@ class ClassNames:
         return len(self.names) + 1
 
     def encode(self, text: str) -> list[int]:
-        """The class of a number, a name or the start of one name; none for no text.
+        """The class with this number, this name or the only name that starts so; [] for "".
 
-        Raises ValueError, which names the classes that are meant perhaps.
+        Raises ValueError, which suggests similar names.
         """
         text = " ".join(text.split()).casefold()
         if not text:
@@ -49,21 +49,20 @@ class ClassNames:
                     f"{len(self.names) - 1}"
                 )
             return [int(text)]
-        if text in self.known:
-            return [self.known[text]]
-        starts = [name for name in self.known if name.startswith(text)]
+        if text in self.numbers:
+            return [self.numbers[text]]
+        starts = [name for name in self.numbers if name.startswith(text)]
         if len(starts) == 1:
-            return [self.known[starts[0]]]
-        near = starts or [name for name in self.known if text in name]
-        near = near or difflib.get_close_matches(text, self.known, 5, 0.5)
-        names = ", ".join(
-            f"{self.names[self.known[name]]} ({self.known[name]})" for name in near[:5]
-        )
+            return [self.numbers[starts[0]]]
+        near = starts or [name for name in self.numbers if text in name]
+        near = near or difflib.get_close_matches(text, self.numbers, 5, 0.5)
+        near = [self.numbers[name] for name in near[:5]]
+        names = ", ".join(f"{self.names[number]} ({number})" for number in near)
         hint = f"did you mean {names}?" if near else "this model draws ImageNet's 1,000 classes"
-        raise ValueError(f"{text!r} is not the name of a class that this model knows: {hint}")
+        raise ValueError(f"{text!r} is not the name of a class of this model: {hint}")
 
     def frame(self, ids: list[int], rows: int, columns: int, length: int = 0) -> list[int]:
-        """As TextTokenizer.frame: nothing surrounds a class."""
+        """As TextTokenizer.frame, without a template."""
         return ids or [self.pad]
 
 

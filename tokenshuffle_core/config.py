@@ -1,19 +1,18 @@
-"""The one description of a model's shape, and of how it is sampled.
+"""A model's shape and its sampling settings, described once.
 
-Every dataclass validates itself on construction and raises `ValueError` with a sentence that
-names the field. `Config` is what a checkpoint stores as JSON.
+Every dataclass validates itself on construction and raises a `ValueError` that names the field.
+`Config` is what a checkpoint stores as JSON.
 """
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass, field
 
 SCHEDULES = ("constant", "linear", "half-linear")
-WEIGHT_KINDS = ("int8", "fp8")  # of 8 bits
-FAMILIES = ("llamagen", "janus", "llama", "vq")  # of checkpoints that others published
+WEIGHT_KINDS = ("int8", "fp8")  # the kinds of 8-bit weights
+FAMILIES = ("llamagen", "janus", "llama", "vq")  # checkpoints published by other projects
 MAX_PIXELS = 8192 * 8192
-# Beyond these a file of a stranger's would keep whoever reads it busy without end.
+# Without these limits an untrusted file could make its reader run forever.
 MAX_LAYERS, MAX_COUNT = 10_000, 2**28
 
 
@@ -22,12 +21,12 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _require_positive(config, *names: str) -> None:
+def _require_integers(config, least: int, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        _require(is_count, f"{name} must be a whole number of at least 1, not {value!r}")
-        most = MAX_LAYERS if name in ("layers", "res_blocks") else MAX_COUNT
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        _require(is_count, f"{name} must be an integer of at least {least}, not {value!r}")
+        most = MAX_LAYERS if name in ("layers", "res_blocks", "fuse_blocks") else MAX_COUNT
         _require(value <= most, f"{name} must be at most {most}, not {value}")
 
 
@@ -45,8 +44,8 @@ class ImageTokenizerConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
-        _require_positive(
-            self, "channels", "res_blocks", "norm_groups",
+        _require_integers(
+            self, 1, "channels", "res_blocks", "norm_groups",
             "latent_channels", "codebook_size", "codebook_dim",
         )  # fmt: skip
         _require(
@@ -54,10 +53,10 @@ class ImageTokenizerConfig:
             f"channel_multipliers must be 1 to 16 numbers, not {len(self.channel_multipliers)}",
         )
         for multiplier in self.channel_multipliers:
-            width = self.channels * multiplier
+            channels = self.channels * multiplier
             _require(
-                width >= 1 and width % self.norm_groups == 0,
-                f"norm_groups {self.norm_groups} must divide the {width} channels of every level",
+                channels >= 1 and channels % self.norm_groups == 0,
+                f"norm_groups {self.norm_groups} must divide the {channels} channels of each level",
             )
 
     @property
@@ -70,21 +69,21 @@ class ImageTokenizerConfig:
 class ModelConfig:
     """Shape of the unified model: LLaMA blocks over text tokens and fused image tokens.
 
-    `width` is the paper's d, `windows` the values of its s that the model serves, the default one
-    first; `fuse_blocks` is its n residual MLP blocks on each side. `window_head` is the hidden
-    width of the head that predicts the codes of a window one after another; 0 predicts them
+    `dim` is the paper's d, `windows` the values of its s that the model supports, the default
+    first; `fuse_blocks` is its n, the residual MLP blocks on each side. `window_head` is the hidden
+    size of the head that predicts codes autoregressively within the window; 0 predicts them
     independently. `context` counts transformer positions (text and fused image tokens together).
 
-    What public models have: `head_hidden` is the width of a hidden layer before the head, with
-    biases in both; 0 is a linear head. `rope_axes` 2 gives each window its row and its column for a
-    position, and text none; 1 counts tokens. `rope_scaling` is Llama 3's: factor, low and high
-    frequency factor, original context. `text_head` is an output layer for text that is not the
-    text embedding.
+    For published models: `head_hidden` is the size of a hidden layer before the head, both with
+    biases; 0 is a linear head. `rope_axes` 2 uses the row and column of a window as its position,
+    and gives text none; 1 counts tokens. `rope_scaling` is Llama 3's: factor, low and high
+    frequency factor, original context. `text_head` is an output layer for text that is separate
+    from the text embedding.
     """
 
     text_vocabulary: int
     codebook_size: int
-    width: int
+    dim: int
     layers: int
     heads: int
     kv_heads: int
@@ -108,32 +107,26 @@ class ModelConfig:
             object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))
             _require(
                 len(self.rope_scaling) == 4 and min(self.rope_scaling) > 0,
-                f"rope_scaling must be four numbers above 0, not {self.rope_scaling}",
+                f"rope_scaling must be four positive numbers, not {self.rope_scaling}",
             )
-        _require_positive(
-            self, "text_vocabulary", "codebook_size", "width", "layers", "heads", "kv_heads",
+        _require_integers(
+            self, 1, "text_vocabulary", "codebook_size", "dim", "layers", "heads", "kv_heads",
             "hidden", "context", "max_prompt", "max_grid",
         )  # fmt: skip
-        for name in ("fuse_blocks", "window_head", "head_hidden"):
-            value = getattr(self, name)
-            _require(
-                isinstance(value, int) and 0 <= value <= MAX_LAYERS**2,
-                f"{name} must be a whole number of at least 0, not {value!r}",
-            )
-        _require(self.fuse_blocks <= MAX_LAYERS, f"fuse_blocks must be at most {MAX_LAYERS}")
+        _require_integers(self, 0, "fuse_blocks", "window_head", "head_hidden")
         _require(
             len(self.windows) >= 1
             and len(set(self.windows)) == len(self.windows)
             and all(isinstance(window, int) and window >= 1 for window in self.windows),
-            f"windows must be different whole numbers of at least 1, not {self.windows}",
+            f"windows must be distinct integers of at least 1, not {self.windows}",
         )
         _require(
-            self.width % (2 * self.heads) == 0,
-            f"width {self.width} must be an even multiple of heads {self.heads}",
+            self.dim % (2 * self.heads) == 0,
+            f"dim {self.dim} must be an even multiple of heads {self.heads}",
         )
         _require(
             self.rope_axes == 1 or (self.rope_axes == 2 and self.head_size % 4 == 0),
-            f"rope_axes must be 1, or 2 with heads whose size 4 divides, not {self.rope_axes!r}",
+            f"rope_axes must be 1, or 2 with a head size divisible by 4, not {self.rope_axes!r}",
         )
         _require(
             self.heads % self.kv_heads == 0,
@@ -141,19 +134,19 @@ class ModelConfig:
         )
         for window in self.windows:
             _require(
-                self.width % window**2 == 0,
-                f"width {self.width} must be a multiple of window squared ({window**2})",
+                self.dim % window**2 == 0,
+                f"dim {self.dim} must be a multiple of window squared ({window**2})",
             )
         _require(self.rope_theta > 0 and self.norm_eps > 0, "rope_theta and norm_eps must be > 0")
 
     @property
     def window(self) -> int:
-        """The window that is used where none is asked for."""
+        """The default window."""
         return self.windows[0]
 
     @property
     def head_size(self) -> int:
-        return self.width // self.heads
+        return self.dim // self.heads
 
     @property
     def max_positions(self) -> int:
@@ -165,10 +158,11 @@ class ModelConfig:
 class PromptConfig:
     """How a prompt is framed.
 
-    Each piece of `template` is a special token, with the picture's size in windows for {rows} and
-    {columns}, but for the one piece of text that holds the {prompt}. `pad` is the token in front of
-    shorter prompts. With `padded_negative` the unconditional prompt is the conditional one with
-    `pad` for all but its first and last token; otherwise it is the template without a text.
+    One piece of `template` is text with {prompt} in it; the others are special tokens, in which
+    {rows} and {columns} are the picture's size in windows. `pad` is the token that pads shorter
+    prompts on the left. With `padded_negative`, the unconditional prompt is the conditional one
+    with all tokens except the first and last replaced by `pad`; otherwise it is the template
+    without text.
     """
 
     template: tuple[str, ...] = (
@@ -181,21 +175,21 @@ class PromptConfig:
         object.__setattr__(self, "template", tuple(self.template))
         _require(
             {type(piece) for piece in (self.pad, *self.template)} == {str},
-            "the prompt's template and pad must be texts",
+            "the prompt's template and pad must be strings",
         )
         _require(
             [piece.count("{prompt}") for piece in self.template if "{prompt}" in piece] == [1],
-            f"the prompt's template must hold {{prompt}} once, not {self.template}",
+            f"the prompt's template must contain {{prompt}} once, not {self.template}",
         )
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How one picture is sampled. A checkpoint stores the defaults that suit it.
+    """How one picture is sampled. A checkpoint stores its own defaults.
 
-    `width`, `height` in pixels; `cfg` is the guidance scale (1 turns guidance off); `top_k` 0 and
-    `top_p` 1 turn the filters off; `temperature` 0 is greedy decoding. `window` is one of those
-    that the model serves, None its default: a larger one is faster and coarser.
+    `width` and `height` are in pixels; `cfg` is the guidance scale (1 turns guidance off); `top_k`
+    0 and `top_p` 1 turn the filters off; `temperature` 0 is greedy decoding. `window` is one that
+    the model supports, or None for its default; a larger one is faster and coarser.
     """
 
     width: int = 256
@@ -208,33 +202,27 @@ class GenerationConfig:
     window: int | None = None
 
     def __post_init__(self):
-        _require_positive(self, "width", "height", *(["window"] if self.window is not None else []))
+        _require_integers(
+            self, 1, "width", "height", *(["window"] if self.window is not None else [])
+        )
+        _require_integers(self, 0, "top_k")
         _require(
             self.width * self.height <= MAX_PIXELS,
-            f"{self.width}x{self.height} is more than the {MAX_PIXELS} pixels a picture may have",
+            f"{self.width}x{self.height} exceeds the limit of {MAX_PIXELS} pixels",
         )
-        _require(
-            math.isfinite(self.cfg) and 0 <= self.cfg <= 100,
-            f"cfg must be a number from 0 to 100, not {self.cfg}",
-        )
+        for name in ("cfg", "temperature"):
+            value = getattr(self, name)
+            _require(0 <= value <= 100, f"{name} must be a number from 0 to 100, not {value}")
         _require(
             self.schedule in SCHEDULES,
             f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}",
-        )
-        _require(
-            math.isfinite(self.temperature) and 0 <= self.temperature <= 100,
-            f"temperature must be a number from 0 to 100, not {self.temperature}",
-        )
-        _require(
-            isinstance(self.top_k, int) and self.top_k >= 0,
-            f"top_k must be a whole number of at least 0 (0 is off), not {self.top_k!r}",
         )
         _require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, not {self.top_p}")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything needed to rebuild a checkpoint's modules, and its sampling defaults."""
+    """All that is needed to rebuild a checkpoint's modules, and its sampling defaults."""
 
     image_tokenizer: ImageTokenizerConfig
     model: ModelConfig
@@ -258,12 +246,15 @@ class Config:
 
     @classmethod
     def from_json(cls, text: str) -> "Config":
-        """Raises ValueError for text that is no configuration, or one with unknown fields."""
+        """Raises ValueError for text that is not a configuration or has unknown fields."""
         try:
             parts = json.loads(text)
+            model = parts["model"]
+            if "width" in model:  # its name in older files
+                model["dim"] = model.pop("width")
             return cls(
                 ImageTokenizerConfig(**parts["image_tokenizer"]),
-                ModelConfig(**parts["model"]),
+                ModelConfig(**model),
                 GenerationConfig(**parts["generation"]),
                 PromptConfig(**parts.get("prompt", {})),
             )
@@ -272,15 +263,12 @@ class Config:
 
 
 def parse_sizes(text: str) -> list[tuple[int, int]]:
-    """ "128x128, 192x128" -> [(128, 128), (192, 128)]; nothing -> []. Raises ValueError."""
+    """ "128x128, 192x128" -> [(128, 128), (192, 128)]; "" -> []. Raises ValueError."""
     try:
-        return [_width_and_height(*part.split("x")) for part in text.split(",") if part.strip()]
-    except (TypeError, ValueError):
+        pairs = [part.split("x") for part in text.split(",") if part.strip()]
+        return [(int(width), int(height)) for width, height in pairs]
+    except ValueError:
         raise ValueError(f"sizes must be like 128x128, 192x128, not {text!r}") from None
-
-
-def _width_and_height(width: str, height: str) -> tuple[int, int]:
-    return int(width), int(height)
 
 
 LLAMAGEN_VQ16 = ImageTokenizerConfig()
@@ -293,7 +281,7 @@ PRESETS = {
             latent_channels=16, codebook_size=64,
         ),
         ModelConfig(
-            text_vocabulary=512, codebook_size=64, width=32, layers=2, heads=4, kv_heads=2,
+            text_vocabulary=512, codebook_size=64, dim=32, layers=2, heads=4, kv_heads=2,
             hidden=64, context=1200, max_prompt=64, max_grid=64,
         ),
         GenerationConfig(width=32, height=32, cfg=2.0),
@@ -304,7 +292,7 @@ PRESETS = {
             latent_channels=64, codebook_size=1024,
         ),
         ModelConfig(
-            text_vocabulary=4096, codebook_size=1024, width=256, layers=6, heads=4, kv_heads=4,
+            text_vocabulary=4096, codebook_size=1024, dim=256, layers=6, heads=4, kv_heads=4,
             hidden=704, context=16_640, max_prompt=252, max_grid=128,
         ),
         GenerationConfig(width=128, height=128, cfg=2.0, temperature=0.7),
@@ -315,7 +303,7 @@ PRESETS = {
             latent_channels=128, codebook_size=4096,
         ),
         ModelConfig(
-            text_vocabulary=8192, codebook_size=4096, width=512, layers=12, heads=8, kv_heads=8,
+            text_vocabulary=8192, codebook_size=4096, dim=512, layers=12, heads=8, kv_heads=8,
             hidden=1408, context=4352, max_prompt=252, max_grid=128,
         ),
         GenerationConfig(width=2048, height=2048, cfg=4.0, temperature=0.5),
@@ -323,7 +311,7 @@ PRESETS = {
     "paper-2.7b": Config(
         LLAMAGEN_VQ16,
         ModelConfig(
-            text_vocabulary=32_000, codebook_size=16_384, width=3072, layers=20, heads=24,
+            text_vocabulary=32_000, codebook_size=16_384, dim=3072, layers=20, heads=24,
             kv_heads=24, hidden=8192, context=8192, max_prompt=512, max_grid=256,
         ),
         GenerationConfig(width=2048, height=2048, cfg=7.5),

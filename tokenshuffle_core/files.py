@@ -1,18 +1,16 @@
-"""Checksums, and writing files so that a crash, a full disk or Ctrl-C leaves no half file."""
+"""Checksums, and writing files so that a crash, a full disk or Ctrl-C leaves no partial file."""
 
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 
@@ -20,7 +18,7 @@ from torch import Tensor
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it to `path` if the block succeeds.
 
-    Raises FileNotFoundError naming the folder where it does not exist.
+    Raises FileNotFoundError, which names the folder, if that does not exist.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -32,7 +30,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes files private; a saved picture has the permissions of any new file.
+        # mkstemp makes files private; this one gets the permissions of any new file.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -42,51 +40,52 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def sha256(parts: Iterable) -> str:
-    """The checksum, in hexadecimal, of bytes or arrays one after another."""
+    """The checksum, in hexadecimal, of the concatenation of bytes or arrays."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
 
 
-# The names that safetensors has for the types of weights.
-TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+# The names of types in safetensors.
+TYPES = {
+    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8",
+    torch.float8_e4m3fn: "F8_E4M3", torch.int64: "I64", torch.int32: "I32", torch.int16: "I16",
+    torch.float64: "F64", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
 class Planned(NamedTuple):
-    """A tensor that is made when it is written."""
+    """A tensor that is computed when it is written."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    make: Callable[[], Tensor]
+    compute: Callable[[], Tensor]
 
 
-def write_safetensors_in_turn(
-    path: str | Path, tensors: dict[str, Planned], metadata: dict[str, str]
+def write_safetensors(
+    path: str | Path, tensors: Mapping[str, Tensor | Planned], metadata: dict[str, str]
 ) -> None:
-    """As `write_safetensors`, with one tensor in memory at a time."""
+    """Write tensors one at a time, so that only one planned one is in memory.
+
+    Raises OSError if the file cannot be written, such as on a full disk.
+    """
     header: dict = {"__metadata__": metadata}
     end = 0
-    # Those of many bytes first, as the library writes them: each then starts at a multiple of its.
+    # Largest types first, as in the library, so that tensors start at a multiple of their itemsize.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
-    for name, planned in ordered:
-        start, end = end, end + prod(planned.shape) * planned.dtype.itemsize
-        header[name] = {
-            "dtype": TYPES[planned.dtype], "shape": planned.shape, "data_offsets": (start, end)
-        }  # fmt: skip
+    for name, x in ordered:
+        start, end = end, end + prod(x.shape) * x.dtype.itemsize
+        header[name] = {"dtype": TYPES[x.dtype], "shape": x.shape, "data_offsets": (start, end)}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, planned in ordered:
-            made = planned.make().detach().to(planned.dtype).contiguous()
-            file.write(made.flatten().view(torch.uint8).numpy())
-
-
-def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]):
-    """Raises OSError where the file cannot be written, such as on a full disk."""
     with atomic_path(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata)
-        except SafetensorError as error:
-            raise OSError(f"{path} cannot be written: {error}") from None
+            with open(temporary, "wb") as file:
+                file.write(len(text).to_bytes(8, "little") + text)
+                for _, planned in ordered:
+                    x = planned.compute() if isinstance(planned, Planned) else planned
+                    x = x.detach().to("cpu", planned.dtype).contiguous()
+                    file.write(x.flatten().view(torch.uint8).numpy())
+        except OSError as error:
+            raise OSError(f"{path} cannot be written: {error.strerror}") from None

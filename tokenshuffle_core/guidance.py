@@ -9,8 +9,8 @@ def scale_at(schedule: str, cfg: float, position: int, positions: int) -> float:
     """The guidance scale for window `position` (0-based) of `positions`.
 
     "constant" is `cfg` everywhere. "linear" ramps from 1 at the first window to `cfg` at the
-    last. "half-linear" ramps over the first half of the windows and then stays: full guidance at
-    the start, where the unconditional logits are fixed by the size tokens, causes artefacts that
+    last. "half-linear" ramps over the first half of the windows and stays at `cfg`: full guidance
+    at the start, where the unconditional logits are fixed by the size tokens, causes artefacts that
     accumulate (arXiv 2504.17789). Raises ValueError for another schedule.
     """
     if schedule not in SCHEDULES:
@@ -23,6 +23,6 @@ def scale_at(schedule: str, cfg: float, position: int, positions: int) -> float:
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
-    """unconditional + scale * (conditional - unconditional), logits or what a linear head makes
-    logits of, of any shape."""
+    """unconditional + scale * (conditional - unconditional), of logits or of a linear head's input,
+    any shape."""
     return unconditional + scale * (conditional - unconditional)

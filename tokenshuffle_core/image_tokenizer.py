@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from .config import ImageTokenizerConfig
 from .engine import strips
 
-LARGE = 2**27  # numbers of a feature map of which there is room for two
-SMALL = 2**24  # ... where memory is to be saved
+LARGE = 2**27  # values in the largest feature map that is held twice
+SMALL = 2**24  # the same when saving memory
 
 
 class ResnetBlock(nn.Module):
@@ -25,11 +25,8 @@ class ResnetBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
         self.norm2 = nn.GroupNorm(groups, channels_out, eps=1e-6)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
-        self.shortcut = (
-            nn.Identity()
-            if channels_in == channels_out
-            else nn.Conv2d(channels_in, channels_out, 1)
-        )
+        same = channels_in == channels_out
+        self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -37,7 +34,7 @@ class ResnetBlock(nn.Module):
         return self.shortcut(x) + h
 
     def in_strips(self, x: Tensor, plan: strips.Plan) -> Tensor:
-        """The same of a large map, which may be overwritten."""
+        """The same for a large map, which may be overwritten."""
         parts = self.norm1, self.conv1, self.norm2, self.conv2, self.shortcut
         return strips.residual(*parts, x, plan)
 
@@ -94,21 +91,29 @@ def _middle(channels: int, groups: int) -> nn.Sequential:
     )
 
 
-def _level(channels_in: int, channels_out: int, blocks: int, groups: int, attention: bool) -> list:
-    layers = []
-    for _ in range(blocks):
-        layers.append(ResnetBlock(channels_in, channels_out, groups))
-        if attention:
-            layers.append(AttentionBlock(channels_out, groups))
-        channels_in = channels_out
-    return layers
+def _levels(
+    first: int, channels: list[int], blocks: int, groups: int, lowest: int, resample: type
+) -> nn.ModuleList:
+    """Levels with these `channels`, resampled between them; `first` channels enter, and each block
+    of level `lowest` is followed by attention."""
+    levels = nn.ModuleList()
+    for i, (before, after) in enumerate(zip([first, *channels], channels, strict=False)):
+        level = nn.Sequential()
+        for block in range(blocks):
+            level.append(ResnetBlock(after if block else before, after, groups))
+            if i == lowest:
+                level.append(AttentionBlock(after, groups))
+        if i < len(channels) - 1:
+            level.append(resample(after))
+        levels.append(level)
+    return levels
 
 
 def _run(levels: nn.ModuleList, x: Tensor, plan: strips.Plan | None) -> Tensor:
-    """All layers in turn; with a plan, in strips where maps are not small."""
+    """All layers in turn; with a plan, large maps in strips."""
     for level in levels:
         for layer in level:
-            # Attention sees the whole map at once.
+            # Attention needs the whole map at once.
             if _in_strips(x, plan) and not isinstance(layer, AttentionBlock):
                 x = layer.in_strips(x.contiguous(memory_format=torch.channels_last), plan)
             else:
@@ -125,45 +130,33 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ImageTokenizerConfig):
         super().__init__()
-        widths = [config.channels * m for m in config.channel_multipliers]
-        lowest = len(widths) - 1
+        channels = [config.channels * m for m in config.channel_multipliers]
+        groups, lowest = config.norm_groups, len(channels) - 1
+        shape = config.channels, channels, config.res_blocks
         self.conv_in = nn.Conv2d(3, config.channels, 3, padding=1)
-        self.levels = nn.ModuleList()
-        channels = config.channels
-        for i, width in enumerate(widths):
-            level = _level(channels, width, config.res_blocks, config.norm_groups, i == lowest)
-            if i != lowest:
-                level.append(Downsample(width))
-            self.levels.append(nn.Sequential(*level))
-            channels = width
-        self.mid = _middle(channels, config.norm_groups)
-        self.norm_out = nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
-        self.conv_out = nn.Conv2d(channels, config.latent_channels, 3, padding=1)
+        self.levels = _levels(*shape, groups, lowest, Downsample)
+        self.mid = _middle(channels[-1], groups)
+        self.norm_out = nn.GroupNorm(groups, channels[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(channels[-1], config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor, plan: strips.Plan | None = None) -> Tensor:
-        """Without a `plan`, for gradients as well, whole maps are computed."""
+        """Without a `plan`, whole maps are computed, also for gradients."""
         h = _run(self.levels, self.conv_in(x), plan)
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
 class Decoder(nn.Module):
-    """(B, latent_channels, h, w) -> (B, 3, h * stride, w * stride), about -1..1."""
+    """(B, latent_channels, h, w) -> (B, 3, h * stride, w * stride), roughly -1..1."""
 
     def __init__(self, config: ImageTokenizerConfig):
         super().__init__()
-        widths = [config.channels * m for m in reversed(config.channel_multipliers)]
-        channels = widths[0]
-        self.conv_in = nn.Conv2d(config.latent_channels, channels, 3, padding=1)
-        self.mid = _middle(channels, config.norm_groups)
-        self.levels = nn.ModuleList()
-        for i, width in enumerate(widths):
-            level = _level(channels, width, config.res_blocks + 1, config.norm_groups, i == 0)
-            if i != len(widths) - 1:
-                level.append(Upsample(width))
-            self.levels.append(nn.Sequential(*level))
-            channels = width
-        self.norm_out = nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
-        self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
+        channels = [config.channels * m for m in reversed(config.channel_multipliers)]
+        groups, shape = config.norm_groups, (channels[0], channels, config.res_blocks + 1)
+        self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
+        self.mid = _middle(channels[0], groups)
+        self.levels = _levels(*shape, groups, 0, Upsample)
+        self.norm_out = nn.GroupNorm(groups, channels[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(channels[-1], 3, 3, padding=1)
 
     def forward(self, z: Tensor, plan: strips.Plan | None = None) -> Tensor:
         """`plan` as in the encoder."""
@@ -194,10 +187,10 @@ class VectorQuantizer(nn.Module):
         return F.normalize(self.codebook(codes), dim=-1).movedim(-1, 1)
 
     def nearest(self, latent: Tensor) -> Tensor:
-        """latent (B, dim, h, w) -> codes (B, h, w) int64. Its norm has no influence."""
+        """latent (B, dim, h, w), of any norm -> codes (B, h, w) int64."""
         every = torch.arange(self.codebook.num_embeddings, device=latent.device)
         book = F.normalize(self.codebook(every), dim=-1)
-        # In bfloat16 the nearest two are often equally near; not every device knows autocast.
+        # In bfloat16 the nearest two often tie; not every device supports autocast.
         kind = latent.device.type
         cast = torch.is_autocast_enabled(kind)
         with torch.autocast(kind, enabled=False) if cast else nullcontext():
@@ -206,9 +199,10 @@ class VectorQuantizer(nn.Module):
     def forward(self, latent: Tensor) -> Quantized:
         latent = F.normalize(latent, dim=1)
         codes = self.nearest(latent)
-        chosen = self.vectors(codes)
-        loss = F.mse_loss(chosen, latent.detach()) + self.beta * F.mse_loss(latent, chosen.detach())
-        return Quantized(latent + (chosen - latent).detach(), codes, loss)
+        vectors = self.vectors(codes)
+        commitment = F.mse_loss(latent, vectors.detach())
+        loss = F.mse_loss(vectors, latent.detach()) + self.beta * commitment
+        return Quantized(latent + (vectors - latent).detach(), codes, loss)
 
 
 class ImageTokenizer(nn.Module):
@@ -226,31 +220,31 @@ class ImageTokenizer(nn.Module):
     def working_nbytes(
         self, pictures: int, pixels: int, device: torch.device, save_memory: bool = False
     ) -> int:
-        """Bytes that `decode` needs on `device`, at most, for so many pictures of so many pixels
-        each, beside the weights and what a library such as cuDNN sets aside for itself. `encode`,
-        which has no `save_memory`, needs about as many.
+        """An upper bound on the bytes that `decode` needs on `device` for `pictures` pictures with
+        `pixels` pixels each, beside the weights and the workspaces of libraries such as cuDNN.
+        `encode`, which has no `save_memory`, needs roughly the same.
         """
         multipliers = self.config.channel_multipliers
         base = pictures * pixels * self.config.channels * multipliers[0]
         # Upsample reaches the full size with the channels of the level below.
         largest = base * max(multipliers[:2]) // multipliers[0]
         room = largest <= (SMALL if save_memory else LARGE)
-        small = 2 * strips.strip_of(device)  # numbers of a map that is computed whole
-        # Measured: at most ten feature maps of the base width live at the same time, or strips of
-        # them; then also the map that they are of, the next, and one between if there is room.
+        small = 2 * strips.strip_of(device)  # values in the largest map that is computed whole
+        # Measured: at most ten feature maps of the base channels live at once, or strips of them;
+        # with strips also the whole input and output, and the map between them if there is room.
         values = 12 * min(base, small) + (3 if room else 2) * (largest > small) * largest
         return values * self.quantizer.codebook.weight.itemsize
 
     def latent(self, images: Tensor, plan: strips.Plan | None = None) -> Tensor:
-        """(B, 3, H, W) in 0..1 -> unquantised latent (B, codebook_dim, h, w)."""
+        """(B, 3, H, W) in 0..1 -> latent (B, codebook_dim, h, w) before quantisation."""
         return self.quant_conv(self.encoder(images * 2 - 1, plan))
 
     def pixels(self, vectors: Tensor, plan: strips.Plan | None = None) -> Tensor:
-        """Codebook vectors (B, codebook_dim, h, w) -> (B, 3, H, W), about 0..1, not clamped."""
+        """Codebook vectors (B, codebook_dim, h, w) -> (B, 3, H, W), roughly 0..1, not clamped."""
         return (self.decoder(self.post_quant_conv(vectors), plan) + 1) / 2
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
-        """For training: the reconstruction, not clamped, and what the quantiser did."""
+        """For training: the reconstruction, not clamped, and the quantiser's output."""
         quantized = self.quantizer(self.latent(images))
         return self.pixels(quantized.vectors), quantized
 
@@ -271,13 +265,13 @@ class ImageTokenizer(nn.Module):
     def decode(self, codes: Tensor, save_memory: bool = False) -> Tensor:
         """Codes (B, h, w) int64 -> images (B, 3, h * stride, w * stride) in 0..1.
 
-        Large pictures are decoded in strips, which shows in nothing but time; `save_memory` makes
-        less of a picture count as large. Raises ValueError for a code outside the codebook.
+        Large pictures are decoded in strips, without seams; `save_memory` does so for smaller ones
+        and holds fewer maps, which is slower. Raises ValueError for a code outside the codebook.
         """
         if codes.numel() == 0 or codes.min() < 0 or codes.max() >= self.config.codebook_size:
             raise ValueError(
-                f"codes must be numbers from 0 to {self.config.codebook_size - 1} of this model's "
-                "codebook; these belong to another model or are no codes"
+                f"codes must be from 0 to {self.config.codebook_size - 1}, this model's codebook; "
+                "these are from another model or are not codes"
             )
         vectors = self.quantizer.vectors(codes)
         plan = strips.Plan(SMALL if save_memory else LARGE, bf16=True)

@@ -1,4 +1,4 @@
-"""Pictures and codes on disk."""
+"""Reading and writing pictures and codes."""
 
 import json
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from .files import atomic_path
 
 
 def read_image(path: str | Path, background: str | None = None) -> Tensor:
-    """An 8 bit picture as float32 (1, H, W, 3) in 0..1.
+    """An 8-bit picture as float32 (1, H, W, 3) in 0..1.
 
-    A transparent picture is laid on the colour `background`. Raises FileNotFoundError, or
-    ValueError with one sentence for what is no such picture.
+    A transparent picture is composited onto the colour `background`. Raises FileNotFoundError, or
+    ValueError with one sentence for a file that is not such a picture.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist or is not a file")
@@ -26,11 +26,11 @@ def read_image(path: str | Path, background: str | None = None) -> Tensor:
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a readable picture: {error}") from None
     if image.mode.startswith("I") or image.mode == "F":
-        raise ValueError(f"{path} has more than 8 bits per channel: convert it to 8 bit first")
+        raise ValueError(f"{path} has more than 8 bits per channel: convert it to 8 bits first")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         if background is None:
             raise ValueError(
-                f"{path} is transparent: say what lies behind it, such as --background white"
+                f"{path} is transparent: choose a background colour, such as --background white"
             )
         try:
             colour = ImageColor.getrgb(background)
@@ -42,13 +42,13 @@ def read_image(path: str | Path, background: str | None = None) -> Tensor:
 
 
 def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
-    """8 bit pictures of one size and mode as float32 (N, channels, H, W) in 0..1."""
+    """8-bit pictures of one size and mode as float32 (N, channels, H, W) in 0..1."""
     return torch.from_numpy(np.stack(pictures)).movedim(-1, 1).float() / 255
 
 
 def sheet_of(images: Sequence[Tensor], columns: int) -> Image.Image:
-    """Images (3, H, W) in 0..1 as one picture, row by row, with a thin white gap; smaller ones in
-    the middle of the room that the largest needs."""
+    """Images (3, H, W) in 0..1 as one picture, row by row with a thin white gap, in cells of the
+    largest width and height, where smaller images are centred."""
     height, width = (max(image.shape[side] for image in images) for side in (1, 2))
     rows = -(-len(images) // columns)
     gap = 4
@@ -64,7 +64,7 @@ def sheet_of(images: Sequence[Tensor], columns: int) -> Image.Image:
 def write_png(path: str | Path, image: Tensor, **about: object) -> None:
     """Save (H, W, 3) in 0..1 as PNG; `about` goes into text chunks, as JSON under "tokenshuffle".
 
-    The chunk is not called "prompt" or "parameters": ComfyUI would take those for a workflow.
+    The chunk is not called "prompt" or "parameters": ComfyUI would read those as a workflow.
     """
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("Software", "ComfyUI-TokenShuffle")
@@ -87,7 +87,7 @@ def read_codes(path: str | Path) -> Tensor:
         raise ValueError(f"{path} is not a .npy file of codes") from None
     if codes.ndim not in (2, 3) or not np.issubdtype(codes.dtype, np.integer):
         raise ValueError(
-            f"{path} holds {codes.dtype} of shape {codes.shape}: codes are whole numbers of shape "
+            f"{path} holds {codes.dtype} of shape {codes.shape}: codes are integers of shape "
             "(rows, columns) or (batch, rows, columns)"
         )
     return torch.from_numpy(codes.astype(np.int64)).reshape(-1, *codes.shape[-2:])

@@ -7,8 +7,8 @@
 The hidden state at the last text token predicts window 0; the one at window t predicts the s * s
 codes of window t + 1, in raster order of the windows.
 
-An elastic model serves several windows: each has its own TokenShuffle and TokenUnshuffle around the
-same transformer, and an embedding that tells the transformer which of them follows.
+An elastic model supports several windows: each has its own TokenShuffle and TokenUnshuffle around
+the same transformer, and an embedding that tells the transformer which window follows.
 """
 
 from typing import NamedTuple
@@ -31,31 +31,28 @@ class TokenShuffleModel(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.text_embedding = nn.Embedding(config.text_vocabulary, config.width)
-        self.code_embedding = nn.Embedding(config.codebook_size, config.width)
+        self.text_embedding = nn.Embedding(config.text_vocabulary, config.dim)
+        self.code_embedding = nn.Embedding(config.codebook_size, config.dim)
         self.window_embedding = (
-            nn.Embedding(len(config.windows), config.width) if len(config.windows) > 1 else None
+            nn.Embedding(len(config.windows), config.dim) if len(config.windows) > 1 else None
         )
         shape = (config.fuse_blocks, config.norm_eps)
-        self.shuffle = _by_window(config, lambda s: TokenShuffle(config.width, s, *shape))
+        self.shuffle = _by_window(config, lambda s: TokenShuffle(config.dim, s, *shape))
         self.transformer = Transformer(config)
-        self.unshuffle = _by_window(config, lambda s: TokenUnshuffle(config.width, s, *shape))
-        self.window_head = _by_window(
-            config, lambda s: WindowHead(config, s) if config.window_head and s > 1 else None
-        )
+        self.unshuffle = _by_window(config, lambda s: TokenUnshuffle(config.dim, s, *shape))
+        headed = [s for s in config.windows if s > 1 and config.window_head]
+        self.window_head = nn.ModuleDict({str(s): WindowHead(config, s) for s in headed})
         hidden = config.head_hidden
-        self.head_input = nn.Linear(config.width, hidden, bias=True) if hidden else None
-        self.head = nn.Linear(hidden or config.width, config.codebook_size, bias=hidden > 0)
+        self.head_input = nn.Linear(config.dim, hidden, bias=True) if hidden else None
+        self.head = nn.Linear(hidden or config.dim, config.codebook_size, bias=hidden > 0)
         self.text_head = (
-            nn.Linear(config.width, config.text_vocabulary, bias=False)
-            if config.text_head
-            else None
+            nn.Linear(config.dim, config.text_vocabulary, bias=False) if config.text_head else None
         )
 
     def initialise(self) -> None:
         """Fresh weights: sqrt(2 / 5d) for linear layers (SmallInit, arXiv 1910.05895), residual
         outputs scaled by 1 / sqrt(2 layers) as in GPT-2; compress and expand keep the variance."""
-        small = (2 / (5 * self.config.width)) ** 0.5
+        small = (2 / (5 * self.config.dim)) ** 0.5
         for name, module in self.named_modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -82,9 +79,9 @@ class TokenShuffleModel(nn.Module):
     ) -> Logits:
         """Teacher-forced logits for every window.
 
-        text (B, T) int64 framed ids, padded at the left by `padding` (B,) tokens;
-        codes (B, H, W) int64 with sides that the window divides. `targets`, codes as well, are
-        what a window head sees of the window it predicts, `codes` where None.
+        text (B, T) int64 are framed ids with `padding` (B,) padding tokens on the left;
+        codes (B, H, W) int64 have sides divisible by the window. `targets`, also codes, are what a
+        window head sees of the window that it predicts, `codes` if None.
         """
         windows = self.embed_codes(codes, window)[:, :-1]
         x = torch.cat([self.embed_text(text, window), windows], dim=1)
@@ -93,11 +90,11 @@ class TokenShuffleModel(nn.Module):
         last = text.shape[1] - 1
         text_logits = self.text_logits(hidden[:, : last + 1]) if with_text else None
         states = self.code_states(hidden[:, last:], window)
-        chosen = self.targets(codes if targets is None else targets, window)
-        return Logits(self.code_logits(states, window, chosen), text_logits)
+        seen = self.targets(codes if targets is None else targets, window)
+        return Logits(self.code_logits(states, window, seen), text_logits)
 
     def layout(self, text: int, columns: int, window: int | None = None) -> Layout | None:
-        """Of a sequence with `text` tokens and pictures of `columns` codes."""
+        """The layout of `text` tokens and a picture `columns` codes across; None with one axis."""
         window = window or self.config.window
         return Layout(text, columns // window, window) if self.config.rope_axes == 2 else None
 
@@ -112,7 +109,7 @@ class TokenShuffleModel(nn.Module):
         return shuffle(codes[..., None], window or self.config.window).flatten(1, 2)
 
     def embed_text(self, text: Tensor, window: int | None = None) -> Tensor:
-        """Framed ids (B, T) -> embeddings (B, T, d); the last one tells which window follows."""
+        """Framed ids (B, T) -> embeddings (B, T, d); the last one encodes which window follows."""
         x = self.text_embedding(text)
         if self.window_embedding is None:
             return x
@@ -126,32 +123,32 @@ class TokenShuffleModel(nn.Module):
         return shuffle(self.code_embedding(codes)).flatten(1, 2)
 
     def code_states(self, hidden: Tensor, window: int | None = None) -> Tensor:
-        """Hidden states (B, n, d) -> one vector for each code of a window (B, n, s * s, d)."""
+        """Hidden states (B, n, d) -> a vector for each code of a window (B, n, s * s, d)."""
         unshuffle = self.unshuffle[str(window or self.config.window)]
         codes = unshuffle(hidden[:, :, None])  # (B, n * s, s, d)
         return codes.unflatten(1, (hidden.shape[1], -1)).flatten(2, 3)
 
     def code_logits(
-        self, states: Tensor, window: int | None = None, chosen: Tensor | None = None
+        self, states: Tensor, window: int | None = None, codes: Tensor | None = None
     ) -> Tensor:
         """Code states (..., s * s, d) of a window -> logits (..., s * s, codebook_size).
 
-        A window head takes into account the codes of the window `chosen` (..., s * s) before each.
+        A window head also uses the window's `codes` (..., s * s), for each code those before it.
         """
-        return self.head(self.head_states(states, window, chosen))
+        return self.head(self.head_states(states, window, codes))
 
     def head_states(
         self,
         states: Tensor,
         window: int | None = None,
-        chosen: Tensor | None = None,
+        codes: Tensor | None = None,
         first: int = 0,
     ) -> Tensor:
-        """What the head makes logits of: the states (..., n, d) of the window's codes `first`,
-        first + 1, ... and, with a window head, the codes before them, `chosen` (..., m)."""
+        """The head's input (..., n, d or head_hidden), from the states (..., n, d) of the window's
+        codes first, first + 1, ... and, with a window head, its `codes` (..., m) up to them."""
         window_head = self.window_head_of(window)
         if window_head is not None:
-            states = window_head(states, chosen, first)
+            states = window_head(states, codes, first)
         return states if self.head_input is None else F.gelu(self.head_input(states))
 
     def window_head_of(self, window: int | None = None) -> WindowHead | None:
@@ -166,8 +163,8 @@ class TokenShuffleModel(nn.Module):
         window: int | None = None,
         layout: Layout | None = None,
     ) -> tuple[KVCache, Tensor]:
-        """Run the prompt; text and padding as in `forward`, `windows` how many will follow, and
-        `layout` where they stand.
+        """Run the prompt; text and padding as in `forward`. The cache has room for `windows` more
+        positions, placed as `layout` says.
 
         Returns the cache and the code states (B, 1, s * s, d) of the first window.
         """
@@ -180,9 +177,8 @@ class TokenShuffleModel(nn.Module):
     def step(self, cache: KVCache, codes: Tensor, window: int | None = None) -> Tensor:
         """Append windows of codes (B, n, s, s).
 
-        The cache's rows may be several times B: prompts that go on with the same codes, as
-        guidance has them. Returns the code states (rows, n, s * s, d) of the window that follows
-        each.
+        The cache may have a multiple of B rows: prompts that share their codes, as with guidance.
+        Returns the code states (rows, n, s * s, d) of the window after each.
         """
         x = self.embed_codes(codes.flatten(0, 1), window).view(*codes.shape[:2], -1)
         x = x.repeat(len(cache.padding) // len(x), 1, 1)
@@ -190,5 +186,4 @@ class TokenShuffleModel(nn.Module):
 
 
 def _by_window(config: ModelConfig, make) -> nn.ModuleDict:
-    made = {str(window): make(window) for window in config.windows}
-    return nn.ModuleDict({key: module for key, module in made.items() if module is not None})
+    return nn.ModuleDict({str(window): make(window) for window in config.windows})

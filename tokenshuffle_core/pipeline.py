@@ -1,5 +1,5 @@
-"""From a prompt to a picture, and between pictures and codes: what Python, the command line and the
-ComfyUI nodes call."""
+"""Prompts to pictures, and pictures to codes and back: the interface that Python, the command line
+and the ComfyUI nodes use."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,27 +33,27 @@ def load(
     *,
     image_tokenizer: str | Path | None = None,
 ) -> "Pipeline":
-    """The bundled model, a checkpoint, or a model as LlamaGen, Janus or LLaMA published it, with
-    its weights on `device`.
+    """Load the bundled model, a checkpoint, or a LlamaGen, Janus or LLaMA as published, onto
+    `device`.
 
-    `path` is a file or a folder, `dtype` that of the model, by default `default_dtype(device)`; the
-    image tokenizer is small and stays float32. `image_tokenizer` is the file of one that does not
-    come with the model: a LLaMA needs it. Raises FileNotFoundError, or ValueError with one sentence
-    that names the file.
+    `path` is a file or a folder; `dtype` applies to the model, by default `default_dtype(device)`,
+    while the image tokenizer, which is small, stays float32. `image_tokenizer` is the image
+    tokenizer's file where the model does not include it: a LLaMA needs one. Raises
+    FileNotFoundError, or ValueError with one sentence that names the file.
     """
-    found = checkpoints.read(path, image_tokenizer=image_tokenizer)
+    checkpoint = checkpoints.read(path, image_tokenizer=image_tokenizer)
     return Pipeline(
-        found.config,
-        found.load_model(device, dtype or checkpoints.default_dtype(device)),
-        found.load_image_tokenizer(device),
-        found.text_tokenizer,
-        found.card,
+        checkpoint.config,
+        checkpoint.load_model(device, dtype or checkpoints.default_dtype(device)),
+        checkpoint.load_image_tokenizer(device),
+        checkpoint.text_tokenizer,
+        checkpoint.card,
     )
 
 
 @dataclass
 class Pipeline:
-    """A model in memory: its modules, what encodes its prompts, and its model card."""
+    """A model in memory: its modules, prompt encoder and model card."""
 
     config: Config
     model: TokenShuffleModel
@@ -71,10 +71,10 @@ class Pipeline:
         count: int = 1,
         save_memory: bool = False,
     ) -> Pictures:
-        """Draw `count` pictures; picture i is that of seed + i, in a batch of any size.
+        """Draw `count` pictures; picture i depends on seed + i only, not on the batch size.
 
-        `settings` are the checkpoint's own where None; `save_memory` as in `decode`. Raises
-        ValueError with one sentence for whatever does not fit the model.
+        `settings` default to the checkpoint's; `save_memory` as in `decode`. Raises ValueError with
+        one sentence for anything that the model does not support.
         """
         *_, last = self.stream(prompt, negative, settings, seed=seed, count=count)
         return Pictures(self.decode(last.codes, save_memory), last.codes.cpu())
@@ -88,8 +88,8 @@ class Pipeline:
         seed: int = 0,
         count: int = 1,
     ) -> Iterator[Progress]:
-        """As `generate`, a window of the batch at a time: yields after each, the codes of those to
-        come being 0. The last one holds all codes, for `decode`."""
+        """As `generate`, but yields after each window, with code 0 in unfinished ones. The last
+        result holds all codes, for `decode`."""
         settings, seeds = settings or self.config.generation, seeds_from(seed, count)
         prompts = [self.encode_prompt(prompt)] * count
         return self.sample(prompts, self.encode_prompt(negative), settings, seeds)
@@ -106,11 +106,11 @@ class Pipeline:
         ahead: int | None = None,
         engine: bool = True,
     ) -> Iterator[Progress]:
-        """As `stream`, with the ids (`encode_prompt`) and the seed of each picture.
+        """As `stream`, with the ids (from `encode_prompt`) and the seed of each picture.
 
-        `given` (B, H, W) int64 holds codes to keep, and -1 in the windows to sample. `device`,
-        here and below, is where to compute, for a host that keeps weights elsewhere. `ahead` and
-        `engine` change speed alone: see `sampler.sample`. Raises ValueError.
+        `given` (B, H, W) int64 holds codes to keep, and -1 in the windows to sample. `device`, here
+        and below, is the one to compute on, for a host that keeps weights on another. `ahead` and
+        `engine` only change speed: see `sampler.sample`. Raises ValueError.
         """
         for seed in seeds:
             check_seed(seed)
@@ -137,12 +137,12 @@ class Pipeline:
         )
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Token ids of a prompt. The empty prompt is allowed: it asks for any picture.
+        """Token ids of a prompt; "" asks for any picture.
 
-        Raises ValueError where the prompt has more tokens than the model was made for.
+        Raises ValueError if the prompt has more tokens than the model supports.
         """
         if any("\ud800" <= c <= "\udfff" for c in text):  # half of a pair, as from a broken paste
-            raise ValueError("the prompt holds a character that is not text (a lone surrogate)")
+            raise ValueError("the prompt contains a lone surrogate, which is not a character")
         ids = self.text_tokenizer.encode(text)
         if len(ids) > self.config.model.max_prompt:
             raise ValueError(
@@ -152,17 +152,17 @@ class Pipeline:
         return ids
 
     def window(self, settings: GenerationConfig) -> int:
-        """The window that is sampled with. Raises ValueError for one that the model lacks."""
+        """The window to sample with. Raises ValueError if the model does not support it."""
         windows = self.config.model.windows
         if settings.window not in (None, *windows):
             raise ValueError(
-                f"window {settings.window} is not one that this model serves: "
+                f"window {settings.window} is not one of this model's: "
                 f"{', '.join(map(str, windows))}"
             )
         return settings.window or self.config.model.window
 
     def grid(self, settings: GenerationConfig) -> tuple[int, int]:
-        """The picture's (rows, columns) in windows. Raises ValueError with the nearest sizes."""
+        """The picture's (rows, columns) in windows. Raises ValueError naming the nearest sizes."""
         model, width, height = self.config.model, settings.width, settings.height
         unit = self.config.image_tokenizer.stride * self.window(settings)
         for name, value in (("width", width), ("height", height)):
@@ -174,13 +174,13 @@ class Pipeline:
                 )
             if value > unit * model.max_grid:
                 raise ValueError(
-                    f"{name} {value} is more than the {unit * model.max_grid} pixels that this "
-                    "model has size tokens for"
+                    f"{name} {value} is too large: this model has size tokens for at most "
+                    f"{unit * model.max_grid} pixels"
                 )
         rows, columns = height // unit, width // unit
         if rows * columns > model.max_positions:
             raise ValueError(
-                f"{width}x{height} takes {rows * columns} positions, this model's context holds "
+                f"{width}x{height} takes {rows * columns} positions, this model's context has "
                 f"{model.max_positions} beside the prompt: choose a smaller size or a larger window"
             )
         return rows, columns
@@ -193,8 +193,8 @@ class Pipeline:
             )
         if given.max() >= self.config.model.codebook_size:
             raise ValueError(
-                f"the given codes go up to {given.max()}, this model's codebook ends at "
-                f"{self.config.model.codebook_size - 1}: they come from another image tokenizer"
+                f"the given codes go up to {given.max()}, this model's codebook to "
+                f"{self.config.model.codebook_size - 1}: they are from another image tokenizer"
             )
         kept = given >= 0
         first = kept[:1, ::window, ::window].repeat_interleave(window, 1)
@@ -205,7 +205,7 @@ class Pipeline:
         self, codes: Tensor, save_memory: bool = False, device: torch.device | None = None
     ) -> Tensor:
         """Codes int64 (B, h, w) -> images float32 (B, H, W, 3) in 0..1, on the CPU. `save_memory`
-        takes longer for large pictures. Raises ValueError for codes of another model."""
+        is slower for large pictures. Raises ValueError for codes of another model."""
         return decode_codes(self.image_tokenizer, codes, save_memory, device)
 
     def encode(self, images: Tensor, device: torch.device | None = None) -> Tensor:
@@ -214,12 +214,12 @@ class Pipeline:
         return encode_images(self.image_tokenizer, images, device)
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write one checkpoint file, its weights but 8-bit ones as `dtype`. Raises OSError."""
+        """Write a checkpoint file; `dtype` converts all but 8-bit weights. Raises OSError."""
         checkpoints.save(path, self, dtype)
 
 
 def seeds_from(seed: int, count: int) -> list[int]:
-    """Those of `count` pictures: seed, seed + 1, ...; 0 follows the largest. Raises ValueError."""
+    """The seeds of `count` pictures: seed, seed + 1, ..., wrapping at 2^64. Raises ValueError."""
     check_seed(seed)
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"the number of pictures must be at least 1, not {count}")
@@ -238,7 +238,7 @@ def decode_codes(
     save_memory: bool = False,
     device: torch.device | None = None,
 ) -> Tensor:
-    """As `Pipeline.decode`, with an image tokenizer alone. Raises ValueError for foreign codes."""
+    """As `Pipeline.decode`, without a model."""
     if codes.ndim != 3 or codes.is_floating_point():
         raise ValueError(
             f"codes must be whole numbers of shape (batch, rows, columns), not {codes.dtype} of "
@@ -253,7 +253,7 @@ def decode_codes(
 def encode_images(
     image_tokenizer: ImageTokenizer, images: Tensor, device: torch.device | None = None
 ) -> Tensor:
-    """As `Pipeline.encode`, with an image tokenizer alone."""
+    """As `Pipeline.encode`, without a model."""
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(
             f"a picture must be RGB, with shape (batch, height, width, 3), not "

@@ -1,4 +1,4 @@
-"""Logits -> codes, and the decode loop as a generator of finished windows."""
+"""Logits -> codes, and the sampling loop as a generator of finished windows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,18 +21,18 @@ class Progress:
     position: int
     positions: int
     window: int
-    codes: Tensor  # (B, H, W) int64, 0 where unfinished; the loop goes on writing into it
+    codes: Tensor  # (B, H, W) int64, 0 where unfinished; the loop keeps writing into it
 
 
 def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Logits (..., V) with everything outside the top k and the nucleus of mass p at -inf.
+    """Logits (..., V) with -inf outside the top k and outside the nucleus of mass p.
 
     0 and 1 turn the filters off. The nucleus (arXiv 1904.09751) is the smallest set of most
     likely codes whose probabilities reach `top_p`; the most likely code always stays.
     """
     if 0 < top_k < logits.shape[-1]:
-        least = logits.topk(top_k).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
+        smallest = logits.topk(top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
     if top_p < 1:
         ordered, order = logits.sort(descending=True)
         probabilities = ordered.softmax(-1)
@@ -45,7 +45,7 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 def draw_noise(shape: tuple[int, ...], generators: list[torch.Generator]) -> Tensor:
     """Exponential noise (len(generators), *shape); row i draws from generators[i] alone.
 
-    On a CPU it is what `exponential_` draws on some, but the same on all of them, and sooner.
+    It matches `exponential_` on some CPUs, but is identical on all of them, and faster.
     """
     exact = generators[0].device.type in ("cpu", "cuda")
     dtype = torch.float64 if exact else torch.float32
@@ -57,16 +57,16 @@ def draw_noise(shape: tuple[int, ...], generators: list[torch.Generator]) -> Ten
 
 
 def sample_codes(logits: Tensor, settings: GenerationConfig, noise: Tensor) -> Tensor:
-    """One code from each distribution: logits (B, n, V), noise of that shape -> codes (B, n) int64.
+    """One code from each distribution: logits and noise (B, n, V) -> codes (B, n) int64.
 
-    Sampling is the Gumbel-max trick: argmax of logits plus noise, which unlike an inverse CDF
-    hardly ever turns a rounding error into another code. Temperature 0 is greedy.
+    Sampling uses the Gumbel-max trick, argmax of logits plus noise: unlike with an inverse CDF, a
+    rounding error hardly ever changes the code. Temperature 0 is greedy.
     """
     logits = logits.float()
     if settings.temperature == 0:
         return logits.argmax(-1)
     logits = filter_logits(logits / settings.temperature, settings.top_k, settings.top_p)
-    # A draw of exactly 0 would be infinite noise, and nan for a code that is filtered out.
+    # Noise of exactly 0 would become infinite here, and nan for a code that is filtered out.
     return (logits - noise.clamp_min(2**-25).log()).argmax(-1)
 
 
@@ -80,18 +80,18 @@ def sample_windows(
 ) -> Tensor:
     """Code states of n windows (B, n, s * s, d) -> their codes (B, n, s * s) int64.
 
-    With the guidance `scale` of each, (n,), the states are (2 B, n, s * s, d), conditional ones
-    first. All codes of a window at once, or one after another where the model has a head for that.
-    `noise` is (B, n, s * s, V).
+    With the guidance `scale` (n,) of each, the states are (2 B, n, s * s, d), conditional ones
+    first. With a window head, codes are sampled autoregressively within the window, otherwise all
+    at once. `noise` is (B, n, s * s, V).
     """
     count = window**2
     together = 1 if model.window_head_of(window) else count
     codes = torch.zeros(noise.shape[:3], dtype=torch.int64, device=noise.device)
     for first in range(0, count, together):
         part = slice(first, first + together)
-        chosen = codes if scale is None else torch.cat([codes, codes])
-        x = model.head_states(states[:, :, part], window, chosen, first)
-        if scale is not None:  # the head's output is linear: before it there is less to compute
+        seen = codes if scale is None else torch.cat([codes, codes])
+        x = model.head_states(states[:, :, part], window, seen, first)
+        if scale is not None:  # equal to guiding the logits, as the head is linear, but cheaper
             x = guide(*x.float().chunk(2), scale[:, None, None]).to(x.dtype)
         codes[:, :, part] = sample_codes(model.head(x), settings, noise[:, :, part])
     return codes
@@ -110,20 +110,20 @@ def sample(
     ahead: int | None = None,
     engine: bool = True,
 ) -> Iterator[Progress]:
-    """Sample pictures window by window, all of a batch in step; yields after each window, and once
-    after the whole rows that are given at the top.
+    """Sample pictures window by window, a whole batch in lockstep. Yields after each window; full
+    rows of given codes at the top count as one.
 
     prompts and negatives hold one list of framed ids per picture; `grid` is (rows, columns) in
-    windows; `given` (B, H, W) int64 holds codes to keep, -1 in the windows to sample, which are the
-    same in each picture. A window sees the given ones above it and to its left, not those to come.
-    With cfg 1 the negatives are not run. Everything happens on the generators' device.
+    windows; `given` (B, H, W) int64 holds codes to keep, with -1 in the windows to sample, which
+    are the same in each picture. A window sees the given codes before it in raster order, not those
+    after it. With cfg 1 the negatives are not run. Everything runs on the generators' device.
 
-    A step samples `ahead` windows (Jacobi decoding, arXiv 2305.10427): the next one from what is
-    known, those behind it from guesses. The noise of a window is fixed, so a guess that is what is
-    sampled in its place is right, and the windows up to the first wrong one are done: they are
-    those that a step each would give, but for rounding. None leaves their number to the engine,
-    which makes steps faster on the device and is without effect on the pictures; `engine` False is
-    the plain loop over the plain model.
+    A step samples `ahead` windows (Jacobi decoding, arXiv 2305.10427): the first from finished
+    codes, the others from guesses. The noise of a window is fixed, so a guess that equals the
+    window sampled in its place is correct, and all windows up to the first wrong guess are
+    finished: they equal those of steps of one window, up to rounding. None leaves the number to the
+    engine, which makes steps faster without changing the pictures; `engine` False is the plain loop
+    over the plain model.
     """
     rows, columns = grid
     window, windows = settings.window or model.config.window, rows * columns
@@ -136,7 +136,7 @@ def sample(
         ahead = ahead or 1
     noise_shape = (window**2, model.config.codebook_size)
     picture = torch.zeros(batch, rows * window, columns * window, dtype=torch.int64, device=device)
-    # All windows (B, windows, s, s): known codes, then guesses; 0 or -1 where there is none yet.
+    # All windows (B, windows, s, s): finished codes, then guesses; 0 or -1 before the first guess.
     codes = torch.zeros(batch, windows, window, window, dtype=torch.int64, device=device)
     kept, done = None, 0
     if given is not None:
@@ -152,46 +152,46 @@ def sample(
     cache, states = model.prefill(text, padding, windows - 1, window, layout)
     if done:
         picture[:, : done // columns * window] = given[:, : done // columns * window]
-        for _ in range(done):  # the noise of a window does not depend on where sampling starts
+        for _ in range(done):  # so that a window's noise does not depend on where sampling starts
             draw_noise(noise_shape, generators)
         yield Progress(done, windows, window, picture)
         if done < windows:
             states = model.step(cache, codes[:, :done], window)[:, -1:]
-    choose = partial(sample_windows, model, window, settings)
+    sample_step = partial(sample_windows, model, window, settings)
     step = partial(model.step, cache, window=window)
-    if engine:
-        choose, step, cache = engines.accelerated(model, cache, window, ahead, choose)
+    if engine and (graphs := engines.capture(model, cache, window, ahead, sample_step)):
+        sample_step, step, cache = graphs
     noise = torch.empty(batch, 0, *noise_shape, device=device)
-    while done < windows:  # `states` are those of the windows from `done` on
+    while done < windows:  # `states` belong to the windows from `done` on
         end = done + states.shape[1]
         while noise.shape[1] < end - done:
             noise = torch.cat([noise, draw_noise(noise_shape, generators)[:, None]], 1)
         scale = scales[done:end] if guided else None
-        sampled = choose(states, noise, scale).view(batch, -1, window, window)
+        sampled = sample_step(states, noise, scale).view(batch, -1, window, window)
         if kept is not None:
             sampled = torch.where(kept[:, done:end], codes[:, done:end], sampled)
-        right = 1
+        finished = 1
         if end - done > 1:
-            agree = (sampled[:, :-1] == codes[:, done : end - 1]).flatten(2).all(2).all(0)
-            right += int(agree.int().cumprod(0).sum())
+            correct = (sampled[:, :-1] == codes[:, done : end - 1]).flatten(2).all(2).all(0)
+            finished += int(correct.int().cumprod(0).sum())
         codes[:, done:end] = sampled
-        cache.drop(end - done - right)
-        noise = noise[:, right:]
-        for _ in range(right):
+        cache.drop(end - done - finished)
+        noise = noise[:, finished:]
+        for _ in range(finished):
             top, left = done // columns * window, done % columns * window
             picture[:, top : top + window, left : left + window] = codes[:, done]
             done += 1
             yield Progress(done, windows, window, picture)
         count = min(ahead, windows - done)
         if count:
-            for i in range(end, done + count - 1):  # the first guess: as the window before
+            for i in range(end, done + count - 1):  # first guess: the window before it
                 if kept is None or not kept[0, i]:
                     codes[:, i] = codes[:, i - 1]
             states = step(codes[:, done - 1 : done - 1 + count])
 
 
 def pad_left(rows: list[list[int]], pad: int, device) -> tuple[Tensor, Tensor]:
-    """Rows of ids -> ids (B, T) padded at the left, and how many of each row are padding (B,)."""
+    """Rows of ids -> ids (B, T) padded on the left, and the padding tokens of each row (B,)."""
     length = max(map(len, rows))
     ids = torch.tensor([[pad] * (length - len(row)) + row for row in rows], device=device)
     return ids, torch.tensor([length - len(row) for row in rows], device=device)

@@ -2,7 +2,7 @@
 
 An s x s window of neighbouring codes becomes one transformer position and back. The rearrangement
 is a space-to-depth and exactly invertible; the linear layers and the residual MLPs are learned.
-Window 1 is the plain model: both modules are then the identity.
+With window 1, an ordinary model, both modules are the identity.
 """
 
 import torch
@@ -33,28 +33,29 @@ def unshuffle(x: Tensor, window: int) -> Tensor:
 class FuseBlock(nn.Module):
     """Residual MLP on a fused token: x + down(gelu(up(norm(x))))."""
 
-    def __init__(self, width: int, norm_eps: float):
+    def __init__(self, dim: int, norm_eps: float):
         super().__init__()
-        self.norm = nn.RMSNorm(width, eps=norm_eps)
-        self.up = nn.Linear(width, 2 * width, bias=False)
+        self.norm = nn.RMSNorm(dim, eps=norm_eps)
+        self.up = nn.Linear(dim, 2 * dim, bias=False)
         self.act = nn.GELU()
-        self.down = nn.Linear(2 * width, width, bias=False)
+        self.down = nn.Linear(2 * dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.down(self.act(self.up(self.norm(x))))
 
 
+def _fuse(dim: int, window: int, blocks: int, norm_eps: float) -> nn.Sequential:
+    return nn.Sequential(*(FuseBlock(dim, norm_eps) for _ in range(blocks if window > 1 else 0)))
+
+
 class TokenShuffle(nn.Module):
     """Code embeddings (B, H, W, d) -> fused tokens (B, H / s, W / s, d)."""
 
-    def __init__(self, width: int, window: int, blocks: int, norm_eps: float = 1e-5):
+    def __init__(self, dim: int, window: int, blocks: int, norm_eps: float = 1e-5):
         super().__init__()
-        self.window = window
-        plain = window == 1
-        self.compress = nn.Identity() if plain else nn.Linear(width, width // window**2, bias=False)
-        self.fuse = nn.Sequential(
-            *(FuseBlock(width, norm_eps) for _ in range(0 if plain else blocks))
-        )
+        self.window, plain = window, window == 1
+        self.compress = nn.Identity() if plain else nn.Linear(dim, dim // window**2, bias=False)
+        self.fuse = _fuse(dim, window, blocks, norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fuse(shuffle(self.compress(x), self.window))
@@ -63,46 +64,43 @@ class TokenShuffle(nn.Module):
 class TokenUnshuffle(nn.Module):
     """Hidden states (B, h, w, d) -> one vector per code (B, h * s, w * s, d)."""
 
-    def __init__(self, width: int, window: int, blocks: int, norm_eps: float = 1e-5):
+    def __init__(self, dim: int, window: int, blocks: int, norm_eps: float = 1e-5):
         super().__init__()
-        self.window = window
-        plain = window == 1
-        self.fuse = nn.Sequential(
-            *(FuseBlock(width, norm_eps) for _ in range(0 if plain else blocks))
-        )
-        self.expand = nn.Identity() if plain else nn.Linear(width // window**2, width, bias=False)
+        self.window, plain = window, window == 1
+        self.fuse = _fuse(dim, window, blocks, norm_eps)
+        self.expand = nn.Identity() if plain else nn.Linear(dim // window**2, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.expand(unshuffle(self.fuse(x), self.window))
 
 
 class WindowHead(nn.Module):
-    """Lets the codes of a window be predicted one after another (not in the paper, where they are
+    """Predicts codes autoregressively within the window (not in the paper, where they are
     independent given the hidden state, which blurs large windows).
 
-    A residual MLP on each code's state whose hidden layer also hears from the codes before it in
-    the window: h_i = W x_i + sum over j < i of relations[i, j] * embedding(code_j), by channel.
-    All codes of a window are computed at once where they are known, as in training.
+    A residual MLP on each code's state whose hidden layer also depends on the earlier codes of the
+    window: h_i = W x_i + sum over j < i of relations[i, j] * embedding(code_j), by channel. In
+    training, where all codes are known, a window is computed at once.
     """
 
     def __init__(self, config: ModelConfig, window: int):
         super().__init__()
         self.code_embedding = nn.Embedding(config.codebook_size, config.window_head)
         self.relations = nn.Parameter(torch.empty(window**2, window**2, config.window_head))
-        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.input = nn.Linear(config.width, config.window_head, bias=False)
-        self.output = nn.Linear(config.window_head, config.width, bias=False)
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.input = nn.Linear(config.dim, config.window_head, bias=False)
+        self.output = nn.Linear(config.window_head, config.dim, bias=False)
 
-    def forward(self, states: Tensor, chosen: Tensor, first: int = 0) -> Tensor:
+    def forward(self, states: Tensor, codes: Tensor, first: int = 0) -> Tensor:
         """States (..., n, d) of the window's codes first, first + 1, ... -> the same shape.
 
-        `chosen` (..., m) int64 holds the window's codes from its start on; those before a code
-        count for it, m >= first + n - 1 are needed.
+        `codes` (..., m) int64 are the window's codes from its start, m >= first + n - 1. Each state
+        depends on those before it.
         """
         last = first + states.shape[-2]
         place = torch.arange(last, device=states.device)
         earlier = place[first:, None] > place[:-1]
         relations = self.relations[first:last, : last - 1] * earlier[..., None]
-        known = self.code_embedding(chosen[..., : last - 1])
-        heard = torch.einsum("ijh,...jh->...ih", relations, known)
-        return states + self.output(F.gelu(self.input(self.norm(states)) + heard))
+        embedded = self.code_embedding(codes[..., : last - 1])
+        context = torch.einsum("ijh,...jh->...ih", relations, embedded)
+        return states + self.output(F.gelu(self.input(self.norm(states)) + context))

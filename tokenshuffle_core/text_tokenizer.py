@@ -1,12 +1,11 @@
 """Prompt -> token ids: byte-level BPE through the `tokenizers` library, and the special tokens.
 
-Every byte is a token, so any language works and nothing is unknown. A prompt reaches a model of our
-own as
+Every byte is a token, so any language works and nothing is unknown. Our models read a prompt as
 
     <|begin|> text ... <|rows:R|> <|columns:C|> <|image_start|>
 
-where R and C count the picture's windows, so that one model serves many sizes; public models have
-templates of theirs (PromptConfig).
+where R and C are the picture's size in windows, so that one model supports many sizes; published
+models have their own templates (PromptConfig).
 """
 
 import re
@@ -28,10 +27,10 @@ def special_tokens(max_grid: int) -> list[str]:
 
 
 class PromptEncoder(Protocol):
-    """What turns a prompt into ids: a `TextTokenizer`, or `ClassNames`."""
+    """Turns a prompt into ids: a `TextTokenizer`, or `ClassNames`."""
 
-    kind: ClassVar[str]  # "text" or "classes", which a checkpoint stores
-    pad: int  # the id in front of shorter prompts
+    kind: ClassVar[str]  # "text" or "classes", stored in a checkpoint
+    pad: int  # the id that pads shorter prompts on the left
 
     def encode(self, text: str) -> list[int]: ...
     def frame(self, ids: list[int], rows: int, columns: int, length: int = 0) -> list[int]: ...
@@ -40,21 +39,21 @@ class PromptEncoder(Protocol):
 
 
 class TextTokenizer:
-    """Raises ValueError where the tokenizer lacks a token that the prompt's template needs."""
+    """Raises ValueError if the tokenizer lacks a token that the prompt's template needs."""
 
     kind = "text"
 
     def __init__(self, tokenizer: Tokenizer, prompt: PromptConfig | None = None):
-        # A prompt that spells a special token means these characters, not the token.
+        # A prompt that spells out a special token gets its characters, not the token.
         tokenizer.encode_special_tokens = True
-        # Whoever made the file may have padded or cut to a length of their own.
+        # The file may ask for padding or truncation.
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.tokenizer, self.prompt = tokenizer, prompt or PromptConfig()
         self.pad = self._token(self.prompt.pad)
         (place,) = (i for i, piece in enumerate(self.prompt.template) if "{prompt}" in piece)
         self.begins, self.ends = self.prompt.template[:place], self.prompt.template[place + 1 :]
-        # Special tokens split a text: what stands between them and the prompt is encoded with it.
+        # Special tokens split text: whatever is between them and the prompt is encoded with it.
         special = [re.escape(t.content) for t in tokenizer.get_added_tokens_decoder().values()]
         special = re.compile("|".join(sorted(special, key=len, reverse=True)) or "(?!)")
         before, after = self.prompt.template[place].split("{prompt}")
@@ -66,7 +65,7 @@ class TextTokenizer:
 
     @classmethod
     def train(cls, captions: Iterable[str], vocabulary: int, max_grid: int) -> "TextTokenizer":
-        """Byte-level BPE with at most `vocabulary` tokens in all; case is folded."""
+        """Byte-level BPE with at most `vocabulary` tokens in total; text is lowercased."""
         tokenizer = Tokenizer(models.BPE())
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -82,9 +81,9 @@ class TextTokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path, max_grid: int) -> "TextTokenizer":
-        """Any Hugging Face `tokenizer.json`; the special tokens it lacks are added at its end.
+        """Any Hugging Face `tokenizer.json`; special tokens that it lacks are appended.
 
-        Raises FileNotFoundError, or ValueError where the file is no tokenizer.
+        Raises FileNotFoundError, or ValueError if the file is not a tokenizer.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist or is not a file")
@@ -94,7 +93,7 @@ class TextTokenizer:
 
     @classmethod
     def from_json(cls, text: str, prompt: PromptConfig | None = None) -> "TextTokenizer":
-        """The inverse of `to_json`. Raises ValueError for text that is no tokenizer."""
+        """The inverse of `to_json`. Raises ValueError for text that is not a tokenizer."""
         return cls(_parse(text, "the stored text tokenizer"), prompt)
 
     def to_json(self) -> str:
@@ -104,21 +103,21 @@ class TextTokenizer:
         return self.tokenizer.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """The text, and what the template glues to it. Surrounding white space is ignored; no text
-        is no token."""
+        """Ids of the text and of the template's text next to it. Surrounding white space is
+        ignored; empty text has no ids."""
         text = text.strip()
         return self._plain(self.glued_before + text + self.glued_after) if text else []
 
     def text_of(self, ids: list[int]) -> str:
-        """The inverse of `encode`, but for what normalisation has changed."""
+        """The inverse of `encode`, up to normalisation."""
         return self.tokenizer.decode(ids).strip()
 
     def frame(self, ids: list[int], rows: int, columns: int, length: int = 0) -> list[int]:
-        """What `encode` gave in the template, for a picture of rows x columns windows.
+        """Ids from `encode` put into the template, for a picture of rows x columns windows.
 
-        No ids are the unconditional prompt; `length` is that of the conditional one, which it is
-        padded to where the model was trained so. Raises ValueError where the vocabulary has no
-        token for such a size.
+        Without ids it is the unconditional prompt; with `padded_negative` that is padded to
+        `length`, the length of the conditional one. Raises ValueError if the vocabulary has no
+        token for this size.
         """
         begins = [self._token(name) for name in self.begins]
         ends = [self._token(name, rows=rows, columns=columns) for name in self.ends]
@@ -143,10 +142,7 @@ class TextTokenizer:
         if token is not None:
             return token
         if sized != name:
-            raise ValueError(
-                f"a picture of {columns}x{rows} windows is larger than this model has size tokens "
-                "for"
-            )
+            raise ValueError(f"this model has no size tokens for {columns}x{rows} windows")
         raise ValueError(f"the text tokenizer has no token {name}")
 
 

@@ -1,6 +1,6 @@
 """LLaMA blocks (arXiv 2302.13971): RMSNorm, rotary embedding, grouped-query attention, SwiGLU.
 
-Weights have the layout and the names' order of `transformers`' LLaMA: rotary pairs are
+Weights are laid out as in the LLaMA of the `transformers` library: rotary pairs are
 (i, i + head_size / 2).
 """
 
@@ -17,8 +17,8 @@ from .config import ModelConfig
 class KVCache:
     """Preallocated keys and values of each layer, (B, kv_heads, capacity, head_size).
 
-    `length` positions are filled. `padding` (B,) counts the padding tokens at the left of each
-    row; those are never attended to and do not count as positions. `layout`: see `positions_of`.
+    `length` positions are filled. `padding` (B,) counts the padding tokens on the left of each
+    row; they are never attended to and do not count as positions. `layout`: see `positions_of`.
     """
 
     def __init__(
@@ -35,32 +35,32 @@ class KVCache:
         self.values = torch.empty(shape, dtype=dtype, device=padding.device).unbind()
         self.padding = padding
         self.layout = layout
-        self.padded = bool(padding.any())  # asked once: on a GPU the answer costs a round trip
+        self.padded = bool(padding.any())  # once: on a GPU this synchronises
         self.length = 0
 
     @staticmethod
     def nbytes(config: ModelConfig, rows: int, positions: int, dtype: torch.dtype) -> int:
-        """Bytes of the keys and values of so many positions in each of the rows."""
+        """Bytes of the keys and values of `rows` rows with `positions` positions each."""
         values = config.layers * rows * config.kv_heads * positions * config.head_size
         return 2 * values * dtype.itemsize
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (B, kv_heads, T, head_size) behind `length`; all that is filled comes back."""
+        """Append (B, kv_heads, T, head_size) and return all keys and values so far."""
         count, filled = keys.shape[2], []
-        for held, new in ((self.keys[layer], keys), (self.values[layer], values)):
-            held.narrow(2, self.length, count).copy_(new)
-            filled.append(held.narrow(2, 0, self.length + count))
+        for stored, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            stored.narrow(2, self.length, count).copy_(new)
+            filled.append(stored.narrow(2, 0, self.length + count))
         return tuple(filled)
 
     def places(self, length: int) -> tuple[Tensor, Tensor | None]:
-        """As `places`, of the next `length` tokens."""
+        """The function `places` for the next `length` tokens."""
         padding = self.padding if self.padded else None
         return places(
             self.length, length, len(self.padding), padding, self.padding.device, self.layout
         )
 
     def advance(self, length: int) -> None:
-        """Count the tokens that all layers have appended."""
+        """Count tokens after every layer has appended them."""
         self.length += length
 
     def drop(self, length: int) -> None:
@@ -69,7 +69,7 @@ class KVCache:
 
 
 class Layout(NamedTuple):
-    """Of a sequence whose positions have two axes (ModelConfig.rope_axes)."""
+    """The layout of a sequence whose positions have two axes (ModelConfig.rope_axes)."""
 
     text: int  # tokens before the first window
     columns: int  # windows in a row
@@ -84,15 +84,14 @@ def places(
     device: torch.device,
     layout: Layout | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Where `length` tokens behind `start` others stand, and which of these and of themselves they
-    see: positions (B, T) or (B, T, 2), and a mask (B, 1, T, start + T), None where causality is
-    all.
+    """Positions and attention mask of `length` tokens after the first `start`: (B, T) or (B, T, 2),
+    and (B, 1, T, start + T), True where a token attends to another; None for a causal mask.
     """
     index = torch.arange(start, start + length, device=device).expand(batch, length)
     keys = torch.arange(start + length, device=device)
     if padding is not None:
         visible = (keys <= index[..., None]) & (keys >= padding[:, None, None])
-        # A padding token sees itself: a row without any key would be NaN.
+        # A padding token attends to itself: a row without any key would be NaN.
         mask = (visible | (keys == index[..., None]))[:, None]
         return positions_of(index, padding, layout), mask
     mask = (keys <= index[..., None])[:, None] if start and length > 1 else None
@@ -100,8 +99,8 @@ def places(
 
 
 def positions_of(index: Tensor, padding: Tensor | None, layout: Layout | None) -> Tensor:
-    """Places in the sequence (B, T) -> positions (B, T), of which padding has none, or with a
-    layout row and column (B, T, 2), -1 for text."""
+    """Indices in the sequence (B, T) -> positions (B, T), not counting padding, or with a `layout`
+    rows and columns (B, T, 2), -1 for text."""
     if layout is None:
         return index if padding is None else (index - padding[:, None]).clamp(min=0)
     count = index - layout.text
@@ -111,10 +110,10 @@ def positions_of(index: Tensor, padding: Tensor | None, layout: Layout | None) -
 
 def rotary_angles(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """Positions (B, T), or rows and columns (B, T, 2), -> cosine and sine, each (B, 1, T,
-    head_size) float32; the sine of each pair's first half is negative, as `rotate` wants it.
+    head_size) float32; the sine is negated in the first half, as `rotate` expects.
 
-    With two axes the first half of the pairs turns by the row, the second by the column, and both
-    are 0 where there is no position: such a token has no direction (arXiv 2406.06525, LlamaGen).
+    With two axes, half of the pairs rotate by the row and half by the column; for text, cosine and
+    sine are both 0, which zeroes its queries and keys as in LlamaGen (arXiv 2406.06525).
     """
     size = config.head_size // config.rope_axes
     pairs = torch.arange(0, size, 2, device=positions.device, dtype=torch.float32)
@@ -124,21 +123,22 @@ def rotary_angles(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tenso
     angles = (positions.float()[..., None] * frequencies)[:, None]
     cos, sin = angles.cos(), angles.sin()
     if config.rope_axes == 2:
-        known = (positions >= 0)[:, None, :, :, None]
-        cos, sin = (x.mul(known).flatten(-2) for x in (cos, sin))
+        placed = (positions >= 0)[:, None, :, :, None]
+        cos, sin = (x.mul(placed).flatten(-2) for x in (cos, sin))
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def _scaled(frequencies: Tensor, factor: float, low: float, high: float, context: float) -> Tensor:
-    """Llama 3's longer context (arXiv 2407.21783): wavelengths that the original `context` holds
-    more than `high` times stay, those that it holds less than `low` times grow by `factor`."""
+    """Llama 3's context extension (arXiv 2407.21783): wavelengths that fit into the original
+    `context` more than `high` times are kept, those that fit fewer than `low` times grow by
+    `factor`, with a linear ramp between."""
     turns = context * frequencies / (2 * math.pi)
-    stays = ((turns - low) / (high - low)).clamp(0, 1)
-    return frequencies * (stays + (1 - stays) / factor)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / factor)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding (arXiv 2104.09864) of x (B, heads, T, head_size)."""
+    """Apply the rotary embedding (arXiv 2104.09864) to x (B, heads, T, head_size)."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
@@ -147,11 +147,11 @@ class Attention(nn.Module):
         super().__init__()
         self.head_size = config.head_size
         self.grouped = config.kv_heads != config.heads
-        kv_width = config.kv_heads * config.head_size
-        self.q_proj = nn.Linear(config.width, config.width, bias=False)
-        self.k_proj = nn.Linear(config.width, kv_width, bias=False)
-        self.v_proj = nn.Linear(config.width, kv_width, bias=False)
-        self.o_proj = nn.Linear(config.width, config.width, bias=False)
+        kv_dim = config.kv_heads * config.head_size
+        self.q_proj = nn.Linear(config.dim, config.dim, bias=False)
+        self.k_proj = nn.Linear(config.dim, kv_dim, bias=False)
+        self.v_proj = nn.Linear(config.dim, kv_dim, bias=False)
+        self.o_proj = nn.Linear(config.dim, config.dim, bias=False)
 
     def forward(self, x, angles, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
         q, k, v = (
@@ -171,11 +171,11 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.gate_proj = nn.Linear(width, hidden, bias=False)
-        self.up_proj = nn.Linear(width, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, width, bias=False)
+        self.gate_proj = nn.Linear(dim, hidden, bias=False)
+        self.up_proj = nn.Linear(dim, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -184,10 +184,10 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.attention = Attention(config)
-        self.mlp_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.mlp = SwiGLU(config.width, config.hidden)
+        self.mlp_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.mlp = SwiGLU(config.dim, config.hidden)
 
     def forward(self, x, angles, mask, cache, layer) -> Tensor:
         x = x + self.attention(self.attention_norm(x), angles, mask, cache, layer)
@@ -201,7 +201,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
 
     def forward(
         self,
@@ -212,9 +212,9 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Embeddings (B, T, d) -> hidden states (B, T, d).
 
-        `padding` (B,) int64 counts the padding tokens at the left of each row; `layout` is needed
-        where positions have two axes. With a `cache` (whose own padding and layout then hold) x
-        continues what it holds.
+        `padding` (B,) int64 counts the padding tokens on the left of each row; `layout` is needed
+        with two axes of positions. With a `cache`, x continues its sequence, and its padding and
+        layout apply instead.
         """
         batch, length = x.shape[:2]
         if cache is not None:

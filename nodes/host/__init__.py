@@ -1,4 +1,4 @@
-"""All that touches ComfyUI's own modules: the nodes know nothing of them but their schemas."""
+"""All code that imports ComfyUI's internal modules; the nodes themselves only use comfy_api."""
 
 from dataclasses import fields
 
@@ -22,6 +22,6 @@ from .progress import follow, previews_wanted, say
 
 
 def search_aliases(*names: str) -> dict[str, list[str]]:
-    """Arguments for io.Schema. ComfyUI 0.3 does not know this field yet."""
-    known = any(field.name == "search_aliases" for field in fields(io.Schema))
-    return {"search_aliases": list(names)} if known else {}
+    """Arguments for io.Schema, which lacks this field in ComfyUI 0.3."""
+    exists = any(field.name == "search_aliases" for field in fields(io.Schema))
+    return {"search_aliases": list(names)} if exists else {}

@@ -1,4 +1,4 @@
-"""Models in ComfyUI's memory management: loading, moving, LoRA patches, room to work in."""
+"""Models in ComfyUI's memory management: loading, moving, LoRA patches, working memory."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,7 +25,7 @@ from .progress import previews_wanted
 
 
 class EnginePatcher(ModelPatcher):
-    """Counts what the engine packs beside the weights, and frees it when the host unloads them."""
+    """Includes the engine's packed weights in the model's size, and frees them on unloading."""
 
     def model_size(self):
         return super().model_size() + engine.packed_nbytes(self.model)
@@ -42,7 +42,7 @@ class EnginePatcher(ModelPatcher):
 class Loaded:
     """A pipeline, and the patchers through which ComfyUI moves its two modules between devices.
 
-    ComfyUI takes a patcher that dies before its module for a memory leak, so they stay together.
+    ComfyUI reports a memory leak if a patcher is deleted before its module, so they stay together.
     """
 
     name: str
@@ -51,10 +51,10 @@ class Loaded:
     vq: ModelPatcher
 
     def with_model(self, settings: GenerationConfig, count: int) -> Pipeline:
-        """The pipeline, its model on the device and room beside it for the KV cache.
+        """The pipeline, with its model on the device and room for the KV cache.
 
-        A model that is too large for the card stays partly in main memory. With previews on, the
-        image tokenizer comes along: it must not push the model out in the middle of a picture.
+        A model too large for the card stays partly in main memory. With previews on, the image
+        tokenizer is loaded too: it must not evict the model in the middle of a picture.
         """
         shape = self.pipeline.config.model
         rows, columns = self.pipeline.grid(settings)
@@ -69,15 +69,15 @@ class Loaded:
         return self.pipeline
 
     def with_vq(self, pictures: int, pixels: int, save_memory: bool = False) -> Pipeline:
-        """The pipeline, its image tokenizer on the device and room to work on so many pixels of
-        each picture."""
+        """The pipeline, with its image tokenizer on the device and room for `pictures` pictures
+        with `pixels` pixels each."""
         memory = self._decoding(pictures, pixels, save_memory)
         comfy.model_management.load_models_gpu([self.vq], memory_required=memory)
         return self.pipeline
 
     @cached_property
     def colours(self) -> np.ndarray:
-        """See `rough_colours`; for previews, once for each checkpoint."""
+        """`preview.rough_colours`, computed once for each checkpoint."""
         return preview.rough_colours(self.pipeline, self.vq.load_device)
 
     def _decoding(self, pictures: int, pixels: int, save_memory: bool) -> int:
@@ -87,16 +87,16 @@ class Loaded:
 
 
 def model_dtype(device: torch.device) -> torch.dtype:
-    """What the model computes in: ComfyUI's choice, by the device and its own options."""
-    # In the order of preference, of which --force-fp16 by itself would change nothing.
+    """The dtype that the model computes in: ComfyUI's choice for the device and its options."""
+    # In order of preference, which --force-fp16 alone would not change.
     supported = [torch.float16] if args.force_fp16 else [torch.bfloat16, torch.float16]
     dtype = comfy.model_management.unet_dtype(device, supported_dtypes=supported)
-    return dtype if dtype.itemsize > 1 else torch.bfloat16  # 8 bits are the loader's option
+    return dtype if dtype.itemsize > 1 else torch.bfloat16  # 8 bits are an option of the loader
 
 
 def load_checkpoint(name: str, weights: str | None = None) -> Loaded:
-    """Both modules stay in main memory until a node needs them; `weights` are made smaller as
-    `quantize` says."""
+    """A checkpoint with both modules in main memory until a node needs them, quantised to
+    `weights` if that is not None."""
     management = comfy.model_management
     path = checkpoint_path(name)
     device, offload = management.get_torch_device(), management.unet_offload_device()
@@ -116,10 +116,10 @@ def load_checkpoint(name: str, weights: str | None = None) -> Loaded:
 
 
 def _stream(module: torch.nn.Module, device: torch.device) -> None:
-    """Let weights of `module` stay where they are if they find no room on the device.
+    """Let weights of `module` stay in main memory if they do not fit on the device.
 
-    ComfyUI's layers compute the same as torch's, and fetch such weights. On the CPU there are none,
-    and their bookkeeping would cost some 6 % of a step.
+    ComfyUI's layers compute the same as torch's, and fetch such weights. On a CPU there is nothing
+    to fetch, and their overhead would be some 6 % of a step.
     """
     if comfy.model_management.is_device_cpu(device):
         return

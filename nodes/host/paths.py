@@ -1,4 +1,4 @@
-"""Where models, LoRAs and codes lie in ComfyUI's folders."""
+"""Models, LoRAs and codes in ComfyUI's folders."""
 
 import os
 from pathlib import Path
@@ -10,15 +10,15 @@ from ...tokenshuffle_core.checkpoints import BUNDLED, PICKLES
 FOLDER, OTHERS, LORAS = "tokenshuffle", "checkpoints", "loras"
 SAVED_CODES = "codes"  # in the output folder
 folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
-# After the user's own folders, whose files of the same name win.
+# After the user's own folders, whose files take precedence.
 folder_paths.add_model_folder_path(FOLDER, str(BUNDLED.parent))
 
 
 def checkpoints() -> list[str]:
-    """Checkpoints of our own, and published models as they came: LlamaGen's files and folders with
-    a config.json. Among ComfyUI's other checkpoints only what is known by its name."""
+    """Checkpoints of our own, and models as published: LlamaGen's files and folders with a
+    config.json. Of ComfyUI's other checkpoints, only those whose names `_recognised` accepts."""
     ours = _models(FOLDER)
-    return ours + [name for name in _models(OTHERS) if name not in ours and _known(name)]
+    return ours + [name for name in _models(OTHERS) if name not in ours and _recognised(name)]
 
 
 def _models(folder: str) -> list[str]:
@@ -36,29 +36,30 @@ def _models(folder: str) -> list[str]:
 
 
 def _folder(folder: str, name: str) -> Path | None:
-    """A published model's folder, which has a config.json."""
+    """The folder of a published model, which has a config.json."""
     path = name and folder_paths.get_full_path(folder, os.path.join(name, "config.json"))
     return Path(path).parent if path else None
 
 
-def _known(name: str) -> bool:
+def _recognised(name: str) -> bool:
     name = os.path.basename(name).lower()
     return name.startswith("c2i_") or "janus" in name or "tokenshuffle" in name
 
 
 def checkpoint_path(name: str) -> Path:
     """The file or the folder behind one of `checkpoints`. Raises FileNotFoundError."""
-    for folder in (FOLDER, OTHERS) if _known(name) else (FOLDER,):
+    for folder in (FOLDER, OTHERS) if _recognised(name) else (FOLDER,):
         path = folder_paths.get_full_path(folder, name) or _folder(folder, name)
         if path:
             return Path(path)
     raise FileNotFoundError(
-        f"{name} is neither in models/{FOLDER} nor, under a name that is known, in models/{OTHERS}"
+        f"{name} is not in models/{FOLDER}; models/{OTHERS} is only searched for names that start "
+        "with c2i_ or contain janus or tokenshuffle"
     )
 
 
 def written(path: Path) -> float:
-    """When the newest of a checkpoint's files was written."""
+    """The modification time of a checkpoint's newest file."""
     files = path.iterdir() if path.is_dir() else [path, *path.parent.glob("vq_*")]
     return max(file.stat().st_mtime for file in files)
 
@@ -69,16 +70,16 @@ def loras() -> list[str]:
 
 
 def saved_codes() -> list[str]:
-    """Files that the user put into the input folder, and those that Save Codes wrote."""
-    given = Path(folder_paths.get_input_directory()).glob("*.npy")
+    """Files in the input folder, and those that Save Codes wrote."""
+    inputs = Path(folder_paths.get_input_directory()).glob("*.npy")
     saved = (Path(folder_paths.get_output_directory()) / SAVED_CODES).glob("*.npy")
-    return sorted(path.name for path in given) + sorted(
+    return sorted(path.name for path in inputs) + sorted(
         f"{SAVED_CODES}/{path.name} [output]" for path in saved
     )
 
 
 def codes_path(name: str) -> Path:
-    """The file behind one of `saved_codes`. ComfyUI 0.3 does not check a node's lists itself."""
+    """The file behind one of `saved_codes`, checked since ComfyUI 0.3 does not check lists."""
     if name not in saved_codes():
         raise ValueError(f"file {name!r} is neither in the input folder nor among the saved codes")
     return Path(folder_paths.get_annotated_filepath(name))

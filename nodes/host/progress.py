@@ -1,4 +1,4 @@
-"""Progress, previews and interrupts of what runs."""
+"""Progress, previews and interrupts of a running node."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from server import PromptServer
 
 from ...tokenshuffle_core.sampler import Progress
 
-SPEEDS: dict[str, float] = {}  # positions per second of each checkpoint's last picture
+SPEEDS: dict[str, float] = {}  # positions per second of the last picture, by checkpoint
 
 
 def previews_wanted() -> bool:
@@ -25,8 +25,8 @@ def follow(
     steps: Iterator[Progress],
     picture_of: Callable[[Progress], Image.Image | None] | None,
 ) -> Progress:
-    """Runs checkpoint `name` to the last step and returns it. Interrupt on every step; progress
-    bar, speed and previews, if `picture_of` gives any, on the node."""
+    """Run all `steps` of checkpoint `name` and return the last. Can be interrupted at every step;
+    shows progress, speed and any previews from `picture_of` on the node."""
     bar = None
     started = shown = time.perf_counter()
     for step in steps:
@@ -44,7 +44,7 @@ def follow(
 
 
 def say(text: str) -> None:
-    """Shows a line of text on the node that runs."""
+    """Show a line of text on the running node."""
     PromptServer.instance.send_progress_text(text, get_executing_context().node_id)
 
 

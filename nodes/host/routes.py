@@ -1,4 +1,4 @@
-"""What the page asks of the server."""
+"""The HTTP routes for the page."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from .progress import SPEEDS
 
 @PromptServer.instance.routes.get("/tokenshuffle/model")
 async def describe_model(request: web.Request) -> web.Response:
-    """What the page shows of ?checkpoint=NAME: its card, sizes, settings and speed."""
+    """The card, sizes, settings and speed of ?checkpoint=NAME."""
     name = request.query.get("checkpoint")
 
     def describe(path: Path, modified: float) -> dict:
@@ -26,17 +26,17 @@ async def describe_model(request: web.Request) -> web.Response:
 
 @PromptServer.instance.routes.post("/tokenshuffle/tokens")
 async def count_tokens(request: web.Request) -> web.Response:
-    """{"checkpoint": NAME, "text": PROMPT} -> {"tokens": its length, "limit": what fits}."""
-    asked = await request.json()
-    count = partial(description.count_tokens, text=str(asked.get("text")))
-    return await _answer(asked.get("checkpoint"), count)
+    """{"checkpoint": NAME, "text": PROMPT} -> {"tokens": its length, "limit": the most allowed}."""
+    body = await request.json()
+    count = partial(description.count_tokens, text=str(body.get("text")))
+    return await _answer(body.get("checkpoint"), count)
 
 
-async def _answer(name: str | None, about: Callable[[Path, float], dict]) -> web.Response:
-    """What `about` says of a checkpoint, or {"error": a sentence} for the page to show."""
+async def _answer(name: str | None, describe: Callable[[Path, float], dict]) -> web.Response:
+    """The result of `describe` for a checkpoint, or {"error": a sentence} for the page to show."""
     try:
         path = checkpoint_path(str(name))
-        answer = await asyncio.to_thread(about, path, written(path))
+        answer = await asyncio.to_thread(describe, path, written(path))
     except (ValueError, OSError) as error:
         answer = {"error": str(error)}
     return web.json_response(answer)

@@ -88,8 +88,8 @@ def rewritten(path, change) -> None:
     ("change", "words"),
     [
         (lambda t: t.pop("head.alpha"), "head.alpha is missing"),
-        (lambda t: t.update(extra=torch.ones(1)), "extra has no place"),
-        (lambda t: t.update({"head.lora_up.weight": torch.ones(64, 5)}), "do not belong together"),
+        (lambda t: t.update(extra=torch.ones(1)), "extra does not belong"),
+        (lambda t: t.update({"head.lora_up.weight": torch.ones(64, 5)}), "do not match"),
         (lambda t: t.update({"head.lora_up.weight": torch.ones(9, 3)}), "another model"),
         (
             lambda t: t.update({f"x.{n}": t[f"head.{n}"].clone() for n in

@@ -62,7 +62,7 @@ def test_the_start_can_be_trained(vq, tmp_path):
     [
         ({"attention_bias": True}, "attention_bias True is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
-        ({"head_dim": 32}, "heads of 32 are not supported"),
+        ({"head_dim": 32}, "head_dim 32 is not supported"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "not supported"),
     ],
 )
@@ -81,7 +81,7 @@ def test_a_strange_configuration(found, vq, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     del config["rope_parameters"]
     (folder / "config.json").write_text(json.dumps(config | found))
-    with pytest.raises(ValueError, match=r"config\.json is not of a LLaMA"):
+    with pytest.raises(ValueError, match=r"config\.json is not that of a LLaMA"):
         checkpoints.read(folder, image_tokenizer=vq)
 
 
@@ -90,7 +90,7 @@ def test_weights_that_a_llama_has_not(vq, tmp_path):
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.1.self_attn.q_proj.bias"] = torch.zeros(64)
     save_file(weights, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"q_proj\.bias has no place in a LLaMA"):
+    with pytest.raises(ValueError, match=r"q_proj\.bias does not belong in a LLaMA"):
         checkpoints.read(folder, image_tokenizer=vq)
 
 

@@ -69,7 +69,7 @@ def test_the_image_tokenizer_can_be_read_alone(tiny, tmp_path):
         load(tmp_path / "vq.safetensors")
 
 
-def test_a_failed_save_leaves_the_old_file(tiny, tmp_path, monkeypatch):
+def test_a_failed_save_leaves_the_old_file(tiny, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(tiny.read_bytes())
     broken = random_checkpoint()
@@ -142,7 +142,7 @@ def test_checkpoint_of_another_kind(tmp_path):
             lambda t, m: t["image_tokenizer.encoder.conv_in.weight"][0].fill_(-torch.inf),
             r"encoder\.conv_in\.weight holds numbers that are not finite",
         ),
-        (change_config('"layers": 2', '"layers": 1e9'), "layers must be a whole number"),
+        (change_config('"layers": 2', '"layers": 1e9'), "layers must be an integer of at least 1"),
         (change_config('"layers": 2', '"layers": 1000000000'), "layers must be at most 10000"),
         (change_config('"hidden": 64', '"hidden": 1000000000000'), "hidden must be at most"),
         (lambda t, m: m.update({native.CONFIG: "{}"}), "configuration is not one of this"),
@@ -150,7 +150,7 @@ def test_checkpoint_of_another_kind(tmp_path):
         (lambda t, m: m.update({native.TEXT_TOKENIZER: "{}"}), "is not a tokenizer.json"),
         (
             change_config('"heads": 4', '"heads": 5'),
-            "width 32 must be an even multiple of heads 5",
+            "dim 32 must be an even multiple of heads 5",
         ),
     ],
 )
@@ -159,6 +159,11 @@ def test_what_does_not_fit_is_named(tiny, tmp_path, change, message):
     with pytest.raises(ValueError, match=message) as error:
         load(path)
     assert "bad.safetensors" in str(error.value)
+
+
+def test_older_files_call_dim_width(tiny, tmp_path):
+    older = rewrite(tiny, tmp_path / "older.safetensors", change_config('"dim": 32', '"width": 32'))
+    assert load(older).config == load(tiny).config
 
 
 def test_a_full_disk(tiny, tmp_path):

@@ -110,8 +110,8 @@ def test_growing(family, sources, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["convert", "{llama}"], "name the image tokenizer"),
-        (["convert", "{janus}", "--windows", "2"], "other models are grown"),
-        (["convert", "{janus}", "--image-tokenizer", "{vq}"], "Janus brings its image tokenizer"),
+        (["convert", "{janus}", "--windows", "2"], "windows can only be set for a LLaMA"),
+        (["convert", "{janus}", "--image-tokenizer", "{vq}"], "Janus includes its image tokenizer"),
         (["convert", "nothing.pt"], "nothing.pt does not exist"),
         (["convert", "{llamagen}", "--family", "janus"], "generation_embeddings.weight is"),
         (["convert", "{llama}", "--image-tokenizer", "{vq}", "--windows", "x"], "must be like 2"),
@@ -131,12 +131,12 @@ def test_wrong_inputs(arguments, message, sources, tmp_path, capsys):
 def test_a_size_that_the_model_was_not_trained_at_is_noted(sources, tmp_path, capsys):
     options = ["--model", str(sources["llamagen"]), "-o", str(tmp_path / "a.png")]
     assert main(["generate", "--class", "3", *options, *size_options(16, 16)]) == 0
-    assert "trained at 256x256, not at 16x16" in capsys.readouterr().err
+    assert "trained on 256x256, not on 16x16" in capsys.readouterr().err
 
 
 def test_weights_go_through_memory_one_by_one(tmp_path):
     """Of 400 MB never more than 1.3 times a third, beyond what was there before."""
-    wide = {"hidden": 8192, "layers": 3, "width": 1024}
+    wide = {"hidden": 8192, "layers": 3, "dim": 1024}
     weights = llamagen(**wide)
     torch.save({"model": weights}, tmp_path / "c2i_B_256.pt")
     torch.save({"model": llamagen_vq()}, tmp_path / "vq_ds16_c2i.pt")

@@ -69,7 +69,7 @@ def test_encode_and_decode(tiny, tmp_path):
 def test_info_describes_presets(preset, capsys):
     assert main(["info", preset]) == 0
     output = capsys.readouterr().out
-    assert f"width: {PRESETS[preset].model.width}" in output
+    assert f"dim: {PRESETS[preset].model.dim}" in output
     assert "M parameters" in output
 
 
@@ -114,7 +114,9 @@ def test_missing_places(refused, tiny, tmp_path):
         "generate", "a", "-o", tmp_path / "nowhere" / "a.png", "--model", tiny
     )
     assert "must end in .png" in refused("generate", "a", "-o", tmp_path / "a.jpg")
-    assert "gone.safetensors does not exist" in refused("info", tmp_path / "gone.safetensors")
+    assert "gone.safetensors is neither an existing file nor" in refused(
+        "info", tmp_path / "gone.safetensors"
+    )
     output = ("-o", tmp_path / "c.npy", "--model", tiny)
     assert "gone.png does not exist" in refused("encode", tmp_path / "gone.png", *output)
     assert "manifest.jsonl does not exist" in refused("eval", "retrieval", tmp_path / "data")

@@ -52,7 +52,7 @@ def test_grown_checkpoint_serves_the_windows_asked_for(tiny, tmp_path, capsys):
         (["merge", "--lora", "no.safetensors=x"], "'x' is not a number"),
         (["grow", "--windows", "a"], "must be like 2 or 1,2,4"),
         (["grow", "--windows", "3"], "multiple of window squared"),
-        (["grow", "--windows", "2,2"], "different whole numbers"),
+        (["grow", "--windows", "2,2"], "distinct integers"),
     ],
 )
 def test_wrong_input_is_one_sentence(tiny, tmp_path, capsys, arguments, message):

@@ -94,7 +94,7 @@ def test_weights_are_packed_once_and_again_when_they_changed():
     assert model.head.weight is before.weight
 
 
-def test_only_plain_layers_are_exchanged():
+def test_only_plain_layers_are_swapped():
     model = add_lora(model_of(2), 2)
     before = dict(model.named_modules())
     engine.prepare(model, CPU)

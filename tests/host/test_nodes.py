@@ -166,11 +166,11 @@ def test_smaller_weights_as_on_the_command_line(server, prompt, tmp_path, weight
     np.testing.assert_array_equal(made, expected)
     prompt["lora"] = node("LoraLoader", model=["loader", 0], lora="tiny.safetensors", strength=0.5)
     prompt["sampler"]["inputs"]["model"] = ["lora", 0]
-    assert "only whole ones can be changed" in fail(server, prompt)["exception_message"]
+    assert "only 16- or 32-bit ones can be changed" in fail(server, prompt)["exception_message"]
 
 
 def test_window_that_the_model_lacks_is_an_error_of_the_sampler(server, prompt):
     prompt["sampler"]["inputs"]["window"] = 3
     message = fail(server, prompt)
     assert message["node_id"] == "sampler"
-    assert "window 3 is not one that this model serves: 2" in message["exception_message"]
+    assert "window 3 is not one of this model's: 2" in message["exception_message"]

@@ -135,7 +135,7 @@ def llamagen_vq(levels: tuple[int, ...] = (1, 1, 2)) -> dict[str, Tensor]:
 
 
 def llamagen(
-    width: int = 128, layers: int = 2, hidden: int = 192, codes: int = 64, classes: int = 1000
+    dim: int = 128, layers: int = 2, hidden: int = 192, codes: int = 64, classes: int = 1000
 ) -> dict[str, Tensor]:
     """The state dict of a LlamaGen model, key by key and shape by shape as published."""
     generator = torch.Generator().manual_seed(1)
@@ -144,22 +144,22 @@ def llamagen(
         return torch.randn(shape, generator=generator) * 0.1
 
     weights = {
-        "cls_embedding.embedding_table.weight": normal(classes + 1, width),
-        "tok_embeddings.weight": normal(codes, width),
-        "norm.weight": 1 + normal(width),
-        "output.weight": normal(codes, width),
-        "freqs_cis": normal(257, width // 2, 2),  # a buffer in some files
+        "cls_embedding.embedding_table.weight": normal(classes + 1, dim),
+        "tok_embeddings.weight": normal(codes, dim),
+        "norm.weight": 1 + normal(dim),
+        "output.weight": normal(codes, dim),
+        "freqs_cis": normal(257, dim // 2, 2),  # a buffer in some files
     }
     for i in range(layers):
         start = f"layers.{i}."
         weights |= {
-            f"{start}attention.wqkv.weight": normal(3 * width, width),
-            f"{start}attention.wo.weight": normal(width, width),
-            f"{start}feed_forward.w1.weight": normal(hidden, width),
-            f"{start}feed_forward.w3.weight": normal(hidden, width),
-            f"{start}feed_forward.w2.weight": normal(width, hidden),
-            f"{start}attention_norm.weight": 1 + normal(width),
-            f"{start}ffn_norm.weight": 1 + normal(width),
+            f"{start}attention.wqkv.weight": normal(3 * dim, dim),
+            f"{start}attention.wo.weight": normal(dim, dim),
+            f"{start}feed_forward.w1.weight": normal(hidden, dim),
+            f"{start}feed_forward.w3.weight": normal(hidden, dim),
+            f"{start}feed_forward.w2.weight": normal(dim, hidden),
+            f"{start}attention_norm.weight": 1 + normal(dim),
+            f"{start}ffn_norm.weight": 1 + normal(dim),
         }
     return weights
 

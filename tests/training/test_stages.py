@@ -219,7 +219,7 @@ STAGE = {"codes": "codes", "steps": 3}
         ({"stage": [STAGE | {"name": "a"}] * 2}, "different names, not a, a"),
         ({"stage": [STAGE], "preset": "huge"}, "preset must be one of .*tiny.*, not 'huge'"),
         ({"stage": [STAGE], "model": {"depth": 3}}, r"\[model\] has no key 'depth'"),
-        ({"stage": [STAGE], "model": {"width": 30}}, "width 30 must be"),
+        ({"stage": [STAGE], "model": {"dim": 30}}, "dim 30 must be"),
         ({"stage": [STAGE], "generation": {"cfg": -1}}, "cfg must be"),
         ({"stage": [STAGE], "init": "a", "image_tokenizer": "b"}, "init brings its own"),
         ({"stage": [STAGE | {"windows": 2}]}, "windows must be a list, each a whole number, not 2"),
@@ -258,8 +258,8 @@ def test_later_stages_are_checked_before_the_first_begins(codes, image_tokenizer
     recipe = write(tmp_path / "r.toml", codes, image_tokenizer)
     text, out = Path(recipe).read_text(), tmp_path / "run"
     for change, message in (
-        (("windows = [2, 4]", "windows = [3, 4]"), "stage second: width 32 must be a multiple of"),
-        (("windows = [2, 4]", "windows = [2, 16]"), "stage second: width 32 must be a multiple"),
+        (("windows = [2, 4]", "windows = [3, 4]"), "stage second: dim 32 must be a multiple of"),
+        (("windows = [2, 4]", "windows = [2, 16]"), "stage second: dim 32 must be a multiple"),
         (
             ('name = "second"', f'name = "second"\ncodes = "{tmp_path}/no"'),
             "no/index.json does not",
@@ -318,7 +318,7 @@ def test_a_group_of_processes_refuses_damaged_codes(codes, image_tokenizer, tmp_
 def test_the_paper_recipe_is_one():
     recipe = read_stages(Path(__file__).parents[2] / "recipes" / "paper.toml")
     assert [stage.windows for stage in recipe.stages] == [(1,), (2,), (2,)]
-    assert recipe.preset.model.width == 3072
+    assert recipe.preset.model.dim == 3072
     tokens = [stage.loop.steps * stage.loop.batch * codes for stage, codes in zip(
         recipe.stages, (32**2, 64**2, 128**2), strict=True
     )]  # fmt: skip

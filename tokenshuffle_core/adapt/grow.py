@@ -1,9 +1,9 @@
-"""Adds windows to a trained model, as close to what it was as the layers allow.
+"""Adds windows to a trained model, staying as close to the original as the layers allow.
 
-The new TokenShuffle keeps, of each code's embedding, its projection on the d / s^2 directions that
-hold most of all the embeddings (their leading right singular vectors), and TokenUnshuffle expands
-with the transpose: what the shuffle packs, the unshuffle returns, but for the directions left out.
-Fuse blocks start as the identity. The transformer, the embeddings and the head stay.
+The new TokenShuffle projects each code's embedding onto the d / s^2 directions with the most energy
+(leading right singular vectors of all embeddings), and TokenUnshuffle expands with the transpose,
+so together they lose only the remaining directions. Fuse blocks start as the identity. The
+transformer, the embeddings and the head stay the same.
 """
 
 from dataclasses import replace
@@ -18,10 +18,10 @@ from ..pipeline import Pipeline
 
 @torch.no_grad()
 def grow(parent: Pipeline, windows: tuple[int, ...], window_head: int = 0) -> Pipeline:
-    """A pipeline that serves `windows`, the first of them by default, made from `parent`.
+    """A pipeline made from `parent` that supports `windows`, the first of them by default.
 
-    Windows that the parent serves keep their layers. `window_head` is the hidden width of new
-    window heads, which start without effect. Raises ValueError where the shape does not allow it,
+    Windows of the parent keep their layers. `window_head` is the hidden size of new window heads,
+    which start without effect. Raises ValueError if the model's shape does not allow the windows,
     and for quantised weights.
     """
     check_whole(parent.model)
@@ -40,12 +40,12 @@ def grow(parent: Pipeline, windows: tuple[int, ...], window_head: int = 0) -> Pi
         nn.init.zeros_(model.window_embedding.weight)
         for i, window in enumerate(windows):
             if parent.model.window_embedding is not None and window in old.windows:
-                known = parent.model.window_embedding.weight[old.windows.index(window)]
-                model.window_embedding.weight[i] = known
+                row = parent.model.window_embedding.weight[old.windows.index(window)]
+                model.window_embedding.weight[i] = row
     directions = torch.linalg.svd(model.code_embedding.weight.float(), full_matrices=False).Vh
     for window in windows:
         if window > 1 and window not in old.windows:
-            basis = directions[: shape.width // window**2]
+            basis = directions[: shape.dim // window**2]
             model.shuffle[str(window)].compress.weight.copy_(basis)
             model.unshuffle[str(window)].expand.weight.copy_(basis.T)
             for side in (model.shuffle, model.unshuffle):
@@ -58,6 +58,6 @@ def grow(parent: Pipeline, windows: tuple[int, ...], window_head: int = 0) -> Pi
 
 
 def kept_share(parent: Pipeline, window: int) -> float:
-    """The share of the code embeddings' energy (sum of squares) that a new window keeps."""
+    """The fraction of the code embeddings' energy (sum of squares) that a new window keeps."""
     values = torch.linalg.svdvals(parent.model.code_embedding.weight.float()).square()
-    return (values[: parent.config.model.width // window**2].sum() / values.sum()).item()
+    return (values[: parent.config.model.dim // window**2].sum() / values.sum()).item()

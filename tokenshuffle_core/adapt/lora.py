@@ -1,6 +1,6 @@
-"""LoRA (arXiv 2106.09685): a low-rank change of linear layers, in a file of its own.
+"""LoRA (arXiv 2106.09685): low-rank changes to linear layers, stored in their own file.
 
-The file has, for each changed layer, `LAYER.lora_down.weight` (rank, in), `LAYER.lora_up.weight`
+For each changed layer the file has `LAYER.lora_down.weight` (rank, in), `LAYER.lora_up.weight`
 (out, rank) and `LAYER.alpha` (scalar), the names that ComfyUI and most trainers use:
 W' = W + strength * alpha / rank * up @ down.
 """
@@ -21,7 +21,7 @@ METADATA = "tokenshuffle.lora"
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer with a trainable change beside it, none at the start."""
+    """A frozen linear layer plus a trainable low-rank change, which starts at zero."""
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float):
         super().__init__()
@@ -37,8 +37,8 @@ class LoraLinear(nn.Module):
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float | None = None) -> nn.Module:
-    """Freeze `model` and put a LoRA beside each of its linear layers, in place; `alpha` is the rank
-    where None. Raises ValueError for a rank below 1."""
+    """Freeze `model` and add a LoRA to each of its linear layers, in place; `alpha` defaults to the
+    rank. Raises ValueError for a rank below 1."""
     if rank < 1:
         raise ValueError(f"the rank of a LoRA must be at least 1, not {rank}")
     model.requires_grad_(False)
@@ -50,14 +50,14 @@ def add_lora(model: nn.Module, rank: int, alpha: float | None = None) -> nn.Modu
 
 
 def save_lora(path: str | Path, model: nn.Module, card: dict[str, str] | None = None) -> None:
-    """Write the LoRA of a model that `add_lora` has prepared."""
+    """Write the LoRA of a model prepared by `add_lora`."""
     tensors, ranks = {}, set()
     for name, module in model.named_modules():
         if isinstance(module, LoraLinear):
             rank = len(module.down)
             ranks.add(rank)
-            tensors[f"{name}.lora_down.weight"] = module.down.detach().cpu().contiguous()
-            tensors[f"{name}.lora_up.weight"] = module.up.detach().cpu().contiguous()
+            tensors[f"{name}.lora_down.weight"] = module.down
+            tensors[f"{name}.lora_up.weight"] = module.up
             tensors[f"{name}.alpha"] = torch.tensor(module.scale * rank)
     metadata = {METADATA: json.dumps({"ranks": sorted(ranks)}), **(card or {})}
     write_safetensors(path, tensors, metadata)
@@ -66,8 +66,8 @@ def save_lora(path: str | Path, model: nn.Module, card: dict[str, str] | None = 
 def read_lora(path: str | Path, model: nn.Module) -> dict[str, tuple[Tensor, Tensor, float]]:
     """The changes in a file: layer of `model` -> up (out, rank), down (rank, in), alpha.
 
-    Raises FileNotFoundError, or ValueError where the file is no LoRA of a Token-Shuffle model or
-    was trained on one of another shape, or the model's weights are quantised.
+    Raises FileNotFoundError, or ValueError if the file is not a LoRA for a Token-Shuffle model, if
+    that model had another shape, or if `model` is quantised.
     """
     check_whole(model)
     with open_safetensors(path) as file:
@@ -78,30 +78,30 @@ def read_lora(path: str | Path, model: nn.Module) -> dict[str, tuple[Tensor, Ten
         parts = ("lora_up.weight", "lora_down.weight", "alpha")
         expected = {f"{layer}.{part}" for layer in layers for part in parts}
         if names != expected:
-            odd = min(names ^ expected)
-            state = "is missing" if odd in expected else "has no place in a LoRA"
-            raise ValueError(f"{path}: {odd} {state}")
+            name = min(names ^ expected)
+            state = "is missing" if name in expected else "does not belong in a LoRA"
+            raise ValueError(f"{path}: {name} {state}")
         changes = {}
         for layer in sorted(layers):
             up, down, alpha = (file.get_tensor(f"{layer}.{part}") for part in parts)
             if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0] or alpha.ndim:
-                raise ValueError(f"{path}: the shapes of {layer} do not belong together")
+                raise ValueError(f"{path}: the shapes of {layer} do not match")
             changes[layer] = up, down, float(alpha)
     linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     for layer, (up, down, _) in changes.items():
-        found = tuple(linear[layer].weight.shape) if layer in linear else None
-        if found != (len(up), down.shape[1]):
+        shape = tuple(linear[layer].weight.shape) if layer in linear else None
+        if shape != (len(up), down.shape[1]):
             raise ValueError(
                 f"{path} changes {layer} of shape {(len(up), down.shape[1])}, which in this model "
-                f"{f'has {found}' if found else 'does not exist'}: it was trained on another model"
+                f"{f'has {shape}' if shape else 'does not exist'}: it was trained on another model"
             )
     return changes
 
 
 @torch.no_grad()
 def merge_lora(model: nn.Module, path: str | Path, strength: float = 1.0) -> None:
-    """Change the model's weights in place by the LoRA in `path`. Raises as `read_lora`; the model
-    is then unchanged."""
+    """Add the LoRA in `path` to the model's weights, in place. Raises as `read_lora`, with the
+    model unchanged."""
     for layer, (up, down, alpha) in read_lora(path, model).items():
         weight = model.get_submodule(layer).weight
         change = strength * alpha / len(down) * (up.float() @ down.float())

@@ -1,4 +1,4 @@
-"""Another text tokenizer for a trained model: how one learns languages that it was not made for."""
+"""Another text tokenizer for a trained model, for instance to teach it more languages."""
 
 from dataclasses import replace
 
@@ -12,31 +12,31 @@ from ..text_tokenizer import TextTokenizer
 
 @torch.no_grad()
 def change_text_tokenizer(parent: Pipeline, tokenizer: TextTokenizer) -> Pipeline:
-    """A pipeline with the weights of `parent` that reads prompts through `tokenizer`.
+    """A pipeline with the weights of `parent` that encodes prompts with `tokenizer`.
 
-    Fast vocabulary transfer (arXiv 2402.09977): a token of the same name keeps its embedding; a
-    new one starts at the mean of those that the old tokenizer splits its text into. Raises
-    ValueError for a parent that reads classes, not text.
+    Fast vocabulary transfer (arXiv 2402.09977): a token that exists in both keeps its embedding; a
+    new one starts at the mean of the old tokens that its text splits into. Raises ValueError for a
+    class-conditional parent.
     """
     if not isinstance(parent.text_tokenizer, TextTokenizer):
         raise ValueError("a class-conditional model does not read text")
     shape = replace(parent.config.model, text_vocabulary=len(tokenizer))
     model = TokenShuffleModel(shape)
     weights = parent.model.state_dict()
-    known = weights["text_embedding.weight"]
-    rows = [_embedding(known, i, parent.text_tokenizer, tokenizer) for i in range(len(tokenizer))]
+    table = weights["text_embedding.weight"]
+    rows = [_embedding(table, i, parent.text_tokenizer, tokenizer) for i in range(len(tokenizer))]
     model.load_state_dict(weights | {"text_embedding.weight": torch.stack(rows)})
     config = replace(parent.config, model=shape, prompt=tokenizer.prompt)
     return replace(parent, config=config, model=model.eval(), text_tokenizer=tokenizer)
 
 
-def _embedding(known: Tensor, token: int, old: TextTokenizer, new: TextTokenizer) -> Tensor:
+def _embedding(table: Tensor, token: int, old: TextTokenizer, new: TextTokenizer) -> Tensor:
     name = new.tokenizer.id_to_token(token)
     same = old.tokenizer.token_to_id(name)
     if same is not None:
-        return known[same]
-    # Part of a character has no text of its own, but in a byte-level vocabulary it has bytes.
+        return table[same]
+    # Part of a character decodes to no text, but its name in a byte-level vocabulary has bytes.
     text = new.text_of([token])
     pieces = [old.tokenizer.token_to_id(c) for c in name] if "\ufffd" in text else old.encode(text)
     pieces = [piece for piece in pieces if piece is not None]
-    return known[pieces].mean(0) if pieces else known.mean(0)
+    return table[pieces].mean(0) if pieces else table.mean(0)

@@ -1,7 +1,7 @@
-"""Model files, our own and those that others published, read in one way.
+"""Checkpoint files, our own and those published by other projects, behind one interface.
 
-A family is a module with a function `read` that gives a `Checkpoint`; `read` here finds out which
-one a file or a folder belongs to.
+A family is a module with a function `read` that returns a `Checkpoint`; `read` here detects which
+family a file or a folder belongs to.
 """
 
 from functools import partial
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..config import FAMILIES
-from ..files import TYPES, Planned, write_safetensors_in_turn
+from ..files import Planned, write_safetensors
 from ..image_tokenizer import ImageTokenizer
 from . import janus, llama, llamagen, native, vq
 from .checkpoint import Checkpoint, checked, fill, skeleton
@@ -30,11 +30,12 @@ def read(
     side: int | None = None,
     windows: tuple[int, ...] | None = None,
 ) -> Checkpoint:
-    """What lies at `path`: a checkpoint of our own, or a file or folder as others published it.
+    """The checkpoint at `path`: one of our own, or a published file or folder.
 
-    `family`, one of FAMILIES, is found out where None. `image_tokenizer` is the file of one that
-    comes apart, `side` the pixels of the pictures that the model was trained on, `windows` those of
-    a new model that starts from a LLaMA. Raises FileNotFoundError, or ValueError with one sentence.
+    `family`, one of FAMILIES, is detected if None. `image_tokenizer` is the image tokenizer's file
+    if it is separate, `side` the size in pixels of the pictures that the model was trained on,
+    `windows` those of a new model that starts from a LLaMA. Raises FileNotFoundError, or ValueError
+    with one sentence.
     """
     family = family or _family_of(path)
     if family is None:
@@ -42,19 +43,16 @@ def read(
     source = Source(path)
     image_tokenizer = image_tokenizer and Path(image_tokenizer)
     if windows and family != "llama":
-        raise ValueError("windows are chosen for a LLaMA; other models are grown")
-    if family == "llamagen":
-        return llamagen.read(source, image_tokenizer, side)
-    if family == "janus":
-        return janus.read(source, image_tokenizer, side)
-    if family == "llama":
-        return llama.read(source, image_tokenizer, side, windows or (2,))
-    raise ValueError(f"{path}: a model must be of llamagen, janus or llama, not {family}")
+        raise ValueError("windows can only be set for a LLaMA; grow changes those of other models")
+    start = partial(llama.read, windows=windows or (2,))
+    readers = {"llamagen": llamagen.read, "janus": janus.read, "llama": start}
+    if family not in readers:
+        raise ValueError(f"{path}: a model's family is one of {', '.join(readers)}, not {family}")
+    return readers[family](source, image_tokenizer, side)
 
 
 def load_image_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> ImageTokenizer:
-    """The image tokenizer of any checkpoint, or one that stands alone, in float32. Raises as
-    `read`."""
+    """The image tokenizer of a checkpoint, or one in its own file, in float32. Raises as `read`."""
     family = _family_of(path)
     if family not in (None, "vq"):
         return read(path, family).load_image_tokenizer(device)
@@ -72,36 +70,38 @@ def convert(
     windows: tuple[int, ...] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write what lies at `source` as one checkpoint of our own, a tensor at a time.
+    """Write the checkpoint at `source` in our own format, with one tensor in memory at a time.
 
-    An image tokenizer without a model is written alone. `dtype` is the model's, by default that of
-    its text embedding; the other arguments and errors are those of `read`, and OSError where
-    `output` cannot be written.
+    An image tokenizer without a model stays without one. `dtype` is the model's, by default that of
+    its text embedding. Other arguments and errors are those of `read`; raises OSError if `output`
+    cannot be written.
     """
     family = family or _family_of(source)
     if family == "vq":
         return save_image_tokenizer(output, load_image_tokenizer(source))
-    found = read(source, family, image_tokenizer=image_tokenizer, side=side, windows=windows)
-    if found.weights:
-        raise ValueError(f"{source}: its weights are {found.weights} and stay so: copy the file")
-    config = found.config
-    dtype = dtype or found.model["text_embedding.weight"]().dtype
-    dtype = dtype if dtype in TYPES else torch.float32
+    checkpoint = read(source, family, image_tokenizer=image_tokenizer, side=side, windows=windows)
+    if checkpoint.weights:
+        raise ValueError(
+            f"{source}: its {checkpoint.weights} weights cannot be converted: copy the file"
+        )
+    config = checkpoint.config
+    dtype = dtype or checkpoint.model["text_embedding.weight"]().dtype
+    dtype = dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
     planned = {}
     for prefix, shape, weights, to in (
-        ("model", config.model, found.model, dtype),
-        ("image_tokenizer", config.image_tokenizer, found.image_tokenizer, torch.float32),
+        ("model", config.model, checkpoint.model, dtype),
+        ("image_tokenizer", config.image_tokenizer, checkpoint.image_tokenizer, torch.float32),
     ):
         for name, empty in skeleton(shape).state_dict().items():
             key = f"{prefix}.{name}"
-            make = partial(checked, weights[name], f"{source}: {key}", empty.shape)
-            planned[key] = Planned(tuple(empty.shape), to, make)
-    metadata = native.metadata_of(config, found.text_tokenizer, found.card)
-    return write_safetensors_in_turn(output, planned, metadata)
+            compute = partial(checked, weights[name], f"{source}: {key}", empty.shape)
+            planned[key] = Planned(tuple(empty.shape), to, compute)
+    metadata = native.metadata_of(config, checkpoint.text_tokenizer, checkpoint.card)
+    return write_safetensors(output, planned, metadata)
 
 
 def default_dtype(device: str | torch.device) -> torch.dtype:
-    """bfloat16 where the device computes it natively, float16 on older CUDA cards, else float32."""
+    """bfloat16 on CUDA devices that compute it natively, float16 on others, float32 elsewhere."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
@@ -109,8 +109,8 @@ def default_dtype(device: str | torch.device) -> torch.dtype:
 
 
 def _family_of(path: str | Path) -> str | None:
-    """Which of FAMILIES it is, by names that only these have; None for a single safetensors file
-    of none of them, such as our own. Raises FileNotFoundError or ValueError."""
+    """Which of FAMILIES it is, by tensor names that only this family has; None for any other
+    safetensors file, such as our own. Raises FileNotFoundError or ValueError."""
     source = Source(path)
     marks = {"llamagen": (llamagen.MARK,), "janus": janus.MARKS, "llama": (llama.MARK,)}
     for family, names in (marks | {"vq": (vq.MARK,)}).items():
@@ -118,7 +118,7 @@ def _family_of(path: str | Path) -> str | None:
             return family
     if source.path.is_dir() or source.path.suffix in PICKLES:
         raise ValueError(
-            f"{path} is not of a family that is known here ({', '.join(FAMILIES)}): it has weights "
-            f"such as {', '.join(sorted(source.shapes)[:3])}"
+            f"{path} is not of a supported family ({', '.join(FAMILIES)}): it has weights such as "
+            f"{', '.join(sorted(source.shapes)[:3])}"
         )
     return None

@@ -1,4 +1,4 @@
-"""What every family of checkpoints is read as, and how its weights become modules."""
+"""A checkpoint of any family, and how its weights become modules."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ from ..text_tokenizer import PromptEncoder
 if TYPE_CHECKING:
     from .source import Source
 
-Weights = dict[str, Callable[[], Tensor]]  # our name -> reads it
+Weights = dict[str, Callable[[], Tensor]]  # our name -> function that reads the tensor
 
 
 @dataclass
 class Checkpoint:
-    """A file or a folder whose weights are read when they are asked for.
+    """A file or a folder whose weights are read on demand.
 
-    `weights` names the kind of the model's 8-bit weights, None for whole ones.
+    `weights` is the kind of 8-bit weights that the model has, or None.
     """
 
     path: Path
@@ -37,7 +37,7 @@ class Checkpoint:
     weights: str | None = None
 
     def __post_init__(self):
-        """Raises ValueError for a text tokenizer that the model has too few embeddings for."""
+        """Raises ValueError if the text tokenizer has more tokens than the model."""
         tokens, rows = len(self.text_tokenizer), self.config.model.text_vocabulary
         if tokens > rows:
             raise ValueError(
@@ -45,7 +45,7 @@ class Checkpoint:
             )
 
     def load_model(self, device: str | torch.device, dtype: torch.dtype) -> TokenShuffleModel:
-        """Raises ValueError where the weights are not those of the configuration."""
+        """Raises ValueError if the weights do not match the configuration."""
         model = skeleton(self.config.model)
         if self.weights:
             quantize(model, self.weights)
@@ -59,8 +59,8 @@ class Checkpoint:
 
 
 class _NothingDrawn(TorchFunctionMode):
-    """Leaves new weights as they are: on the meta device there is nothing to draw, and drawing
-    would import PyTorch's compiler, which takes a second."""
+    """Skips initialisation: on the meta device it does nothing, but would import PyTorch's
+    compiler, which takes a second."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, "__module__", None) == "torch.nn.init":
@@ -69,7 +69,7 @@ class _NothingDrawn(TorchFunctionMode):
 
 
 def skeleton(shape: ModelConfig | ImageTokenizerConfig) -> TokenShuffleModel | ImageTokenizer:
-    """The module of this shape on the meta device: names and shapes without numbers."""
+    """The module of this shape on the meta device: names and shapes without data."""
     make = TokenShuffleModel if isinstance(shape, ModelConfig) else ImageTokenizer
     with torch.device("meta"), _NothingDrawn():
         return make(shape)
@@ -78,47 +78,42 @@ def skeleton(shape: ModelConfig | ImageTokenizerConfig) -> TokenShuffleModel | I
 def fill(
     module: nn.Module, weights: Weights, where: str, device: str | torch.device, dtype: torch.dtype
 ) -> nn.Module:
-    """Give a skeleton its weights, on `device` and, but for 8-bit ones, in `dtype`, for inference.
+    """Load weights into a skeleton, on `device` and, except 8-bit ones, in `dtype`, for inference.
 
-    Raises ValueError, which starts with `where`, for a name or a shape that differs and for
-    numbers that are not finite.
+    Raises ValueError, starting with `where`, for names or shapes that differ and for values that
+    are not finite.
     """
     expected = module.state_dict()
     for name in sorted(expected.keys() ^ weights.keys()):
         state = "is missing" if name in expected else "has no place in the configuration"
         raise ValueError(f"{where}{name} {state}")
     kept = quantized_names(module)
-    found = {}
+    state_dict = {}
     for name, empty in expected.items():
         weight = checked(weights[name], f"{where}{name}", empty.shape)
         if weight.dtype != kept.get(name, weight.dtype):
             raise ValueError(f"{where}{name} is {weight.dtype}, not {kept[name]}")
-        found[name] = weight.to(device, kept.get(name, dtype))
-    module.load_state_dict(found, assign=True)
+        state_dict[name] = weight.to(device, kept.get(name, dtype))
+    module.load_state_dict(state_dict, assign=True)
     return module.eval()
 
 
 def checked(read: Callable[[], Tensor], where: str, shape: torch.Size) -> Tensor:
-    """The tensor, of the shape that its configuration asks for, with finite numbers. Raises
-    ValueError."""
+    """The tensor, if it has the shape that its configuration asks for and finite values; otherwise
+    raises ValueError."""
     x = read()
     if x.shape != shape:
         raise ValueError(
             f"{where} has shape {tuple(x.shape)}, the configuration asks for {tuple(shape)}"
         )
-    if not is_finite(x):
+    # The minimum or maximum of values that are not all finite is not finite either.
+    if not torch.stack((x.float() if x.itemsize == 1 else x).aminmax()).isfinite().all():
         raise ValueError(f"{where} holds numbers that are not finite")
     return x
 
 
-def is_finite(x: Tensor) -> bool:
-    """Whether no number is infinite or nan: the least or the greatest one would be so as well."""
-    ends = torch.stack((x.float() if x.itemsize == 1 else x).aminmax())
-    return bool(ends.isfinite().all())
-
-
 def shape_of(source: "Source", name: str, dimensions: int) -> tuple[int, ...]:
-    """The shape of a tensor that must be there. Raises ValueError."""
+    """The shape of a tensor. Raises ValueError if it is missing or has other dimensions."""
     if name not in source:
         raise ValueError(f"{source.path}: {name} is missing")
     if len(source.shapes[name]) != dimensions or 0 in source.shapes[name]:
@@ -127,7 +122,7 @@ def shape_of(source: "Source", name: str, dimensions: int) -> tuple[int, ...]:
 
 
 def count(source: "Source", pattern: str) -> int:
-    """How many layers there are, with {} for their number in the pattern. Raises ValueError."""
+    """The number of layers, with {} for a layer's index in the pattern. Raises ValueError for 0."""
     layers = 0
     while pattern.format(layers) in source:
         layers += 1

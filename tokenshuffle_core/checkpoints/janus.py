@@ -1,8 +1,8 @@
-"""Janus-Pro (arXiv 2501.17811) and Janus (arXiv 2410.13848), of which what draws pictures: a LLaMA
-of window 1 with a chat template. Both the layout of the authors and that of `transformers`.
+"""Janus-Pro (arXiv 2501.17811) and Janus (arXiv 2410.13848), the parts that generate pictures: a
+LLaMA with window 1 and a chat template. Reads the authors' layout and that of `transformers`.
 
-The layers through which a code's vector enters the LLaMA depend on the code alone, so they become a
-table of embeddings.
+The layers between a code's vector and the LLaMA depend on the code alone, so they become a table of
+embeddings.
 """
 
 from dataclasses import replace
@@ -19,7 +19,7 @@ from .checkpoint import Checkpoint, shape_of
 from .llama import llama_layers, shape_from
 from .source import Source
 
-# Our words for the parts -> their names.
+# Our names for the parts -> theirs.
 ORIGINAL = {
     "language": "language_model.model.",
     "codes": "gen_embed.weight",
@@ -36,7 +36,7 @@ TRANSFORMERS = {
     "vq": "model.vqmodel.",
     "config": "text_config",
 }
-MARKS = (ORIGINAL["codes"], TRANSFORMERS["codes"])  # what only these models have
+MARKS = (ORIGINAL["codes"], TRANSFORMERS["codes"])  # tensors that only these models have
 PROMPT = PromptConfig(  # Janus-Pro's
     ("<｜begin▁of▁sentence｜>", "<|User|>: {prompt}\n\n<|Assistant|>:", "<begin_of_image>"),
     pad="<｜▁pad▁｜>",
@@ -45,7 +45,7 @@ PROMPT = PromptConfig(  # Janus-Pro's
 JANUS_PROMPT = replace(
     PROMPT, template=("<｜begin▁of▁sentence｜>", "User: {prompt}\n\nAssistant:", "<begin_of_image>")
 )
-SIDE = 384  # pixels of the pictures that it was trained on
+SIDE = 384  # size of the training pictures in pixels
 MAX_PROMPT = 1024
 
 
@@ -55,15 +55,15 @@ def read(
     """A folder with config.json, tokenizer.json and weights. Raises FileNotFoundError or
     ValueError."""
     if image_tokenizer:
-        raise ValueError("Janus brings its image tokenizer: none is to be named")
+        raise ValueError("Janus includes its image tokenizer: do not name another")
     layout = ORIGINAL if ORIGINAL["codes"] in source else TRANSFORMERS
     shape_of(source, layout["codes"], 2)
     images, image_weights = vq.image_tokenizer(source, layout["vq"])
     hidden, codes = (shape_of(source, f"{layout['head'][i]}.weight", 2)[0] for i in (0, 1))
-    described = source.config.get(layout["config"])
-    if not isinstance(described, dict):
+    hf_config = source.config.get(layout["config"])
+    if not isinstance(hf_config, dict):
         raise ValueError(f"{source.path / 'config.json'} has no {layout['config']}")
-    shape = shape_from(source, described, layout["language"])
+    shape = shape_from(source, hf_config, layout["language"])
     model = ModelConfig(
         **shape, codebook_size=codes, windows=(1,), head_hidden=hidden, max_prompt=MAX_PROMPT,
         max_grid=64,
@@ -94,12 +94,11 @@ def read(
 
 @torch.inference_mode(False)
 def _table(source: Source, layout: dict) -> Tensor:
-    """What enters the LLaMA for each code (codes, d)."""
+    """The LLaMA's input for each code (codes, d)."""
     x = source[layout["codes"]]
-    dtype = x.dtype
     first, second = (
         [source[f"{name}.{part}"].float() for part in ("weight", "bias")]
         for name in layout["aligner"]
     )
     with torch.no_grad():
-        return F.linear(F.gelu(F.linear(x.float(), *first)), *second).to(dtype)
+        return F.linear(F.gelu(F.linear(x.float(), *first)), *second).to(x.dtype)

@@ -1,8 +1,7 @@
 """Any LLaMA of the `transformers` library as the start of a Token-Shuffle model: its transformer,
-its text embedding and its text tokenizer; what concerns codes is new."""
+text embedding and text tokenizer; the layers for image codes are new."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from .source import Source
 
 MARK = "model.embed_tokens.weight"
 MAX_GRID, MAX_PROMPT = 256, 512
-# A transformer that these change is another one than ours.
+# With other values, the transformer would not be the one implemented here.
 PLAIN = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
 
 
@@ -27,8 +26,8 @@ def read(
     side: int | None = None,
     windows: tuple[int, ...] = (2,),
 ) -> Checkpoint:
-    """A folder with config.json, tokenizer.json and weights, and the file of the image tokenizer
-    whose codes the model will predict, our own or a published one. Raises FileNotFoundError or
+    """A folder with config.json, tokenizer.json and weights, and the file of the image tokenizer,
+    ours or a published one, whose codes the model will predict. Raises FileNotFoundError or
     ValueError."""
     if image_tokenizer is None:
         raise ValueError(f"{source.path} is a LLaMA: name the image tokenizer to use")
@@ -36,15 +35,14 @@ def read(
     images, image_weights = (native.read_image_tokenizer if ours else vq.read)(image_tokenizer)
     text_tokenizer = TextTokenizer.from_file(source.file("tokenizer.json"), MAX_GRID)
     shape = shape_from(source, source.config, "model.")
-    own = shape["text_vocabulary"]
-    shape["text_vocabulary"] = max(own, len(text_tokenizer))
+    shape["text_vocabulary"] = max(shape["text_vocabulary"], len(text_tokenizer))
     model = ModelConfig(
         **shape, codebook_size=images.codebook_size, windows=windows, max_prompt=MAX_PROMPT,
         max_grid=MAX_GRID, text_head="lm_head.weight" in source,
     )  # fmt: skip
     side = side or 256
     config = Config(images, model, GenerationConfig(side, side))
-    weights: Weights = {name: partial(_given, x) for name, x in _new_layers(model).items()}
+    weights: Weights = {name: lambda x=x: x for name, x in _new_layers(model).items()}
     weights |= llama_layers(source, "model.", model.layers)
     weights["text_embedding.weight"] = lambda: _longer(source[MARK], model.text_vocabulary)
     if model.text_head:
@@ -53,34 +51,34 @@ def read(
         )
     card = {
         "modelspec.title": source.path.resolve().name,
-        "modelspec.description": "A LLaMA that has not seen an image code yet: to be trained.",
+        "modelspec.description": "A LLaMA not yet trained on image codes.",
     }
     return Checkpoint(source.path, config, text_tokenizer, card, weights, image_weights)
 
 
-def shape_from(source: Source, described: dict, prefix: str) -> dict:
-    """Fields of ModelConfig from the description of a LLaMA in the `transformers` library, checked
-    against its weights. Raises ValueError for what our transformer does not compute."""
+def shape_from(source: Source, hf_config: dict, prefix: str) -> dict:
+    """Fields of ModelConfig from a LLaMA's config of the `transformers` library, checked against
+    the weights. Raises ValueError for features that our transformer lacks."""
     for name, plain in PLAIN.items():
-        if described.get(name, plain) != plain:
-            raise ValueError(f"{source.path}: {name} {described[name]!r} is not supported")
-    vocabulary, width = shape_of(source, f"{prefix}embed_tokens.weight", 2)
+        if hf_config.get(name, plain) != plain:
+            raise ValueError(f"{source.path}: {name} {hf_config[name]!r} is not supported")
+    vocabulary, dim = shape_of(source, f"{prefix}embed_tokens.weight", 2)
     layers = count(source, f"{prefix}layers.{{}}.input_layernorm.weight")
     try:
-        heads = int(described.get("num_attention_heads", 32))
-        kv_heads = int(described.get("num_key_value_heads") or heads)
-        context = int(described.get("max_position_embeddings", 2048))
-        norm_eps = float(described.get("rms_norm_eps", 1e-6))
-        theta, scaling = _rope(described)
+        heads = int(hf_config.get("num_attention_heads", 32))
+        kv_heads = int(hf_config.get("num_key_value_heads") or heads)
+        context = int(hf_config.get("max_position_embeddings", 2048))
+        norm_eps = float(hf_config.get("rms_norm_eps", 1e-6))
+        theta, scaling = _rope(hf_config)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"{source.path}: config.json is not of a LLaMA: {error}") from None
-    if described.get("head_dim") not in (None, width // max(heads, 1)):
+        raise ValueError(f"{source.path}: config.json is not that of a LLaMA: {error}") from None
+    if hf_config.get("head_dim") not in (None, dim // max(heads, 1)):
         raise ValueError(
-            f"{source.path}: heads of {described['head_dim']} are not supported, only of "
-            f"{width} / {heads}"
+            f"{source.path}: head_dim {hf_config['head_dim']} is not supported, only hidden_size / "
+            f"num_attention_heads, {dim} / {heads}"
         )
     return {
-        "text_vocabulary": vocabulary, "width": width, "layers": layers, "heads": heads,
+        "text_vocabulary": vocabulary, "dim": dim, "layers": layers, "heads": heads,
         "kv_heads": kv_heads, "context": context, "norm_eps": norm_eps, "rope_theta": theta,
         "hidden": shape_of(source, f"{prefix}layers.0.mlp.gate_proj.weight", 2)[0],
         "rope_scaling": scaling,
@@ -88,7 +86,7 @@ def shape_from(source: Source, described: dict, prefix: str) -> dict:
 
 
 def llama_layers(source: Source, prefix: str, layers: int) -> Weights:
-    """The blocks and the norm of `transformers`' LLaMA."""
+    """The blocks and the final norm of a LLaMA of the `transformers` library."""
     names = {"norm.weight": f"{prefix}norm.weight"}
     for i in range(layers):
         ours, theirs = f"blocks.{i}.", f"{prefix}layers.{i}."
@@ -104,35 +102,31 @@ def llama_layers(source: Source, prefix: str, layers: int) -> Weights:
     others = {name for name in source.shapes if name.startswith(f"{prefix}layers.")}
     for name in sorted(others - set(names.values())):
         if not name.endswith("rotary_emb.inv_freq"):
-            raise ValueError(f"{source.path}: {name} has no place in a LLaMA")
+            raise ValueError(f"{source.path}: {name} does not belong in a LLaMA")
     return {f"transformer.{o}": lambda theirs=t: source[theirs] for o, t in names.items()}
 
 
-def _rope(described: dict) -> tuple[float, tuple[float, ...] | None]:
-    """The base of the rotary embedding, and its scaling; newer files hold both in one place."""
-    found = described.get("rope_parameters") or described.get("rope_scaling") or {}
-    theta = float(found.get("rope_theta") or described.get("rope_theta") or 10_000)
-    kind = found.get("rope_type") or found.get("type") or "default"
+def _rope(hf_config: dict) -> tuple[float, tuple[float, ...] | None]:
+    """The base of the rotary embedding and its scaling, which newer files keep together."""
+    rope = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
+    theta = float(rope.get("rope_theta") or hf_config.get("rope_theta") or 10_000)
+    kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "default":
         return theta, None
     if kind != "llama3":
         raise ValueError(f"rope scaling of the kind {kind!r} is not supported")
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    return theta, tuple(float(found[name]) for name in names)
+    return theta, tuple(float(rope[name]) for name in names)
 
 
 def _new_layers(model: ModelConfig) -> dict[str, Tensor]:
-    """The weights that a LLaMA has not, drawn as in any new model."""
-    made = TokenShuffleModel(replace(model, layers=1, hidden=1, text_vocabulary=1, text_head=False))
-    made.config = model  # the number of layers counts in drawing
-    made.initialise()
-    return {n: x for n, x in made.state_dict().items() if not n.startswith(("transformer", "text"))}
-
-
-def _given(x: Tensor) -> Tensor:
-    return x
+    """The weights that a LLaMA lacks, initialised as in any new model."""
+    new = TokenShuffleModel(replace(model, layers=1, hidden=1, text_vocabulary=1, text_head=False))
+    new.config = model  # initialisation depends on the number of layers
+    new.initialise()
+    return {n: x for n, x in new.state_dict().items() if not n.startswith(("transformer", "text"))}
 
 
 def _longer(table: Tensor, rows: int) -> Tensor:
-    """With rows for new tokens, drawn around nothing as those of a new model are."""
+    """The table with rows for new tokens, initialised as in a new model."""
     return torch.cat([table, torch.randn(rows - len(table), table.shape[1]).to(table) * 0.02])

@@ -1,5 +1,5 @@
 """LlamaGen's class-conditional models (arXiv 2406.06525): window 1, two axes of positions, and a
-class for a prompt."""
+class as the prompt."""
 
 import re
 from pathlib import Path
@@ -13,27 +13,27 @@ from . import vq
 from .checkpoint import Checkpoint, Weights, count, shape_of
 from .source import Source
 
-HEADS = {3200: 32, 4096: 32}  # of a width; the other models have heads of 64
+HEADS = {3200: 32, 4096: 32}  # by dim; the other models have a head size of 64
 TOKENIZERS = ("vq_ds16_c2i.pt", "vq_ds8_c2i.pt")
-MARK = "cls_embedding.embedding_table.weight"  # what only these models have
+MARK = "cls_embedding.embedding_table.weight"  # only these models have it
 
 
 def read(
     source: Source, image_tokenizer: Path | None = None, side: int | None = None
 ) -> Checkpoint:
-    """A model and the file of its image tokenizer, by default the published one beside it; `side`
-    is the pixels of the pictures that it was trained on, by default what its file's name says.
+    """A model and the file of its image tokenizer, by default a published one beside it; `side` is
+    the size in pixels of its training pictures, by default taken from the file's name.
 
     Raises FileNotFoundError or ValueError.
     """
     images, image_weights = vq.read(image_tokenizer or _beside(source))
-    codes, width = shape_of(source, "tok_embeddings.weight", 2)
+    codes, dim = shape_of(source, "tok_embeddings.weight", 2)
     classes = shape_of(source, MARK, 2)[0] - 1
     layers = count(source, "layers.{}.attention.wqkv.weight")
     side = side or int((re.findall(r"(?:_|\b)(256|384|512)(?:_|\b)", source.path.stem) or [256])[0])
-    heads = HEADS.get(width) or width // 64
+    heads = HEADS.get(dim) or dim // 64
     model = ModelConfig(
-        text_vocabulary=classes + 1, codebook_size=codes, width=width, layers=layers, heads=heads,
+        text_vocabulary=classes + 1, codebook_size=codes, dim=dim, layers=layers, heads=heads,
         kv_heads=heads, hidden=shape_of(source, "layers.0.feed_forward.w1.weight", 2)[0],
         windows=(1,), rope_axes=2, context=64**2 + 5, max_prompt=1, max_grid=64,
     )  # fmt: skip
@@ -42,8 +42,8 @@ def read(
     card = {
         "modelspec.title": source.path.stem,
         "modelspec.author": "FoundationVision",
-        "modelspec.description": "LlamaGen, class-conditional: the prompt is a class of ImageNet, "
-        "by its number or its name.",
+        "modelspec.description": "LlamaGen, class-conditional: the prompt is the number or the "
+        "name of an ImageNet class.",
         "modelspec.resolution": f"{side}x{side}",
     }
     config = Config(images, model, generation)
@@ -58,7 +58,7 @@ def _beside(source: Source) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise FileNotFoundError(
-        f"{source.path} needs its image tokenizer: put {TOKENIZERS[0]} beside it, or name its file"
+        f"{source.path} needs its image tokenizer: put {TOKENIZERS[0]} beside it, or pass its file"
     )
 
 
@@ -90,9 +90,9 @@ def _model(source: Source, model: ModelConfig) -> Weights:
 
 
 def _projection(qkv: Tensor, part: int, model: ModelConfig) -> Tensor:
-    """One of the three in a matrix. The rotary pairs of queries and keys, there (2 i, 2 i + 1), are
-    (i, i + head_size / 2) here."""
-    if qkv.shape != (3 * model.width, model.width):
+    """One of the three projections in a matrix. Rotary pairs of queries and keys are (2 i, 2 i + 1)
+    there and (i, i + head_size / 2) here."""
+    if qkv.shape != (3 * model.dim, model.dim):
         raise ValueError(f"attention.wqkv.weight has the shape {tuple(qkv.shape)}")
     weight = qkv.chunk(3)[part]
     if part == 2:

@@ -3,7 +3,7 @@ configuration and a model card.
 
 Weights carry the prefix `model.` or `image_tokenizer.`; everything else is JSON or text in the
 file's metadata. The card uses the keys of the ModelSpec standard (`modelspec.title`, ...). An
-image tokenizer can also stand alone in a file of its own.
+image tokenizer can also have a file of its own.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from torch import nn
 from ..class_names import ClassNames
 from ..config import Config, ImageTokenizerConfig
 from ..engine.quantize import kind_of, quantized_names
-from ..files import write_safetensors
+from ..files import Planned, write_safetensors
 from ..image_tokenizer import ImageTokenizer
 from ..text_tokenizer import PromptEncoder, TextTokenizer
 from .checkpoint import Checkpoint, Weights
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 CONFIG = "tokenshuffle.config"
 IMAGE_TOKENIZER = "tokenshuffle.image_tokenizer"
 TEXT_TOKENIZER = "tokenshuffle.text_tokenizer"
-WEIGHTS = "tokenshuffle.weights"  # their kind, where `quantize` has made them smaller
-PROMPTS = "tokenshuffle.prompts"  # what they are: text where the key is missing, or classes
-SIZES = "tokenshuffle.sizes"  # in the card: the sizes that the model was trained at
+WEIGHTS = "tokenshuffle.weights"  # the kind of 8-bit weights; no such key without them
+PROMPTS = "tokenshuffle.prompts"  # the prompt encoder's kind
+SIZES = "tokenshuffle.sizes"  # part of the card: the sizes that the model was trained on
 ARCHITECTURE = "token-shuffle"
 FOR_MACHINES = (CONFIG, IMAGE_TOKENIZER, TEXT_TOKENIZER, WEIGHTS, PROMPTS)
 
@@ -43,9 +43,15 @@ def read(path: str | Path) -> Checkpoint:
     metadata = file.metadata() or {}
     if CONFIG not in metadata or TEXT_TOKENIZER not in metadata:
         raise ValueError(f"{path} is a safetensors file, but not a Token-Shuffle checkpoint")
+    text = metadata[TEXT_TOKENIZER]
+    # Older files lack the key; their class names are recognised by how they begin.
+    kind = metadata.get(PROMPTS, "classes" if text.startswith('{"classes"') else "text")
     try:
         config = Config.from_json(metadata[CONFIG])
-        text_tokenizer = _prompt_encoder(metadata, config)
+        if kind == ClassNames.kind:
+            text_tokenizer = ClassNames.from_json(text)
+        else:
+            text_tokenizer = TextTokenizer.from_json(text, config.prompt)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     card = {key: value for key, value in metadata.items() if key not in FOR_MACHINES}
@@ -61,7 +67,7 @@ def read(path: str | Path) -> Checkpoint:
 
 
 def read_image_tokenizer(path: str | Path) -> tuple[ImageTokenizerConfig, Weights]:
-    """Of a checkpoint, or one that stands alone. Raises as `read`."""
+    """The image tokenizer of a checkpoint or of a file of its own. Raises as `read`."""
     file = open_safetensors(path)
     metadata = file.metadata() or {}
     if IMAGE_TOKENIZER not in metadata:
@@ -74,7 +80,7 @@ def read_image_tokenizer(path: str | Path) -> tuple[ImageTokenizerConfig, Weight
 
 
 def save(path: str | Path, pipeline: "Pipeline", dtype: torch.dtype | None = None) -> None:
-    """Write a pipeline to one file; `dtype` converts all weights but 8-bit ones."""
+    """Write a pipeline to one file; `dtype` converts all weights except 8-bit ones."""
     metadata = metadata_of(pipeline.config, pipeline.text_tokenizer, pipeline.card)
     if kind := kind_of(pipeline.model):
         metadata[WEIGHTS] = kind
@@ -83,14 +89,14 @@ def save(path: str | Path, pipeline: "Pipeline", dtype: torch.dtype | None = Non
 
 
 def save_image_tokenizer(path: str | Path, module: ImageTokenizer) -> None:
-    """Write an image tokenizer alone."""
+    """Write an image tokenizer without a model."""
     _write(path, {"image_tokenizer": module}, {IMAGE_TOKENIZER: _to_json(module.config)}, None)
 
 
 def metadata_of(
     config: Config, text_tokenizer: PromptEncoder, card: dict[str, str]
 ) -> dict[str, str]:
-    """What a file holds beside its weights."""
+    """Everything in a file except the weights."""
     return {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": ARCHITECTURE,
@@ -103,7 +109,7 @@ def metadata_of(
 
 
 def open_safetensors(path: str | Path):
-    """`safe_open` whose errors are one sentence: FileNotFoundError or ValueError."""
+    """`safe_open`, with one-sentence errors: FileNotFoundError or ValueError."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is not a file")
@@ -112,17 +118,8 @@ def open_safetensors(path: str | Path):
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} is not a readable safetensors file ({error}): it may be damaged, cut short "
-            "in a download, or of another kind"
+            "in a download, or in another format"
         ) from None
-
-
-def _prompt_encoder(metadata: dict[str, str], config: Config) -> PromptEncoder:
-    text = metadata[TEXT_TOKENIZER]
-    # Files from before there was a key for it tell by how they begin.
-    kind = metadata.get(PROMPTS, "classes" if text.startswith('{"classes"') else "text")
-    if kind == ClassNames.kind:
-        return ClassNames.from_json(text)
-    return TextTokenizer.from_json(text, config.prompt)
 
 
 def _weights(file, prefix: str) -> Weights:
@@ -140,5 +137,6 @@ def _write(path, modules: dict[str, nn.Module], metadata: dict[str, str], dtype)
         kept = quantized_names(module)
         for name, tensor in module.state_dict().items():
             to = tensor.dtype if name in kept else dtype or tensor.dtype
-            tensors[f"{prefix}.{name}"] = tensor.detach().to("cpu", to).contiguous()
+            compute = partial(tensor.to, "cpu", to)
+            tensors[f"{prefix}.{name}"] = Planned(tuple(tensor.shape), to, compute)
     write_safetensors(path, tensors, metadata)

@@ -1,9 +1,9 @@
-"""The tensors of a checkpoint that others published, in whatever files they lie.
+"""The tensors of an untrusted checkpoint, in any of the formats that are published.
 
-Safetensors, or a pickle that PyTorch has saved as a zip, which is read with `weights_only=True`
-alone; one file, or a folder with an index of several. All of it is memory-mapped, and a tensor is
-read when it is asked for. Nothing is believed: a file that claims more than it holds, or that asks
-for code to run, is refused with a sentence that names it.
+Reads safetensors, and pickles saved by PyTorch as zip files, only with `weights_only=True`; one
+file, or a folder with an index of several. Files are memory-mapped, and a tensor is read on demand.
+A file that claims more data than it has, or whose pickle asks for code to run, is refused with a
+sentence that names it.
 """
 
 import argparse
@@ -21,25 +21,24 @@ from torch import Tensor
 from .native import open_safetensors
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
-# What wraps a state dict in such a file, and what distributed training writes before its names.
+# Keys that wrap a state dict in such a file, and prefixes that training adds to its names.
 WRAPPERS = ("model", "module", "state_dict")
 PREFIXES = ("_fsdp_wrapped_module.", "_orig_mod.", "module.")
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
-# What a pickle of tensors asks for; argparse's namespace is a mere record, in which trainings leave
-# their options.
+# What a pickle of tensors may import; argparse's Namespace is harmless, and training scripts save
+# their options in one.
 PLAIN = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage"
     r"|torch (Size|float32|float16|bfloat16)|argparse Namespace"
 )
-LOCK = threading.Lock()  # PyTorch's list of what is safe is one for all threads
+LOCK = threading.Lock()  # PyTorch's list of safe globals is shared by all threads
 
 
 class Source:
     """Names -> tensors. Raises FileNotFoundError, or ValueError with one sentence.
 
-    Attributes: `path` as it was given, `shapes` of all tensors, and `config`, what a folder's
-    config.json holds.
+    Attributes: `path`, the `shapes` of all tensors, and `config`, a folder's config.json.
     """
 
     def __init__(self, path: str | Path, wrappers: tuple[str, ...] = WRAPPERS):
@@ -51,7 +50,7 @@ class Source:
         for file in self._files():
             for name, shape, reader in _tensors(file, wrappers):
                 if name in self.shapes:
-                    raise ValueError(f"{file}: {name} is in another file of this folder as well")
+                    raise ValueError(f"{file}: {name} is also in another file of this folder")
                 self.shapes[name], self._readers[name] = shape, reader
         if not self.shapes:
             raise ValueError(f"{path} holds no weights")
@@ -61,7 +60,7 @@ class Source:
         return name in self.shapes
 
     def __getitem__(self, name: str) -> Tensor:
-        """The tensor. Raises ValueError where it is missing or does not hold floats."""
+        """The tensor. Raises ValueError if it is missing or not of a float type."""
         if name not in self.shapes:
             raise ValueError(f"{self.path}: {name} is missing")
         tensor = self._readers[name]()
@@ -73,16 +72,16 @@ class Source:
         """A JSON file of the folder. Raises as the class does."""
         file = self.file(name)
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            values = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file} is no JSON: {error}") from None
-        if not isinstance(found, dict):
-            raise ValueError(f"{file} is no JSON object")
-        return found
+            raise ValueError(f"{file} is not JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"{file} is not a JSON object")
+        return values
 
     def file(self, name: str) -> Path:
-        """A file of the folder by its name, which must not lead out of it, by a link neither, but
-        for one of a cache of Hugging Face's. Raises as the class does."""
+        """A file of the folder by its name. Neither the name nor a link may lead out of the folder,
+        except for the links of Hugging Face's cache. Raises as the class does."""
         if name in ("", "..") or Path(name).name != name:
             raise ValueError(f"{self.path}: the name {name!r} leads out of the folder")
         file, folder = self.path / name, self.path.resolve()
@@ -92,7 +91,7 @@ class Source:
         if folder.parent.name == "snapshots":
             homes.append(folder.parent.parent / "blobs")
         if file.resolve().parent not in homes:
-            raise ValueError(f"{file} is a link out of its folder: put the file itself there")
+            raise ValueError(f"{file} is a link out of its folder: replace it with the file")
         return file
 
     def _files(self) -> Iterator[Path]:
@@ -112,7 +111,7 @@ class Source:
             if (self.path / name).is_file():
                 yield self.file(name)
                 return
-        raise FileNotFoundError(f"{self.path} holds none of {', '.join((*INDICES, *WHOLE))}")
+        raise FileNotFoundError(f"{self.path} has none of {', '.join((*INDICES, *WHOLE))}")
 
 
 def _tensors(
@@ -129,76 +128,66 @@ def _tensors(
 
 
 def read_pickle(path: Path, wrappers: tuple[str, ...] = WRAPPERS) -> dict[str, Tensor]:
-    """The state dict of a file that PyTorch has saved as a zip, memory-mapped.
+    """The state dict of a zip file saved by PyTorch, memory-mapped.
 
-    Raises ValueError for one that asks for code, that claims more than it holds, or that is no
-    state dict.
+    Raises ValueError if the file asks for code, claims more data than it has, or is not a state
+    dict.
     """
     _check_zip(path)
     try:
         with LOCK, torch.serialization.safe_globals([argparse.Namespace]):
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # whatever a damaged pickle makes the reader raise
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged pickle can make the reader raise anything
         text = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {text})") from None
-    for name in wrappers:
-        if isinstance(found, dict) and isinstance(found.get(name), dict):
-            found = found[name]
-            break
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no state dict")
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a state dict")
+    inner = [content[name] for name in wrappers if isinstance(content.get(name), dict)]
     tensors: dict[str, Tensor] = {}
-    for name, tensor in found.items():
+    for name, tensor in (inner[0] if inner else content).items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             continue
         for prefix in PREFIXES:
             name = name.replace(prefix, "")
         if name in tensors:
-            raise ValueError(f"{path}: {name} is there twice")
+            raise ValueError(f"{path}: {name} occurs twice")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-            raise ValueError(f"{path}: {name} is no plain tensor")
+            raise ValueError(f"{path}: {name} is not an ordinary tensor")
         if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
-            raise ValueError(
-                f"{path}: {name} claims {tuple(tensor.shape)} numbers, more than it has"
-            )
+            raise ValueError(f"{path}: {name} claims more data than it has: {tuple(tensor.shape)}")
         tensors[name] = tensor.detach()
     return tensors
 
 
 def _check_zip(path: Path) -> None:
-    """PyTorch stores its records as they are: one that unpacks to more would be a bomb. And its
-    pickles ask for what PLAIN names, where they hold tensors alone."""
+    """PyTorch stores its records uncompressed, so one that expands would be a zip bomb. A pickle of
+    tensors imports nothing except what PLAIN lists."""
+    size = path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            _check_size(path, entries)
+            compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+            if compressed or sum(entry.file_size for entry in entries) > size:
+                raise ValueError(f"{path} claims more data than its {size} bytes")
             pickles = [archive.read(entry) for entry in entries if entry.filename.endswith(".pkl")]
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
         raise ValueError(
-            f"{path} is no file of PyTorch's zip format ({error}): it may be damaged or cut short, "
-            "or older than PyTorch 1.6"
+            f"{path} is not in PyTorch's zip format ({error}): it may be damaged or cut short, or "
+            "older than PyTorch 1.6"
         ) from None
     if len(pickles) != 1:  # TorchScript, which is a program, has two
-        raise ValueError(f"{path} holds {len(pickles)} pickles: it is no state dict")
+        raise ValueError(f"{path} has {len(pickles)} pickles: it is not a state dict")
     try:
-        asked = [
+        imports = [
             argument
             for operation, argument, _ in pickletools.genops(pickles[0])
             if operation.name in ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")
         ]
     except Exception as error:
         raise ValueError(f"{path}: its pickle is damaged ({error})") from None
-    for name in asked:
+    for name in imports:
         if not PLAIN.fullmatch(str(name)):
             raise ValueError(
-                f"{path}: the pickle asks for {str(name)[:100]!r}; only plain tensors are read, "
-                "since others could run code"
+                f"{path}: the pickle asks for {str(name)[:100]!r}; only tensors are read, since "
+                "anything else could run code"
             )
-
-
-def _check_size(path: Path, entries: list[zipfile.ZipInfo]) -> None:
-    size = path.stat().st_size
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or (
-        sum(entry.file_size for entry in entries) > size
-    ):
-        raise ValueError(f"{path} claims to hold more than its {size} bytes")

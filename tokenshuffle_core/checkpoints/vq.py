@@ -1,4 +1,5 @@
-"""LlamaGen's image tokenizers (arXiv 2406.06525), which Janus uses as well, in both layouts."""
+"""LlamaGen's image tokenizers (arXiv 2406.06525), which Janus uses too, in the layouts of LlamaGen
+and `transformers`."""
 
 import re
 from functools import partial
@@ -8,8 +9,8 @@ from ..config import ImageTokenizerConfig
 from .checkpoint import Weights, count, shape_of, skeleton
 from .source import WRAPPERS, Source
 
-MARK = "quantize.embedding.weight"  # what a file of its own has
-# Parts of names, ours -> LlamaGen's and those of the `transformers` library.
+MARK = "quantize.embedding.weight"  # in a file of its own
+# Parts of names, ours -> LlamaGen's, and ours -> those of the `transformers` library.
 LLAMAGEN = {
     "encoder": "conv_blocks", "decoder": "conv_blocks", "block": "res",
     "mid": ("mid.0", "mid.1", "mid.2"),
@@ -21,13 +22,13 @@ TRANSFORMERS = {
 
 
 def read(path: str | Path) -> tuple[ImageTokenizerConfig, Weights]:
-    """Of a file of its own, with averaged weights where the file has them. Raises
+    """An image tokenizer in its own file; with averaged (EMA) weights if the file has them. Raises
     FileNotFoundError or ValueError."""
     return image_tokenizer(Source(path, ("ema", *WRAPPERS)))
 
 
 def image_tokenizer(source: Source, prefix: str = "") -> tuple[ImageTokenizerConfig, Weights]:
-    """Its shape, read off the weights, and where each of these comes from. Raises ValueError."""
+    """Its shape, inferred from the weights, and the weights. Raises ValueError."""
     names = {name.removeprefix(prefix) for name in source.shapes if name.startswith(prefix)}
     layout = LLAMAGEN if any(".conv_blocks." in name for name in names) else TRANSFORMERS
     config = _config(source, prefix, layout)
@@ -40,16 +41,15 @@ def image_tokenizer(source: Source, prefix: str = "") -> tuple[ImageTokenizerCon
 
 def _config(source: Source, prefix: str, layout: dict) -> ImageTokenizerConfig:
     start = f"{prefix}encoder.{layout['encoder']}."
-    levels = count(source, f"{start}{{}}.{layout['block']}.0.conv2.weight")
-    widths = [
-        shape_of(source, f"{start}{i}.{layout['block']}.0.conv2.weight", 4)[0]
-        for i in range(levels)
+    conv = f"{{}}.{layout['block']}.0.conv2.weight"
+    outputs = [
+        shape_of(source, start + conv.format(i), 4)[0] for i in range(count(source, start + conv))
     ]
     channels = shape_of(source, f"{prefix}encoder.conv_in.weight", 4)[0]
     size, dim = shape_of(source, f"{prefix}quantize.embedding.weight", 2)
     return ImageTokenizerConfig(
         channels=channels,
-        channel_multipliers=tuple(width // channels for width in widths),
+        channel_multipliers=tuple(output // channels for output in outputs),
         res_blocks=count(source, f"{start}0.{layout['block']}.{{}}.conv2.weight"),
         latent_channels=shape_of(source, f"{prefix}quant_conv.weight", 4)[1],
         codebook_size=size,
@@ -70,11 +70,9 @@ def _theirs(name: str, config: ImageTokenizerConfig, layout: dict) -> str:
     start = f"{side}.{layout[side]}.{level}"
     blocks = config.res_blocks + (side == "decoder")
     lowest = len(config.channel_multipliers) - 1 if side == "encoder" else 0
-    place = int(number)
-    if int(level) == lowest:  # attention behind each block
-        kind, place = ("attn" if place % 2 else layout["block"]), place // 2
-    else:
-        kind = layout["block"]
+    kind, place = layout["block"], int(number)
+    if int(level) == lowest:  # attention after each block
+        kind, place = ("attn" if place % 2 else kind), place // 2
     if place >= blocks:
         return f"{start}.{'downsample' if side == 'encoder' else 'upsample'}.{rest}"
     return f"{start}.{kind}.{place}.{rest}"

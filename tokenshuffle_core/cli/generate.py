@@ -1,5 +1,4 @@
-"""The commands that draw and that turn pictures into codes and back: `tokenshuffle generate`,
-`encode`, `decode`."""
+"""The commands for pictures and codes: `tokenshuffle generate`, `encode`, `decode`."""
 
 import sys
 from pathlib import Path
@@ -16,17 +15,12 @@ from .options import (
     settings_of,
 )
 
-SAVE_MEMORY = "decode large pictures with less memory, which takes longer"
+SAVE_MEMORY = "decode large pictures with less memory, but more slowly"
 
 
 def add(commands) -> None:
     """Add the commands `generate`, `encode` and `decode`."""
-    _add_generate(commands)
-    _add_codes(commands)
-
-
-def _add_generate(commands) -> None:
-    text = "Turn a prompt into PNG pictures, or a file of prompts; under torchrun, each a share."
+    text = "Turn a prompt, or a file of prompts, into PNG pictures; torchrun splits up a file."
     parser = command(commands, "generate", _generate, text)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
@@ -34,8 +28,8 @@ def _add_generate(commands) -> None:
     )
     what.add_argument(
         "--class", dest="class_name", metavar="CLASS",
-        help='the number or the name of a class, such as 207 or "golden retriever", for a model '
-        "of classes",
+        help='the number or the name of a class, such as 207 or "golden retriever", for a '
+        "class-conditional model",
     )  # fmt: skip
     what.add_argument(
         "--prompts", type=Path, metavar="FILE.jsonl",
@@ -44,20 +38,32 @@ def _add_generate(commands) -> None:
     parser.add_argument(
         "-o", "--output", required=True, metavar="FILE.png", help="a folder with --prompts"
     )
-    parser.add_argument("--negative", default="", help="what guidance leads away from")
+    parser.add_argument("--negative", default="", help="what guidance steers away from")
     parser.add_argument("--width", type=int, help="pixels")
     parser.add_argument("--height", type=int, help="pixels")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=1, help="pictures, of seed, seed + 1, ...")
-    parser.add_argument("--batch", type=int, default=16, help="pictures at once, with --prompts")
+    parser.add_argument(
+        "--count", type=int, default=1, help="pictures, with seeds SEED, SEED + 1, ..."
+    )
+    parser.add_argument("--batch", type=int, default=16, help="pictures at a time, with --prompts")
     parser.add_argument("--save-memory", "--tiled", action="store_true", help=SAVE_MEMORY)
     parser.add_argument(
         "--greedy", action="store_const", dest="temperature", const=0.0,
-        help="always take the likeliest code: --temperature 0",
+        help="always take the most likely code: --temperature 0",
     )  # fmt: skip
-    parser.add_argument("--save-codes", metavar="FILE.npy", help="the pictures' codes as well")
+    parser.add_argument("--save-codes", metavar="FILE.npy", help="also save the pictures' codes")
     add_sampling(parser)
     add_model(parser)
+    parser = command(commands, "encode", _encode, "Turn a picture into image codes.")
+    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE.npy")
+    parser.add_argument("--background", help="background colour for a transparent picture")
+    add_model(parser, lora=False)
+    parser = command(commands, "decode", _decode, "Turn image codes into a picture.")
+    parser.add_argument("codes", metavar="CODES.npy")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE.png")
+    parser.add_argument("--save-memory", "--tiled", action="store_true", help=SAVE_MEMORY)
+    add_model(parser, lora=False)
 
 
 def _generate(options) -> None:
@@ -83,7 +89,7 @@ def _generate_one(options) -> None:
     size = f"{settings.width}x{settings.height}"
     trained = pipeline.card.get(SIZES) or pipeline.card.get("modelspec.resolution", size)
     if size not in trained.split(", "):
-        print(f"note: this model was trained at {trained}, not at {size}", file=sys.stderr)
+        print(f"note: this model was trained on {trained}, not on {size}", file=sys.stderr)
     steps = pipeline.stream(
         options.prompt, options.negative, settings, seed=options.seed, count=options.count
     )
@@ -105,7 +111,7 @@ def _generate_all(options) -> None:
 
     if options.count != 1 or options.negative or options.save_memory or options.save_codes:
         raise ValueError(
-            "--count, --negative, --save-memory and --save-codes go with one prompt, not with "
+            "--count, --negative, --save-memory and --save-codes work with one prompt, not with "
             "--prompts"
         )
     output = Path(options.output)
@@ -115,19 +121,6 @@ def _generate_all(options) -> None:
     summary = draw(pipeline, share(jobs, run.rank, run.world), run.batch)
     print(f"{summary.drawn} pictures drawn, {summary.kept} kept", file=sys.stderr)
     print(output)
-
-
-def _add_codes(commands) -> None:
-    parser = command(commands, "encode", _encode, "Turn a picture into image codes.")
-    parser.add_argument("image", metavar="IMAGE")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE.npy")
-    parser.add_argument("--background", help="what lies behind a transparent picture")
-    add_model(parser, lora=False)
-    parser = command(commands, "decode", _decode, "Turn image codes into a picture.")
-    parser.add_argument("codes", metavar="CODES.npy")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE.png")
-    parser.add_argument("--save-memory", "--tiled", action="store_true", help=SAVE_MEMORY)
-    add_model(parser, lora=False)
 
 
 def _image_tokenizer(options):

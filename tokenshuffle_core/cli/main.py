@@ -27,9 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except ModuleNotFoundError as error:
-        message = (
-            f"{error.name} is needed for this command: pip install 'comfyui-tokenshuffle[train]'"
-        )
+        message = f"this command needs {error.name}: pip install 'comfyui-tokenshuffle[train]'"
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         message = _sentence(error)
     else:
@@ -47,12 +45,16 @@ def _sentence(error: Exception) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tokenshuffle",
-        description="Text to image with a plain LLaMA and shuffled image codes.",
+        description="Text to image with a plain LLaMA and Token-Shuffle.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     generate.add(commands)
-    _add_info(commands)
+    info = command(commands, "info", _info, "Describe a checkpoint or a preset.")
+    info.add_argument(
+        "model", nargs="?", metavar="CHECKPOINT-or-PRESET",
+        help=f"a file, or one of {', '.join(PRESETS)} (default: the bundled model)",
+    )  # fmt: skip
     data.add(commands)
     train.add(commands)
     evaluate.add(commands)
@@ -60,41 +62,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_info(commands) -> None:
-    parser = command(commands, "info", _info, "Describe a checkpoint or a preset.")
-    parser.add_argument(
-        "model", nargs="?", metavar="CHECKPOINT-or-PRESET",
-        help=f"a file, or one of {', '.join(PRESETS)} (default: the bundled model)",
-    )  # fmt: skip
-
-
 def _info(options) -> None:
     from ..checkpoints import BUNDLED, read, skeleton
 
-    card = {}
-    if options.model in PRESETS:
-        config = PRESETS[options.model]
-    else:
+    card, config = {}, PRESETS.get(options.model)
+    if config is None:
         try:
-            found = read(options.model or BUNDLED)
+            checkpoint = read(options.model or BUNDLED)
         except FileNotFoundError:
             presets = ", ".join(PRESETS)
             raise FileNotFoundError(
-                f"{options.model} does not exist, and it is not a preset ({presets}) either"
+                f"{options.model} is neither an existing file nor a preset ({presets})"
             ) from None
-        config, card = found.config, found.card
+        config, card = checkpoint.config, checkpoint.card
     for key, value in card.items():
         print(f"{key.partition('.')[2]}: {value}")
-    modules = {
-        "model": skeleton(config.model),
-        "image tokenizer": skeleton(config.image_tokenizer),
-    }
-    for name, module in modules.items():
-        parameters = sum(parameter.numel() for parameter in module.parameters())
-        print(f"{name}: {parameters / 1e6:.1f} M parameters")
-        for field, value in vars(module.config).items():
+    titles = {}
+    for name, part in ("model", config.model), ("image tokenizer", config.image_tokenizer):
+        parameters = sum(parameter.numel() for parameter in skeleton(part).parameters())
+        titles[f"{name}: {parameters / 1e6:.1f} M parameters"] = part
+    for title, part in (titles | {"generation:": config.generation}).items():
+        print(title)
+        for field, value in vars(part).items():
             print(f"  {field}: {value}")
-    print("generation:")
-    for field, value in vars(config.generation).items():
-        print(f"  {field}: {value}")
     print(f"size: width and height in multiples of {config.pixels_per_window} pixels")

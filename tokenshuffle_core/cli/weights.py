@@ -1,4 +1,4 @@
-"""The commands that make one checkpoint of another: `tokenshuffle convert`, `merge`, `quantize`,
+"""The commands that turn one checkpoint into another: `tokenshuffle convert`, `merge`, `quantize`,
 `grow`."""
 
 from pathlib import Path
@@ -10,47 +10,43 @@ from .options import add_model, check_output, command, load
 def add(commands) -> None:
     """Add the commands `convert`, `merge`, `quantize` and `grow`."""
     parser = command(
-        commands, "convert", _convert, "Write a checkpoint of a model that others published."
+        commands, "convert", _convert, "Convert a published model into one checkpoint file."
     )
     parser.add_argument(
         "source", type=Path, metavar="SOURCE",
-        help="a .pt file of LlamaGen, or a folder of Janus, Janus-Pro or a LLaMA with its "
+        help="a .pt file of LlamaGen, or the folder of a Janus, Janus-Pro or LLaMA with "
         "config.json and tokenizer.json",
     )  # fmt: skip
     parser.add_argument("-o", "--output", required=True, metavar="FILE.safetensors")
-    parser.add_argument(
-        "--family",
-        choices=FAMILIES,
-        help="where it is not found out by itself",
-    )
+    parser.add_argument("--family", choices=FAMILIES, help="default: detected")
     parser.add_argument(
         "--image-tokenizer", type=Path, metavar="FILE",
-        help="where it is not in the source: LlamaGen's vq_ds16_c2i.pt is looked for beside it",
+        help="if it is not in the source (default for LlamaGen: vq_ds16_c2i.pt beside it)",
     )  # fmt: skip
-    parser.add_argument("--side", type=int, help="pixels of the pictures that it was trained on")
+    parser.add_argument("--side", type=int, help="size of the training pictures in pixels")
     parser.add_argument(
-        "--windows", metavar="N,N,...", help="of a model that starts from a LLaMA (default: 2)"
+        "--windows", metavar="N,N,...", help="for a model that starts from a LLaMA (default: 2)"
     )
     parser.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), help="default: as it is stored"
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="default: as stored"
     )
     parser = command(
         commands, "merge", _merge, "Write a checkpoint with LoRA files merged into it."
     )
     parser.add_argument("-o", "--output", required=True, metavar="FILE.safetensors")
     add_model(parser)
-    parser = command(commands, "quantize", _quantize, "Write a checkpoint with smaller weights.")
+    parser = command(commands, "quantize", _quantize, "Write a checkpoint with 8-bit weights.")
     parser.add_argument("-o", "--output", required=True, metavar="FILE.safetensors")
     add_model(parser)
-    parser = command(commands, "grow", _grow, "Give a checkpoint other windows, to train it on.")
+    parser = command(commands, "grow", _grow, "Give a checkpoint other windows, for more training.")
     parser.add_argument("source", nargs="?", metavar="MODEL", help="the same as --model")
     parser.add_argument(
         "--windows", "--window", required=True, metavar="N,N,...",
-        help="the first is the default one",
+        help="the first is the default",
     )  # fmt: skip
     parser.add_argument(
-        "--window-head", type=int, default=0, metavar="WIDTH",
-        help="predict the codes of a window one after another, with so wide a head",
+        "--window-head", type=int, default=0, metavar="SIZE",
+        help="hidden size of a head that predicts codes autoregressively within the window",
     )  # fmt: skip
     parser.add_argument("-o", "--output", required=True, metavar="FILE.safetensors")
     add_model(parser)
@@ -82,17 +78,19 @@ def _windows(text: str) -> tuple[int, ...]:
 
 
 def _merge(options) -> None:
-    output = check_output(options.output, ".safetensors")
     if not options.lora:
         raise ValueError("merge needs at least one --lora FILE")
-    load(options).save(output)
-    print(output)
+    _rewrite(options)
 
 
 def _quantize(options) -> None:
-    output = check_output(options.output, ".safetensors")
     if not options.weights:
         raise ValueError("quantize needs --weights int8 or --weights fp8")
+    _rewrite(options)
+
+
+def _rewrite(options) -> None:
+    output = check_output(options.output, ".safetensors")
     load(options).save(output)
     print(output)
 

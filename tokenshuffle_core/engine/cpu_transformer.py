@@ -1,9 +1,9 @@
-"""The LLaMA blocks for a few rows on a CPU: a second form of `Transformer`, which computes the same
-with less around it.
+"""The LLaMA blocks for a few rows on a CPU: a second form of `Transformer` that computes the same
+with less overhead.
 
-Between two multiplications a step does little, but the weights that are read push all of it, code
-and data, out of the processor's caches. So there are as few operations as possible, and weights
-with the same input are one product.
+A step does little between two matrix products, but reading their weights evicts all of its code
+and data from the processor's caches. So it uses as few operations as possible, and weights with the
+same input are one product.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +17,12 @@ from .cpu_linear import Product, product, row_major
 
 
 class CpuTransformer(nn.Module):
-    """Stands in for a transformer and shares its blocks. Too many rows, what has no cache and all
-    that needs gradients are left to it."""
+    """Replaces a transformer and shares its blocks. Input with many rows, without a cache or with
+    gradients goes to the original."""
 
     def __init__(self, plain: Transformer):
         super().__init__()
-        self._modules = plain._modules  # the same dict: what replaces one replaces both
+        self._modules = plain._modules  # the same dict, so both always agree
         self.plain = (plain,)  # in a tuple, so that it does not become a submodule
         self.config = plain.config
         inputs = []
@@ -34,7 +34,7 @@ class CpuTransformer(nn.Module):
                 (mlp.gate_proj, mlp.up_proj),
                 (mlp.down_proj,),
             ]
-        # The kernels' packing uses one thread, and memory for two more forms of a matrix.
+        # Packing runs on one thread and needs memory for two more copies of a matrix.
         with ThreadPoolExecutor(min(4, torch.get_num_threads())) as pool:
             self.products: list[Product] = list(pool.map(product, inputs))
         self.rows = min(product.rows for product in self.products)
@@ -51,7 +51,7 @@ class CpuTransformer(nn.Module):
             return self.plain[0](x, padding, cache, layout)
         shape, config = x.shape, self.config
         positions, mask = cache.places(shape[1])
-        if mask is not None:  # torch would do this in each layer
+        if mask is not None:  # otherwise torch converts it in each layer
             mask = torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)
         angles = rotary_angles(positions, config)
         rotated = config.heads + config.kv_heads

@@ -1,10 +1,10 @@
-"""The two halves of a decoding step as CUDA graphs: a replay costs the host one call, where the
-same kernels one by one cost it more time than the device needs to run them.
+"""The two halves of a decoding step as CUDA graphs: a replay is one call for the host, while
+launching the kernels one by one takes longer than the device needs to run them.
 
-A graph repeats the same kernels on the same memory. So the KV cache's length is a number on the
-device, and attention reads the cache up to the next multiple of CHUNK positions: there is one graph
-of the transformer's step for each. Graphs live as long as one decoding, since a host may move the
-weights between two.
+A graph repeats the same kernels on the same memory. So the KV cache's length is stored on the
+device, and attention reads the cache up to the next multiple of CHUNK positions, with one graph of
+the transformer's step for each. Graphs are captured anew for each call of the sampler, since a host
+may move the weights in between.
 """
 
 import logging
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from ..model import TokenShuffleModel
 
 CHUNK = 512  # positions
-QUEUE = 8  # steps that the host may ask for before the device has done them
-WARM_UP = 2  # runs before a capture, in which libraries take their workspaces
+QUEUE = 8  # steps that the host may launch ahead of the device
+WARM_UP = 2  # runs before a capture, in which libraries allocate their workspaces
 
 log = logging.getLogger(__name__)
 
 
 class StaticCache(KVCache):
-    """The memory of a KV cache whose length is a number on the device as well.
+    """The memory of a KV cache, with its length also stored on the device.
 
-    `reach` positions of it are read, of which those behind the length are masked.
+    Attention reads the first `reach` positions; those beyond the length are masked.
     """
 
     def __init__(self, cache: KVCache):
         vars(self).update(vars(cache))
         self.position = torch.tensor(self.length, device=self.padding.device)
         self.reach = self.capacity
-        for held in (*self.keys, *self.values):  # what is masked counts all the same if it is nan
-            held[:, :, self.length :].zero_()
+        for stored in (*self.keys, *self.values):  # nan would get through the mask
+            stored[:, :, self.length :].zero_()
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         index = self.position + torch.arange(keys.shape[2], device=keys.device)
@@ -55,7 +55,7 @@ class StaticCache(KVCache):
         return positions_of(index, self.padding, self.layout), visible[:, None]
 
     def advance(self, length: int) -> None:
-        """Left to `move`: a graph is run before it counts."""
+        """Left to `move`: a graph must not change the length while it is captured."""
 
     def move(self, length: int) -> None:
         self.length += length
@@ -69,14 +69,14 @@ class StaticCache(KVCache):
 class Captured:
     """A function of tensors on one device, captured at its first call.
 
-    It may have no effect that a second run with the same inputs would not repeat. What it returns
+    Running it twice with the same inputs must have the same effect as running it once. Its result
     is overwritten by the next call.
     """
 
     def __init__(self, function: Callable[..., Tensor], pool):
         self.function = function
         self.pool = pool
-        self.graph: torch.cuda.CUDAGraph | bool | None = None  # False: it cannot be captured
+        self.graph: torch.cuda.CUDAGraph | bool | None = None  # False if capturing fails
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         if self.graph is None:
@@ -84,13 +84,13 @@ class Captured:
             try:
                 self._capture([x.clone() for x in inputs])
             except RuntimeError as error:
-                torch.cuda.set_stream(stream)  # a capture that fails leaves its own behind
-                log.warning("decoding goes on without a CUDA graph: %s", str(error).split("\n")[0])
+                torch.cuda.set_stream(stream)  # a failed capture leaves its own stream set
+                log.warning("continuing without a CUDA graph: %s", str(error).split("\n")[0])
                 self.graph = False
         if self.graph is False:
             return self.function(*inputs)
-        for held, x in zip(self.inputs, inputs, strict=True):
-            held.copy_(x)
+        for stored, x in zip(self.inputs, inputs, strict=True):
+            stored.copy_(x)
         self.graph.replay()
         return self.output
 
@@ -103,14 +103,14 @@ class Captured:
                 self.function(*inputs)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Other threads of a host may go on with CUDA meanwhile.
+        # Other threads of a host may keep using CUDA.
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             self.output = self.function(*inputs)
         self.graph = graph
 
 
 class CapturedStep:
-    """`model.step` of `ahead` windows; of fewer, as at the end of a picture, without a graph."""
+    """`model.step` as a graph for `ahead` windows; fewer, at a picture's end, run without one."""
 
     def __init__(
         self, model: "TokenShuffleModel", cache: StaticCache, window: int, ahead: int, pool
@@ -120,7 +120,7 @@ class CapturedStep:
         self.pool = pool
         self.function = partial(model.step, cache, window=window)
         self.captured: Captured | None = None
-        self.done: deque[torch.cuda.Event] = deque()
+        self.pending: deque[torch.cuda.Event] = deque()
 
     def __call__(self, codes: Tensor) -> Tensor:
         cache, count = self.cache, codes.shape[1]
@@ -135,11 +135,12 @@ class CapturedStep:
         return states
 
     def _keep_pace(self) -> None:
-        """Without it, progress and interrupts would be as far ahead as the launch queue is long."""
-        self.done.append(torch.cuda.Event())
-        self.done[-1].record()
-        if len(self.done) > QUEUE:
-            self.done.popleft().synchronize()
+        """Otherwise the host would report progress far ahead of the device and react to interrupts
+        late."""
+        self.pending.append(torch.cuda.Event())
+        self.pending[-1].record()
+        if len(self.pending) > QUEUE:
+            self.pending.popleft().synchronize()
 
 
 def capture(
@@ -149,9 +150,10 @@ def capture(
     ahead: int,
     sample: Callable[..., Tensor],
 ) -> tuple[Callable[..., Tensor], Callable[[Tensor], Tensor], KVCache] | None:
-    """`sample(states, noise, scale)` and the step that follows it as graphs, and the cache they
-    share; None where there is no CUDA, on another device than the current one, or where weights are
-    elsewhere, as a host with a small card has them.
+    """`sample(states, noise, scale)` and `model.step` as graphs, and the cache to use with them.
+
+    None without CUDA, on a device other than the current one, and if weights are on another
+    device, as a host with a small GPU may have them.
     """
     device = cache.padding.device
     if device.type != "cuda" or device.index != torch.cuda.current_device():

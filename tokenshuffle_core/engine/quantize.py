@@ -1,9 +1,9 @@
-"""Linear layers whose weights take one byte: int8, or float8 as recent GPUs multiply it.
+"""Linear layers with 8-bit weights: int8, or float8 (e4m3), which recent GPUs multiply natively.
 
-Each row of a weight has a scale of its own, the largest of its magnitudes over the largest number
-of the kind, and so has each row that comes in where the kernel wants that in one byte as well. The
-kernels are PyTorch's. Where there is none for a device, the weights are expanded on each use, which
-saves memory but no time.
+Each row of a weight has its own scale: its largest magnitude over the largest number of the type.
+The same holds for each input row where a kernel takes 8-bit input as well. The kernels are
+PyTorch's. On a device without one, the weights are expanded on each use, which saves memory but not
+time.
 """
 
 import warnings
@@ -21,7 +21,8 @@ LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer: `weight` (out, in) times `scale` (out, 1) float32, and a whole bias."""
+    """A linear layer with `weight` (out, in) in 8 bits times `scale` (out, 1) float32; its bias is
+    not quantised."""
 
     def __init__(self, columns: int, rows: int, dtype: torch.dtype, bias: bool = False):
         super().__init__()
@@ -31,16 +32,17 @@ class QuantizedLinear(nn.Module):
 
     @classmethod
     def of(cls, layer: nn.Linear, dtype: torch.dtype) -> "QuantizedLinear":
-        made = cls(*layer.weight.shape[::-1], dtype, layer.bias is not None)
+        new = cls(*layer.weight.shape[::-1], dtype, layer.bias is not None)
         weight, scale = quantized(layer.weight.detach().float(), dtype)
-        made.weight, made.scale = _fixed(weight), _fixed(scale)
+        new.weight, new.scale = _fixed(weight), _fixed(scale)
         if layer.bias is not None:
-            made.bias = _fixed(layer.bias.detach())
-        return made
+            new.bias = _fixed(layer.bias.detach())
+        return new
 
     def forward(self, x: Tensor) -> Tensor:
-        fp8 = self._multiplies_fp8(x.device)
-        y = self._scaled(x) if fp8 else multiply([self], x)
+        is_fp8 = self.weight.dtype == torch.float8_e4m3fn
+        fits = is_fp8 and x.device.type == "cuda" and not any(n % 16 for n in self.weight.shape)
+        y = self._scaled(x) if fits and _multiplies_fp8(x.device) else multiply([self], x)
         return y if self.bias is None else y + self.bias
 
     def _scaled(self, x: Tensor) -> Tensor:
@@ -48,16 +50,10 @@ class QuantizedLinear(nn.Module):
         y = torch._scaled_mm(rows, self.weight.T, scale, self.scale.T, out_dtype=torch.bfloat16)
         return y.to(x.dtype).view(*x.shape[:-1], -1)
 
-    def _multiplies_fp8(self, device: torch.device) -> bool:
-        fits = self.weight.dtype == torch.float8_e4m3fn and not any(
-            side % 16 for side in self.weight.shape
-        )
-        return fits and device.type == "cuda" and _device_multiplies_fp8(device)
-
 
 @cache
-def _device_multiplies_fp8(device: torch.device) -> bool:
-    """Asked by doing it: which cards can depends on PyTorch's version and on the system."""
+def _multiplies_fp8(device: torch.device) -> bool:
+    """Determined by trying: it depends on the GPU, PyTorch's version and the system."""
     if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 9):
         return False
     layer = QuantizedLinear.of(nn.Linear(32, 32, False, device), torch.float8_e4m3fn)
@@ -69,18 +65,18 @@ def _device_multiplies_fp8(device: torch.device) -> bool:
 
 
 def multiply(layers: Sequence[QuantizedLinear], x: Tensor, packed=None) -> Tensor:
-    """x (..., in) -> what each of these layers makes of it, side by side (..., sum of out).
+    """x (..., in) -> the layers' outputs without biases, concatenated (..., sum of out).
 
-    `packed` is what `pack` returned for the layers; without it they are packed for this one use.
+    `packed` is the result of `pack` for the layers; without it they are packed for this call.
     """
     if x.device.type != "cpu" or layers[0].weight.dtype != torch.int8:
-        # Scaled before the multiplication: without, float16 would overflow.
+        # Scaled before the multiplication, since float16 would overflow otherwise.
         y = [F.linear(x, layer.weight.to(x.dtype) * layer.scale.to(x.dtype)) for layer in layers]
         return y[0] if len(y) == 1 else torch.cat(y, dim=-1)
     rows = x.reshape(-1, x.shape[-1])
     largest = torch.linalg.vector_norm(rows, torch.inf, -1, True).clamp_min_(1e-12).float()
-    # The kernel finds one scale for all rows, from the least and the greatest number: with those
-    # two in a row behind them, it is that of each row whatever the others are.
+    # The kernel quantises all rows with one scale, from the minimum and maximum of them all. With
+    # rows scaled to -1..1 and a last row that has both ends, a row does not depend on the others.
     rows = torch.cat([rows / largest, _ends(rows.shape[1])])
     packed = pack(layers) if packed is None else packed
     y = torch.ops.quantized.linear_dynamic(rows, packed, not VNNI)[:-1]
@@ -88,12 +84,12 @@ def multiply(layers: Sequence[QuantizedLinear], x: Tensor, packed=None) -> Tenso
 
 
 def pack(layers: Sequence[QuantizedLinear]):
-    """The int8 weights of the layers in the form that the CPU's kernel reads; None for others."""
+    """The layers' int8 weights in the format of the CPU's kernel; None for another type."""
     if layers[0].weight.dtype != torch.int8:
         return None
     weight = torch.cat([layer.weight for layer in layers])
     scale = torch.cat([layer.scale for layer in layers]).flatten().double()
-    with warnings.catch_warnings():  # newer PyTorch means to move these kernels elsewhere
+    with warnings.catch_warnings():  # deprecated in newer versions of PyTorch
         warnings.filterwarnings("ignore", message=".*quantized tensor creation")
         weight = torch._make_per_channel_quantized_tensor(
             weight, scale, torch.zeros(len(scale), dtype=torch.int64), 0
@@ -114,7 +110,7 @@ def _fixed(x: Tensor) -> nn.Parameter:
     return nn.Parameter(x, requires_grad=False)
 
 
-# Without these instructions sums of products of two whole bytes may overflow.
+# Without these instructions, sums of 8-bit products may overflow unless 7 bits are used.
 VNNI = getattr(torch.cpu, "_is_vnni_supported", bool)()
 
 
@@ -126,12 +122,12 @@ def quantized(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def quantize(model: nn.Module, kind: str) -> nn.Module:
-    """Replace all linear layers of `model` by those with one byte a weight, in place; `kind` is one
-    of KINDS. Raises ValueError for another, and where they are of another kind already."""
+    """Give all linear layers of `model` 8-bit weights, in place; `kind` is one of KINDS. Raises
+    ValueError for another, and if the model is already quantised to a different one."""
     if kind not in KINDS:
         raise ValueError(f"weights must be one of {', '.join(KINDS)}, not {kind!r}")
-    if (found := kind_of(model)) not in (None, kind):
-        raise ValueError(f"the model's weights are {found} already, not to be made {kind}")
+    if (current := kind_of(model)) not in (None, kind):
+        raise ValueError(f"the model's weights are already {current}: they cannot become {kind}")
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     for name in layers:
         model.set_submodule(name, QuantizedLinear.of(model.get_submodule(name), KINDS[kind]))
@@ -139,19 +135,19 @@ def quantize(model: nn.Module, kind: str) -> nn.Module:
 
 
 def kind_of(model: nn.Module) -> str | None:
-    """The kind that `quantize` has made of the model, None where it has not."""
+    """Which of KINDS the model is quantised to; None if it is not."""
     dtypes = {parameter.dtype for parameter in model.parameters()}
     return next((kind for kind, dtype in KINDS.items() if dtype in dtypes), None)
 
 
 def check_whole(model: nn.Module) -> None:
-    """Raises ValueError for a quantised model: only whole weights can be changed."""
+    """Raises ValueError for a quantised model, whose weights cannot be changed."""
     if kind := kind_of(model):
-        raise ValueError(f"the model's weights are {kind}: only whole ones can be changed")
+        raise ValueError(f"the model's weights are {kind}: only 16- or 32-bit ones can be changed")
 
 
 def quantized_names(model: nn.Module) -> dict[str, torch.dtype]:
-    """The names of what must keep its dtype -> that dtype."""
+    """The names of tensors whose dtype must not change -> that dtype."""
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     return {
         name: dtypes[name]

@@ -1,9 +1,9 @@
 """Layers of the image tokenizer on large feature maps, a strip of rows at a time.
 
-A strip comes with the rows around it that the layer's convolutions reach, and group normalisation
-takes the statistics of the whole map: the result is that of the whole picture, without seams. A
-strip stays in the processor's cache from one operation to the next, which on a CPU is faster than
-whole maps; and memory holds two maps, or one where there is not room for two.
+A strip includes the rows around it that the layer's convolutions reach, and group normalisation
+uses the statistics of the whole map, so the result equals that of whole maps, without seams. On a
+CPU this is faster than whole maps, because a strip stays in the processor's cache between
+operations. Memory holds two maps, or one if there is no room for two.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,16 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-STRIP = 2**20  # numbers of a feature map in a strip, which a CPU's cache holds
-GPU_STRIP = 2**24  # on other devices, for the memory alone
+STRIP = 2**20  # values of a feature map in a strip, which fit a CPU's cache
+GPU_STRIP = 2**24  # on other devices, where strips only save memory
 # Device types whose `native_group_norm` takes channels-last maps; CUDA's refuses them.
 CHANNELS_LAST_NORM = ("cpu",)
 
 
 class Plan(NamedTuple):
-    """How large maps are computed: `room` numbers of a map may be held twice; `bf16` lets a CPU
-    that multiplies bfloat16 natively convolve in it, twice as fast. The maps stay float32, and
-    pixels change by about a 255th at most.
+    """How large maps are computed: maps of up to `room` values may be held twice; `bf16` lets a CPU
+    with native bfloat16 use it for convolutions, which is twice as fast. The maps stay float32, and
+    pixels change by roughly 1/255 at most.
     """
 
     room: int
@@ -31,9 +31,9 @@ class Plan(NamedTuple):
 
 
 def convolution(conv: nn.Conv2d, x: Tensor, plan: Plan) -> Callable[[Tensor], Tensor]:
-    """The layer, for rows of x. Its stride is 1."""
+    """The layer as a function of rows of x. Its stride is 1."""
     if not _in_bf16(x, plan):
-        return conv  # as a module: a host may fetch the weights of its layers on each call
+        return conv  # the module: a host may fetch its weights on each call
     return _convolve_in_bf16(conv.weight, conv.bias, conv.padding)
 
 
@@ -46,12 +46,11 @@ def _convolve_in_bf16(weight: Tensor, bias: Tensor, padding=0) -> Callable[[Tens
     return lambda rows: F.conv2d(rows.bfloat16(), weight, bias, 1, padding).float()
 
 
-def _cpu_has(*names: str) -> bool:
-    """Whether PyTorch, in versions that can tell, knows such instructions of this CPU."""
-    return any(getattr(torch.cpu, name, bool)() for name in names)
-
-
-NATIVE_BF16 = _cpu_has("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+# Instructions for it, in versions of PyTorch that can detect them.
+NATIVE_BF16 = any(
+    getattr(torch.cpu, name, bool)()
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+)
 
 
 def strip_of(device: torch.device) -> int:
@@ -59,8 +58,8 @@ def strip_of(device: torch.device) -> int:
 
 
 def strips(x: Tensor) -> Iterator[tuple[int, int]]:
-    """First and last row, exclusive, of each strip of a map (B, C, H, W); an even number of rows,
-    but for the last."""
+    """The first row and the row after the last of each strip of a map (B, C, H, W). Strips have an
+    even number of rows, except for the last."""
     rows = max(2, strip_of(x.device) // (x.shape[0] * x.shape[1] * x.shape[3]) // 2 * 2)
     for start in range(0, x.shape[2], rows):
         yield start, min(start + rows, x.shape[2])
@@ -75,7 +74,7 @@ def new_map(like: Tensor, channels: int, height: int, width: int) -> Tensor:
 
 def moments(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """Mean and variance, each (B, groups), of a map (B, C, H, W) in each group of channels; float64
-    where the device has it (CPU and CUDA), else float32. `eps` is the norm's."""
+    on CPU and CUDA, else float32. `eps` is that of the norm."""
     exact = torch.float64 if x.device.type in ("cpu", "cuda") else torch.float32
     if x.device.type in CHANNELS_LAST_NORM:  # ten times faster than `var_mean` on a CPU
         x = x.float().contiguous(memory_format=torch.channels_last)
@@ -83,14 +82,14 @@ def moments(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
             x, None, None, len(x), x.shape[1], x.shape[2] * x.shape[3], groups, eps
         )
         return mean.to(exact), inverse.to(exact) ** -2 - eps
-    # Channel by channel, which reads a channels-last map in its own order, without a copy.
+    # Channel by channel, which reads a channels-last map in memory order, without a copy.
     variance, mean = torch.var_mean(x.float(), (2, 3), correction=0)
     variance, mean = (v.to(exact).unflatten(1, (groups, -1)) for v in (variance, mean))
     return mean.mean(-1), variance.mean(-1) + mean.var(-1, correction=0)
 
 
 class Normalised:
-    """silu(group_norm(x)) of a map that is seen strip by strip, first for its statistics."""
+    """silu(group_norm(x)) of a map, strip by strip; a first pass collects its statistics."""
 
     def __init__(self, norm: nn.GroupNorm):
         self.norm = norm
@@ -98,7 +97,7 @@ class Normalised:
         self.mean = self.squares = 0.0  # (B, groups): the mean, the squared deviations
 
     def add(self, x: Tensor) -> "Normalised":
-        """Join the statistics of a strip to those of the strips before it (Chan, 1979)."""
+        """Combine the statistics of a strip with those of earlier strips (Chan et al., 1979)."""
         mean, variance = moments(x, self.norm.num_groups, self.norm.eps)
         count, before = x[0].numel() // self.norm.num_groups, self.count
         self.count += count
@@ -130,7 +129,7 @@ def normalised(norm: nn.GroupNorm, x: Tensor) -> Normalised:
 def convolve(
     conv: Callable[[Tensor], Tensor], x: Tensor, start: int, stop: int, height: int
 ) -> Tensor:
-    """A 3x3 convolution of the rows start..stop of a map, which come with one more on either side
+    """A 3x3 convolution of the rows start..stop of a map; x includes one more row on either side
     unless the map ends there."""
     y = conv(x)
     return y[:, :, int(start > 0) : y.shape[2] - int(stop < height)]
@@ -146,20 +145,20 @@ def residual(
     plan: Plan,
 ) -> Tensor:
     """shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x)))))), the convolutions 3x3 and the
-    shortcut 1x1: (B, C, H, W) -> (B, C of conv2, H, W). x is overwritten where the result has as
-    many channels.
+    shortcut 1x1: (B, C, H, W) -> (B, C of conv2, H, W). x is overwritten if the result has as many
+    channels.
 
-    Without room for a map of what lies between its convolutions, the first one is computed twice:
-    the second normalisation needs its statistics before its values.
+    Without room for the map between its convolutions, the first convolution is computed twice: the
+    second normalisation needs the statistics of the whole map before it can start.
     """
     height, room = x.shape[2], x.numel() <= plan.room
     channels, same = conv1.out_channels, isinstance(shortcut, nn.Identity)
     conv1, conv2 = (convolution(conv, x, plan) for conv in (conv1, conv2))
     first, second = normalised(norm1, x), Normalised(norm2)
-    held = new_map(x, channels, *x.shape[2:]) if room else None
+    middle = new_map(x, channels, *x.shape[2:]) if room else None
 
     def between(rows: Tensor, offset: int, start: int, stop: int) -> Tensor:
-        """Rows start..stop behind the first convolution; `rows` are x's from `offset` on."""
+        """Rows start..stop after the first convolution; `rows` are those of x from `offset` on."""
         reach = slice(max(0, start - 1) - offset, min(height, stop + 1) - offset)
         return convolve(conv1, first(rows[:, :, reach]), start, stop, height)
 
@@ -167,33 +166,33 @@ def residual(
         h = between(x, 0, start, stop)
         second.add(h)
         if room:
-            held[:, :, start:stop] = h
+            middle[:, :, start:stop] = h
     y = x if same else new_map(x, channels, *x.shape[2:])
-    above = x[:, :, :0]  # two rows over the strip, as they were
+    above = x[:, :, :0]  # the two rows above the strip, before they were overwritten
     for start, stop in strips(x):
         reach = max(0, start - 1), min(height, stop + 1)
         if room:
-            h, own = held[:, :, slice(*reach)], x[:, :, start:stop]
+            h, inputs = middle[:, :, slice(*reach)], x[:, :, start:stop]
         else:
             offset = start - above.shape[2]
             rows = torch.cat([above, x[:, :, start : stop + 2]], dim=2)
             above = rows[:, :, stop - offset - 2 : stop - offset]
-            h, own = between(rows, offset, *reach), rows[:, :, start - offset : stop - offset]
+            h, inputs = between(rows, offset, *reach), rows[:, :, start - offset : stop - offset]
         h = convolve(conv2, second(h), start, stop, height)
-        torch.add(shortcut(own), h, out=y[:, :, start:stop])
+        torch.add(shortcut(inputs), h, out=y[:, :, start:stop])
     return y
 
 
 def upsample(conv: nn.Conv2d, x: Tensor, plan: Plan) -> Tensor:
     """conv of x with its rows and columns doubled: (B, C, H, W) -> (B, C of conv, 2 H, 2 W).
 
-    A 3x3 convolution sees each doubled pixel several times: a 2x2 one of the small map for each of
-    the four pixels does the same.
+    A 3x3 convolution reads doubled pixels more than once, so a 2x2 convolution of the small map for
+    each of the four output pixels is equivalent.
     """
     height, width = x.shape[2:]
     y = new_map(x, conv.out_channels, 2 * height, 2 * width)
     weight, bias = conv.weight.to(x), conv.bias.to(x)
-    # Of three neighbours two are the same: the later two of an even pixel, the first two of an odd.
+    # Two of three neighbours are equal: the last two at an even pixel, the first two at an odd one.
     even, odd = torch.tensor([[1.0, 0, 0], [0, 1, 1]]), torch.tensor([[1.0, 1, 0], [0, 0, 1]])
     convolutions = {}
     for i, down in enumerate((even, odd)):

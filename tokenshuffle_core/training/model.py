@@ -292,7 +292,7 @@ def training_flops(model: TokenShuffleModel, codes: int, window: int) -> float:
             weights += parameter.numel() * (window**2 if by_code else 1)
     positions = codes / window**2
     config = model.config
-    return 6 * weights * positions + 12 * config.layers * config.width * positions**2
+    return 6 * weights * positions + 12 * config.layers * config.dim * positions**2
 
 
 def _spread(indices: list[int]) -> list[int]:
