@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.loras import write_random_lora
 from tests.support.models import CONFIG, model_of
 from tokenshuffle_core import engine
-from tokenshuffle_core.adapt.lora import add_lora
+from tokenshuffle_core.adapt.lora import add_lora, merge_lora
+from tokenshuffle_core.checkpoints import BUNDLED
 from tokenshuffle_core.config import GenerationConfig
 from tokenshuffle_core.engine.cpu_linear import CpuLinear
 from tokenshuffle_core.engine.cpu_transformer import CpuTransformer
@@ -92,6 +94,30 @@ def test_weights_are_packed_once_and_again_when_they_changed():
     engine.prepare(model, CPU)
     assert model.head is not before
     assert model.head.weight is before.weight
+
+
+def changes(tmp_path):
+    """What changes a model, by name."""
+
+    def merge(model) -> None:
+        write_random_lora(tmp_path / "lora.safetensors", BUNDLED)
+        merge_lora(model, tmp_path / "lora.safetensors")
+
+    def exchange(model) -> None:
+        block = model.transformer.blocks[2]
+        block.mlp.up_proj = nn.Linear(*block.mlp.up_proj.weight.T.shape, bias=False)
+
+    return {"int8": lambda model: quantize(model, "int8"), "merge": merge, "exchange": exchange}
+
+
+@pytest.mark.parametrize("change", ["int8", "merge", "exchange"])
+def test_a_model_may_be_changed_after_it_has_drawn(change, tmp_path):
+    loaded, settings = load(), load().config.generation
+    before = codes_of(loaded, settings, [0], True)
+    changes(tmp_path)[change](loaded.model)
+    found = codes_of(loaded, settings, [0], True)
+    assert not torch.equal(found, before)
+    assert torch.equal(found, codes_of(loaded, settings, [0], False))
 
 
 def test_only_plain_layers_are_swapped():

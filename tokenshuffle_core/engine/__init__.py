@@ -32,8 +32,7 @@ def prepare(model: "TokenShuffleModel", device: torch.device) -> None:
     changed since; a change in place under inference mode is not detected: call `release` after it.
     """
     swapped = [layer for _, layer in _swapped(model)]
-    current = all(product.is_current() for layer in swapped for product in layer.products)
-    if swapped and device.type == "cpu" and current:
+    if swapped and device.type == "cpu" and all(layer.is_current() for layer in swapped):
         return
     release(model)
     if device.type != "cpu":

@@ -47,6 +47,10 @@ class CpuLinear(nn.Module):
         self.plain = (plain,)  # in a tuple, so that it does not become a submodule
         self.products = [product([plain])]
 
+    def is_current(self) -> bool:
+        """Whether the layer still has the weight that was packed."""
+        return self.products[0].is_current()
+
     def forward(self, x: Tensor) -> Tensor:
         count = x.numel() // x.shape[-1]
         if count > self.products[0].rows or torch.is_grad_enabled():

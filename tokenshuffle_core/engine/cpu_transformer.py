@@ -25,8 +25,15 @@ class CpuTransformer(nn.Module):
         self._modules = plain._modules  # the same dict, so both always agree
         self.plain = (plain,)  # in a tuple, so that it does not become a submodule
         self.config = plain.config
+        # Packing runs on one thread and needs memory for two more copies of a matrix.
+        with ThreadPoolExecutor(min(4, torch.get_num_threads())) as pool:
+            self.products: list[Product] = list(pool.map(product, self._inputs()))
+        self.rows = min(product.rows for product in self.products)
+
+    def _inputs(self) -> list[tuple[nn.Module, ...]]:
+        """The layers of all blocks, those with the same input together."""
         inputs = []
-        for block in plain.blocks:
+        for block in self.blocks:
             attention, mlp = block.attention, block.mlp
             inputs += [
                 (attention.q_proj, attention.k_proj, attention.v_proj),
@@ -34,10 +41,12 @@ class CpuTransformer(nn.Module):
                 (mlp.gate_proj, mlp.up_proj),
                 (mlp.down_proj,),
             ]
-        # Packing runs on one thread and needs memory for two more copies of a matrix.
-        with ThreadPoolExecutor(min(4, torch.get_num_threads())) as pool:
-            self.products: list[Product] = list(pool.map(product, inputs))
-        self.rows = min(product.rows for product in self.products)
+        return inputs
+
+    def is_current(self) -> bool:
+        """Whether the blocks still have the layers and the weights that were packed."""
+        same = self._inputs() == [product.layers for product in self.products]
+        return same and all(product.is_current() for product in self.products)
 
     def forward(
         self,

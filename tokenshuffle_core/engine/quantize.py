@@ -128,6 +128,9 @@ def quantize(model: nn.Module, kind: str) -> nn.Module:
         raise ValueError(f"weights must be one of {', '.join(KINDS)}, not {kind!r}")
     if (current := kind_of(model)) not in (None, kind):
         raise ValueError(f"the model's weights are already {current}: they cannot become {kind}")
+    from . import release  # which needs this module
+
+    release(model)
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     for name in layers:
         model.set_submodule(name, QuantizedLinear.of(model.get_submodule(name), KINDS[kind]))
