@@ -145,7 +145,7 @@ def loading(options):
     pipeline = random_pipeline(options.file_model, 2, GenerationConfig())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        checkpoints.save(path, pipeline, torch.bfloat16)
+        pipeline.save(path, torch.bfloat16)
         del pipeline
 
         def load() -> None:

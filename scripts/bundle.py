@@ -56,9 +56,9 @@ def main() -> None:
     sizes = parts.card[checkpoints.SIZES]
     composed = (options.data / FOLDER).is_dir()
     parts.card = card_of(summary, records, options.training, sizes, composed)
-    checkpoints.save(checkpoints.BUNDLED, parts, torch.float16)
+    parts.save(checkpoints.BUNDLED, torch.float16)
     parts.card["tokenshuffle.scores"] = ", ".join(score(options.data, records, composed))
-    checkpoints.save(checkpoints.BUNDLED, parts, torch.float16)
+    parts.save(checkpoints.BUNDLED, torch.float16)
     write_subjects(records)
     draw_largest()
     print(parts.card["tokenshuffle.scores"])

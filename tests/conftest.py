@@ -20,7 +20,7 @@ from tokenshuffle_core.training.tokenizer import train_tokenizer
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
-    checkpoints.save(path, random_checkpoint())
+    random_checkpoint().save(path)
     return path
 
 

@@ -215,7 +215,7 @@ class Pipeline:
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a checkpoint file; `dtype` converts all but 8-bit weights. Raises OSError."""
-        checkpoints.save(path, self, dtype)
+        checkpoints.save(path, **vars(self), dtype=dtype)
 
 
 def seeds_from(seed: int, count: int) -> list[int]:

@@ -51,7 +51,7 @@ def test_loading_does_not_import_the_compiler(tiny):
 
 def test_weights_can_be_stored_and_loaded_in_other_types(tmp_path):
     path = tmp_path / "half.safetensors"
-    checkpoints.save(path, random_checkpoint(), dtype=torch.float16)
+    random_checkpoint().save(path, torch.float16)
     assert {weight.dtype for weight in load_file(path).values()} == {torch.float16}
     loaded = load(path, dtype=torch.bfloat16)
     assert loaded.model.head.weight.dtype == torch.bfloat16
@@ -75,7 +75,7 @@ def test_a_failed_save_leaves_the_old_file(tiny, tmp_path):
     broken = random_checkpoint()
     broken.model.head = torch.nn.Linear(2, 2, device="meta")  # cannot be written
     with pytest.raises(NotImplementedError):
-        checkpoints.save(path, broken)
+        broken.save(path)
     assert path.read_bytes() == tiny.read_bytes()
     assert list(tmp_path.iterdir()) == [path]
 
@@ -175,7 +175,7 @@ def test_a_full_disk(tiny, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
     try:
         with pytest.raises(OSError, match=r"model\.safetensors cannot be written"):
-            checkpoints.save(path, parts)
+            parts.save(path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert [each.read_text() for each in tmp_path.iterdir()] == ["what lay there"]

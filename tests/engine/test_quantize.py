@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from tokenshuffle_core import checkpoints, pipeline
+from tokenshuffle_core import pipeline
 from tokenshuffle_core.adapt.grow import grow
 from tokenshuffle_core.adapt.lora import add_lora, read_lora, save_lora
 from tokenshuffle_core.cli.main import main
@@ -65,7 +65,7 @@ def test_file_keeps_what_was_made(kind, tiny, tmp_path, capsys):
         assert tensor.dtype == made[name].dtype
         assert torch.equal(tensor.float(), made[name].float())
     assert "tokenshuffle.weights" not in loaded.card
-    checkpoints.save(again, loaded)
+    loaded.save(again)
     for name, tensor in load_file(again).items():
         assert torch.equal(tensor.float(), load_file(small)[name].float())
     run = ["generate", "a", "--seed", "3", "-o"]
@@ -84,7 +84,7 @@ def test_what_changes_weights_needs_whole_ones(tiny, tmp_path):
     save_lora(lora, add_lora(pipeline.load(tiny).model, 2))
     parts = pipeline.load(tiny)
     quantize(parts.model, "int8")
-    checkpoints.save(small, parts)
+    parts.save(small)
     for change in (
         lambda: read_lora(lora, parts.model),
         lambda: grow(parts, (1,)),
@@ -102,7 +102,7 @@ def test_a_file_with_another_dtype_is_refused(tiny, tmp_path):
     quantize(loaded.model, "int8")
     head = loaded.model.head
     head.weight = nn.Parameter(head.weight.float())
-    checkpoints.save(small, loaded)
+    loaded.save(small)
     with pytest.raises(ValueError, match=r"model.head.weight is torch.float32, not torch.int8"):
         pipeline.load(small)
 

@@ -72,7 +72,7 @@ def tiny(tmp_path_factory) -> Path:
     text_tokenizer = TextTokenizer.train(["a red apple"], 512, config.model.max_grid)
     path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
     parts = (config, model, ImageTokenizer(config.image_tokenizer), text_tokenizer, {})
-    checkpoints.save(path, Pipeline(*parts))
+    Pipeline(*parts).save(path)
     return path
 
 

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from scripts import comfyui, workflows
-from tokenshuffle_core import checkpoints
 from tokenshuffle_core.pipeline import load
 
 
@@ -113,11 +112,11 @@ def test_models_come_back_after_free(server, prompt):
 def test_checkpoint_that_changed_on_disk_is_loaded_anew(server, prompt, tiny):
     path = server.base / "models" / "tokenshuffle" / "changing.safetensors"
     parts = load(tiny)
-    checkpoints.save(path, parts)
+    parts.save(path)
     prompt["loader"]["inputs"]["checkpoint"] = path.name
     (before,) = succeed(server, prompt)
     parts.model.initialise()
-    checkpoints.save(path, parts)
+    parts.save(path)
     (after,) = succeed(server, prompt)
     assert (before != after).any()
 

@@ -54,7 +54,7 @@ def main(folder: Path, kind: str, count: int, seed: int) -> dict:
 def _copy(folder: Path, kind: str, to: Path) -> Path:
     to.mkdir()
     if kind == "native":
-        checkpoints.save(to / "native.safetensors", random_checkpoint())
+        random_checkpoint().save(to / "native.safetensors")
         return to / "native.safetensors"
     if kind == "vq":
         return Path(shutil.copy(folder / "vq.pt", to))

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,6 @@ from ..engine.quantize import quantize, quantized_names
 from ..image_tokenizer import ImageTokenizer
 from ..model import TokenShuffleModel
 from ..text_tokenizer import PromptEncoder
-
-if TYPE_CHECKING:
-    from .source import Source
 
 Weights = dict[str, Callable[[], Tensor]]  # our name -> function that reads the tensor
 
@@ -110,22 +106,3 @@ def checked(read: Callable[[], Tensor], where: str, shape: torch.Size) -> Tensor
     if not torch.stack((x.float() if x.itemsize == 1 else x).aminmax()).isfinite().all():
         raise ValueError(f"{where} holds numbers that are not finite")
     return x
-
-
-def shape_of(source: "Source", name: str, dimensions: int) -> tuple[int, ...]:
-    """The shape of a tensor. Raises ValueError if it is missing or has other dimensions."""
-    if name not in source:
-        raise ValueError(f"{source.path}: {name} is missing")
-    if len(source.shapes[name]) != dimensions or 0 in source.shapes[name]:
-        raise ValueError(f"{source.path}: {name} has the shape {source.shapes[name]}")
-    return source.shapes[name]
-
-
-def count(source: "Source", pattern: str) -> int:
-    """The number of layers, with {} for a layer's index in the pattern. Raises ValueError for 0."""
-    layers = 0
-    while pattern.format(layers) in source:
-        layers += 1
-    if not layers:
-        raise ValueError(f"{source.path}: {pattern.format(0)} is missing")
-    return layers

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config import Config, GenerationConfig, ModelConfig, PromptConfig
 from ..text_tokenizer import TextTokenizer
 from . import vq
-from .checkpoint import Checkpoint, shape_of
+from .checkpoint import Checkpoint
 from .llama import llama_layers, shape_from
 from .source import Source
 
@@ -57,9 +57,9 @@ def read(
     if image_tokenizer:
         raise ValueError("Janus includes its image tokenizer: do not name another")
     layout = ORIGINAL if ORIGINAL["codes"] in source else TRANSFORMERS
-    shape_of(source, layout["codes"], 2)
+    source.shape_of(layout["codes"], 2)
     images, image_weights = vq.image_tokenizer(source, layout["vq"])
-    hidden, codes = (shape_of(source, f"{layout['head'][i]}.weight", 2)[0] for i in (0, 1))
+    hidden, codes = (source.shape_of(f"{layout['head'][i]}.weight", 2)[0] for i in (0, 1))
     hf_config = source.config.get(layout["config"])
     if not isinstance(hf_config, dict):
         raise ValueError(f"{source.path / 'config.json'} has no {layout['config']}")

@@ -11,7 +11,7 @@ from ..config import Config, GenerationConfig, ModelConfig
 from ..model import TokenShuffleModel
 from ..text_tokenizer import TextTokenizer
 from . import native, vq
-from .checkpoint import Checkpoint, Weights, count, shape_of
+from .checkpoint import Checkpoint, Weights
 from .source import Source
 
 MARK = "model.embed_tokens.weight"
@@ -62,8 +62,8 @@ def shape_from(source: Source, hf_config: dict, prefix: str) -> dict:
     for name, plain in PLAIN.items():
         if hf_config.get(name, plain) != plain:
             raise ValueError(f"{source.path}: {name} {hf_config[name]!r} is not supported")
-    vocabulary, dim = shape_of(source, f"{prefix}embed_tokens.weight", 2)
-    layers = count(source, f"{prefix}layers.{{}}.input_layernorm.weight")
+    vocabulary, dim = source.shape_of(f"{prefix}embed_tokens.weight", 2)
+    layers = source.count(f"{prefix}layers.{{}}.input_layernorm.weight")
     try:
         heads = int(hf_config.get("num_attention_heads", 32))
         kv_heads = int(hf_config.get("num_key_value_heads") or heads)
@@ -80,7 +80,7 @@ def shape_from(source: Source, hf_config: dict, prefix: str) -> dict:
     return {
         "text_vocabulary": vocabulary, "dim": dim, "layers": layers, "heads": heads,
         "kv_heads": kv_heads, "context": context, "norm_eps": norm_eps, "rope_theta": theta,
-        "hidden": shape_of(source, f"{prefix}layers.0.mlp.gate_proj.weight", 2)[0],
+        "hidden": source.shape_of(f"{prefix}layers.0.mlp.gate_proj.weight", 2)[0],
         "rope_scaling": scaling,
     }  # fmt: skip
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..class_names import ClassNames, imagenet
 from ..config import Config, GenerationConfig, ModelConfig
 from . import vq
-from .checkpoint import Checkpoint, Weights, count, shape_of
+from .checkpoint import Checkpoint, Weights
 from .source import Source
 
 HEADS = {3200: 32, 4096: 32}  # by dim; the other models have a head size of 64
@@ -27,14 +27,14 @@ def read(
     Raises FileNotFoundError or ValueError.
     """
     images, image_weights = vq.read(image_tokenizer or _beside(source))
-    codes, dim = shape_of(source, "tok_embeddings.weight", 2)
-    classes = shape_of(source, MARK, 2)[0] - 1
-    layers = count(source, "layers.{}.attention.wqkv.weight")
+    codes, dim = source.shape_of("tok_embeddings.weight", 2)
+    classes = source.shape_of(MARK, 2)[0] - 1
+    layers = source.count("layers.{}.attention.wqkv.weight")
     side = side or int((re.findall(r"(?:_|\b)(256|384|512)(?:_|\b)", source.path.stem) or [256])[0])
     heads = HEADS.get(dim) or dim // 64
     model = ModelConfig(
         text_vocabulary=classes + 1, codebook_size=codes, dim=dim, layers=layers, heads=heads,
-        kv_heads=heads, hidden=shape_of(source, "layers.0.feed_forward.w1.weight", 2)[0],
+        kv_heads=heads, hidden=source.shape_of("layers.0.feed_forward.w1.weight", 2)[0],
         windows=(1,), rope_axes=2, context=64**2 + 5, max_prompt=1, max_grid=64,
     )  # fmt: skip
     generation = GenerationConfig(side, side, cfg=4.0, schedule="constant", top_k=2000)

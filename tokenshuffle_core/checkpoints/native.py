@@ -10,7 +10,6 @@ import dataclasses
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,11 +20,9 @@ from ..config import Config, ImageTokenizerConfig
 from ..engine.quantize import kind_of, quantized_names
 from ..files import Planned, write_safetensors
 from ..image_tokenizer import ImageTokenizer
+from ..model import TokenShuffleModel
 from ..text_tokenizer import PromptEncoder, TextTokenizer
 from .checkpoint import Checkpoint, Weights
-
-if TYPE_CHECKING:
-    from ..pipeline import Pipeline
 
 CONFIG = "tokenshuffle.config"
 IMAGE_TOKENIZER = "tokenshuffle.image_tokenizer"
@@ -79,13 +76,20 @@ def read_image_tokenizer(path: str | Path) -> tuple[ImageTokenizerConfig, Weight
     return config, _weights(file, "image_tokenizer.")
 
 
-def save(path: str | Path, pipeline: "Pipeline", dtype: torch.dtype | None = None) -> None:
-    """Write a pipeline to one file; `dtype` converts all weights except 8-bit ones."""
-    metadata = metadata_of(pipeline.config, pipeline.text_tokenizer, pipeline.card)
-    if kind := kind_of(pipeline.model):
+def save(
+    path: str | Path,
+    config: Config,
+    model: TokenShuffleModel,
+    image_tokenizer: ImageTokenizer,
+    text_tokenizer: PromptEncoder,
+    card: dict[str, str],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a checkpoint; `dtype` converts all weights except 8-bit ones. Raises OSError."""
+    metadata = metadata_of(config, text_tokenizer, card)
+    if kind := kind_of(model):
         metadata[WEIGHTS] = kind
-    modules = {"model": pipeline.model, "image_tokenizer": pipeline.image_tokenizer}
-    _write(path, modules, metadata, dtype)
+    _write(path, {"model": model, "image_tokenizer": image_tokenizer}, metadata, dtype)
 
 
 def save_image_tokenizer(path: str | Path, module: ImageTokenizer) -> None:

@@ -68,6 +68,24 @@ class Source:
             raise ValueError(f"{self.path}: {name} holds {tensor.dtype}, not weights")
         return tensor
 
+    def shape_of(self, name: str, dimensions: int) -> tuple[int, ...]:
+        """The shape of a tensor. Raises ValueError if it is missing or has other dimensions."""
+        if name not in self:
+            raise ValueError(f"{self.path}: {name} is missing")
+        if len(self.shapes[name]) != dimensions or 0 in self.shapes[name]:
+            raise ValueError(f"{self.path}: {name} has the shape {self.shapes[name]}")
+        return self.shapes[name]
+
+    def count(self, pattern: str) -> int:
+        """The number of layers, with {} for a layer's index in the pattern. Raises ValueError for
+        0."""
+        layers = 0
+        while pattern.format(layers) in self:
+            layers += 1
+        if not layers:
+            raise ValueError(f"{self.path}: {pattern.format(0)} is missing")
+        return layers
+
     def json(self, name: str) -> dict:
         """A JSON file of the folder. Raises as the class does."""
         file = self.file(name)

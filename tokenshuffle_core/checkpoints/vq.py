@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from ..config import ImageTokenizerConfig
-from .checkpoint import Weights, count, shape_of, skeleton
+from .checkpoint import Weights, skeleton
 from .source import WRAPPERS, Source
 
 MARK = "quantize.embedding.weight"  # in a file of its own
@@ -43,15 +43,15 @@ def _config(source: Source, prefix: str, layout: dict) -> ImageTokenizerConfig:
     start = f"{prefix}encoder.{layout['encoder']}."
     conv = f"{{}}.{layout['block']}.0.conv2.weight"
     outputs = [
-        shape_of(source, start + conv.format(i), 4)[0] for i in range(count(source, start + conv))
+        source.shape_of(start + conv.format(i), 4)[0] for i in range(source.count(start + conv))
     ]
-    channels = shape_of(source, f"{prefix}encoder.conv_in.weight", 4)[0]
-    size, dim = shape_of(source, f"{prefix}quantize.embedding.weight", 2)
+    channels = source.shape_of(f"{prefix}encoder.conv_in.weight", 4)[0]
+    size, dim = source.shape_of(f"{prefix}quantize.embedding.weight", 2)
     return ImageTokenizerConfig(
         channels=channels,
         channel_multipliers=tuple(output // channels for output in outputs),
-        res_blocks=count(source, f"{start}0.{layout['block']}.{{}}.conv2.weight"),
-        latent_channels=shape_of(source, f"{prefix}quant_conv.weight", 4)[1],
+        res_blocks=source.count(f"{start}0.{layout['block']}.{{}}.conv2.weight"),
+        latent_channels=source.shape_of(f"{prefix}quant_conv.weight", 4)[1],
         codebook_size=size,
         codebook_dim=dim,
     )

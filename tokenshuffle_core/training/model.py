@@ -207,7 +207,7 @@ class ModelTask(Task):
     def save(self, module: nn.Module, path: Path) -> None:
         sizes = ", ".join(f"{width}x{height}" for width, height in self.visits)
         card = self.parts.card | {checkpoints.SIZES: sizes}
-        checkpoints.save(path, replace(self.parts, model=module, card=card))
+        replace(self.parts, model=module, card=card).save(path)
 
     def _tensors(self, indices, captions, window: int) -> tuple[Tensor, Tensor, Tensor]:
         codes = torch.stack([self.shards.codes(i) for i in indices])
