@@ -115,7 +115,7 @@ def hashed(*arguments) -> int:
 
 def test_every_shard_is_verified_once(composed, image_tokenizer, tmp_path):
     codes, images = tmp_path / "codes", checkpoints.load_image_tokenizer(image_tokenizer)
-    assert extract(composed, codes, images, [(32, 32)], shard_size=10).made == 3
+    assert extract(composed, codes, images, [(32, 32)], shard_size=10).written == 3
     recipe = write(tmp_path / "r.toml", codes, image_tokenizer)
     assert hashed("train", "stages", recipe, "-o", tmp_path / "stages") == 3
     model = ("--image-tokenizer", image_tokenizer, "--preset", "tiny", "--steps", 2, "--batch", 2)

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..config import parse_sizes
 from .options import command, device_of, own_device, process
 
-UNIT = 4  # codes: what the sides of buckets are multiples of, for windows of 1, 2 and 4
+UNIT = 4  # codes; sides of buckets are multiples of it, for windows of 1, 2 and 4
 SIDE = 256  # pixels
 MAX_RATIO = 2.0
 
@@ -25,22 +25,26 @@ def _add_emoji(parts) -> None:
     parser.add_argument("--size", type=int, default=128, help="pixels (default: 128)")
     parser.add_argument("--subjects", default="popular", help='"popular", "all" or a text file')
     parser.add_argument("--styles", default="3d,flat,noto", help="of 3d, modern, flat, noto")
-    parser.add_argument("--languages", help="to name subjects in, such as en,zh (default: ten)")
     parser.add_argument(
-        "--held-out", type=float, default=0.05, help="share of pairs not trained on"
+        "--languages", help="languages of the captions, such as en,zh (default: ten)"
+    )
+    parser.add_argument(
+        "--held-out", type=float, default=0.05, help="share of the pictures to hold out"
     )
     parser.add_argument(
         "--compositions",
         type=int,
         metavar="N",
-        help="also compose N pictures, an image folder: DIR/composed",
+        help="also compose N pictures, in the image folder DIR/composed",
     )
     parser.add_argument(
-        "--sizes", metavar="WxH,WxH,...", help="of the compositions (default: the square one)"
+        "--sizes",
+        metavar="WxH,WxH,...",
+        help="sizes of the compositions (default: that of the pictures)",
     )
     parser.add_argument(
         "--white-repeats", type=int, default=8, metavar="N",
-        help="how often a single subject on white counts (default: 8)",
+        help="how often an epoch visits a single subject on white (default: 8)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
 
@@ -51,7 +55,7 @@ def _emoji(options) -> None:
 
     sizes = list(dict.fromkeys(parse_sizes(options.sizes or "")))
     if sizes and options.compositions is None:
-        raise ValueError("--sizes are those of --compositions: give both")
+        raise ValueError("--sizes is for compositions: add --compositions")
     manifest = build(
         options.directory,
         size=options.size,
@@ -71,7 +75,7 @@ def _emoji(options) -> None:
 
 
 def _add_codes(parts) -> None:
-    text = "Encode pictures of one's own; under torchrun, each process does its share."
+    text = "Encode your own pictures; under torchrun, the processes share the work."
     parser = command(parts, "codes", _codes, text)
     parser.add_argument(
         "source",
@@ -84,19 +88,28 @@ def _add_codes(parts) -> None:
         "--image-tokenizer", type=Path, metavar="FILE", help="(default: the bundled model's)"
     )
     sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--sizes", metavar="WxH,WxH,...", help="to crop to, the nearest in shape")
     sizes.add_argument(
-        "--side", type=int, metavar="PX", help=f"sizes of about PX * PX pixels (default: {SIDE})"
+        "--sizes", metavar="WxH,WxH,...", help="sizes to crop to, each picture to the nearest"
+    )
+    sizes.add_argument(
+        "--side",
+        type=int,
+        metavar="PX",
+        help=f"crop to sizes of about PX x PX pixels (default: {SIDE})",
     )
     parser.add_argument(
-        "--max-ratio", type=float, help=f"of such a size's sides (default: {MAX_RATIO:g})"
+        "--max-ratio",
+        type=float,
+        help=f"largest ratio of the sides of such a size (default: {MAX_RATIO:g})",
     )
-    parser.add_argument("--background", default="white", help="what lies behind transparency")
+    parser.add_argument("--background", default="white", help="colour behind transparent pictures")
     parser.add_argument(
         "--held-out", type=float, default=0.0, metavar="SHARE",
-        help="of the pictures, to validate with (default: none but those marked so)",
+        help="share to hold out for validation (default: only pictures marked as held out)",
     )  # fmt: skip
-    parser.add_argument("--shard-size", type=int, default=1024, help="pictures (default: 1024)")
+    parser.add_argument(
+        "--shard-size", type=int, default=1024, help="pictures per shard (default: 1024)"
+    )
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
 
@@ -107,7 +120,7 @@ def _codes(options) -> None:
     from ..data.shards import extract
 
     if options.sizes and options.max_ratio is not None:
-        raise ValueError("--max-ratio goes with --side, not with --sizes")
+        raise ValueError("--max-ratio goes with --side, not with --sizes: leave one of them out")
     device = device_of(own_device(options.device))
     image_tokenizer = checkpoints.load_image_tokenizer(
         options.image_tokenizer or checkpoints.BUNDLED, device
@@ -133,15 +146,15 @@ def _codes(options) -> None:
         world=world,
     )
     print(
-        f"{summary.pictures} pictures in {summary.made} new shards and {summary.kept} that lay "
-        f"there; {summary.broken} left out as broken",
+        f"{summary.pictures} pictures in {summary.written} new shards and {summary.kept} that were "
+        f"already complete; {summary.broken} broken ones left out",
         file=sys.stderr,
     )
     if summary.index:
         print(summary.index)
     else:
         print(
-            "shards of other processes are missing still: the last process writes the index; run "
+            "shards of other processes are still missing: the last process writes the index; run "
             "the command again if one was interrupted",
             file=sys.stderr,
         )

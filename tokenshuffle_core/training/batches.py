@@ -8,7 +8,7 @@ from .loop import generator
 
 class Batches:
     """Batches of pictures of one size. An epoch visits every index of every bucket once, in an
-    order that depends only on (seed, epoch); the last batch of a bucket is filled up from its first.
+    order that depends only on (seed, epoch); the last batch of a bucket repeats its first ones.
 
     `buckets` holds int64 indices; an index that occurs n times is visited n times.
     """
