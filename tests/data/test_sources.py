@@ -215,7 +215,7 @@ def test_two_pictures_with_one_key(tmp_path):
     with pytest.raises(ValueError, match=r"two pictures with the key 'a', in .*a\.\w+ and .*a\."):
         read_items(folder)
     write_tar(tmp_path / "one.tar", {"a.png": png, "a.jpg": jpg, "a.txt": b"a"})
-    with pytest.raises(ValueError, match=r"one\.tar: a\.jpg is the second of its kind"):
+    with pytest.raises(ValueError, match=r"one\.tar: a\.jpg is the second picture"):
         read_items(tmp_path / "one.tar")
 
 

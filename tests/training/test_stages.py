@@ -1,4 +1,4 @@
-"""A recipe of stages against the same trainings by hand, one `train model` after another."""
+"""A recipe of stages against the same trainings by separate `train model` commands."""
 
 import cProfile
 import os
@@ -298,7 +298,7 @@ def test_two_processes_learn_what_one_learns(codes, image_tokenizer, tmp_path):
 
 @pytest.mark.slow
 def test_a_group_of_processes_refuses_damaged_codes(codes, image_tokenizer, tmp_path):
-    """Process 0 finds the damage, and the other neither goes on nor waits."""
+    """Process 0 detects the damage, and the other one neither continues nor waits."""
     damaged = shutil.copytree(codes, tmp_path / "damaged")
     flip_last_byte(damaged / "codes-00000.safetensors")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]

@@ -87,12 +87,12 @@ def test_an_image_tokenizer_is_trained_on(composed, image_tokenizer, tmp_path):
 
 @pytest.mark.slow
 def test_a_trained_codebook_is_used_from_the_first_step_on(composed, image_tokenizer, tmp_path):
-    """Codes that pictures use stay, but for some that the crops of 100 steps did not; a new
-    codebook is laid out anew at that step."""
-    about = {"crop": 16, "side": 32}
+    """Codes that pictures use do not change, except for some that the crops of 100 steps did not
+    use; a new codebook is initialised at that step."""
+    sizes = {"crop": 16, "side": 32}
     loop = replace(LOOP, steps=110, learning_rate=1e-6, validate_every=110)
     config, name = TINY.image_tokenizer, "image_tokenizer.quantizer.codebook.weight"
-    again = train_tokenizer(composed, tmp_path / "on", config, loop, init=image_tokenizer, **about)
+    again = train_tokenizer(composed, tmp_path / "on", config, loop, init=image_tokenizer, **sizes)
     before, after = load_file(image_tokenizer)[name], load_file(again)[name]
     module = checkpoints.load_image_tokenizer(image_tokenizer)
     pictures = [item.picture().resize((32, 32)) for item in read_items(composed)]
@@ -104,7 +104,7 @@ def test_a_trained_codebook_is_used_from_the_first_step_on(composed, image_token
 
 
 def test_pictures_that_cannot_be_read_are_replaced(image_tokenizer, tmp_path, capsys):
-    """Captions are not needed for pictures alone."""
+    """And pictures need no captions."""
     source = tmp_path / "source"
     source.mkdir()
     for i in range(4):
@@ -261,8 +261,8 @@ def test_codes_of_another_image_tokenizer(codes, tiny, tmp_path):
         train_model(CodeShards(codes), tmp_path / "run", load(tiny), SHORT, Recipe())
 
 
-def test_a_training_goes_on_with_what_it_began_with(codes, image_tokenizer, tmp_path):
-    """Neither on other codes, nor with other captions' vocabulary, nor on other frozen weights."""
+def test_a_training_resumes_only_with_what_it_started_with(codes, image_tokenizer, tmp_path):
+    """Not on other codes, with another text tokenizer or with other frozen weights."""
     loop, frozen = replace(SHORT, steps=4), {"freeze": ("transformer",)}
     pipeline = pipeline_of(codes, image_tokenizer)
     train_model(CodeShards(codes), tmp_path / "run", pipeline, loop, Recipe(), **frozen)

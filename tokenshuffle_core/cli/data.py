@@ -20,33 +20,20 @@ def add(commands) -> None:
 
 
 def _add_emoji(parts) -> None:
-    parser = command(parts, "emoji", _emoji, "Build the emoji data set.")
-    parser.add_argument("directory", type=Path, metavar="DIR")
-    parser.add_argument("--size", type=int, default=128, help="pixels (default: 128)")
-    parser.add_argument("--subjects", default="popular", help='"popular", "all" or a text file')
-    parser.add_argument("--styles", default="3d,flat,noto", help="of 3d, modern, flat, noto")
-    parser.add_argument(
-        "--languages", help="languages of the captions, such as en,zh (default: ten)"
-    )
-    parser.add_argument(
-        "--held-out", type=float, default=0.05, help="share of the pictures to hold out"
-    )
-    parser.add_argument(
-        "--compositions",
-        type=int,
-        metavar="N",
-        help="also compose N pictures, in the image folder DIR/composed",
-    )
-    parser.add_argument(
-        "--sizes",
-        metavar="WxH,WxH,...",
-        help="sizes of the compositions (default: that of the pictures)",
-    )
-    parser.add_argument(
-        "--white-repeats", type=int, default=8, metavar="N",
-        help="how often an epoch visits a single subject on white (default: 8)",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0)
+    option = command(parts, "emoji", _emoji, "Build the emoji data set.").add_argument
+    option("directory", type=Path, metavar="DIR")
+    option("--size", type=int, default=128, help="pixels (default: 128)")
+    option("--subjects", default="popular", help='"popular", "all" or a text file')
+    option("--styles", default="3d,flat,noto", help="of 3d, modern, flat, noto")
+    option("--languages", help="languages of the captions, such as en,zh (default: ten)")
+    option("--held-out", type=float, default=0.05, help="share of the pictures to hold out")
+    text = "also compose N pictures, in the image folder DIR/composed"
+    option("--compositions", type=int, metavar="N", help=text)
+    text = "sizes of the compositions (default: that of the pictures)"
+    option("--sizes", metavar="WxH,WxH,...", help=text)
+    text = "how often an epoch visits a single subject on white (default: 8)"
+    option("--white-repeats", type=int, default=8, metavar="N", help=text)
+    option("--seed", type=int, default=0)
 
 
 def _emoji(options) -> None:
@@ -77,41 +64,23 @@ def _emoji(options) -> None:
 def _add_codes(parts) -> None:
     text = "Encode your own pictures; under torchrun, the processes share the work."
     parser = command(parts, "codes", _codes, text)
-    parser.add_argument(
-        "source",
-        type=Path,
-        metavar="SOURCE",
-        help="folder of pictures with .txt captions, folder with a metadata.jsonl, or .tar shards",
-    )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument(
-        "--image-tokenizer", type=Path, metavar="FILE", help="(default: the bundled model's)"
-    )
-    sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument(
-        "--sizes", metavar="WxH,WxH,...", help="sizes to crop to, each picture to the nearest"
-    )
-    sizes.add_argument(
-        "--side",
-        type=int,
-        metavar="PX",
-        help=f"crop to sizes of about PX x PX pixels (default: {SIDE})",
-    )
-    parser.add_argument(
-        "--max-ratio",
-        type=float,
-        help=f"largest ratio of the sides of such a size (default: {MAX_RATIO:g})",
-    )
-    parser.add_argument("--background", default="white", help="colour behind transparent pictures")
-    parser.add_argument(
-        "--held-out", type=float, default=0.0, metavar="SHARE",
-        help="share to hold out for validation (default: only pictures marked as held out)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--shard-size", type=int, default=1024, help="pictures per shard (default: 1024)"
-    )
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
+    option, size_option = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
+    text = "folder of pictures with .txt captions, folder with a metadata.jsonl, or .tar shards"
+    option("source", type=Path, metavar="SOURCE", help=text)
+    option("-o", "--output", type=Path, required=True, metavar="DIR")
+    option("--image-tokenizer", type=Path, metavar="FILE", help="(default: the bundled model's)")
+    text = "sizes to crop to, each picture to the nearest"
+    size_option("--sizes", metavar="WxH,WxH,...", help=text)
+    text = f"crop to sizes of about PX x PX pixels (default: {SIDE})"
+    size_option("--side", type=int, metavar="PX", help=text)
+    text = f"largest ratio of the sides of such a size (default: {MAX_RATIO:g})"
+    option("--max-ratio", type=float, help=text)
+    option("--background", default="white", help="colour behind transparent pictures")
+    text = "share to hold out for validation (default: only pictures marked as held out)"
+    option("--held-out", type=float, default=0.0, metavar="SHARE", help=text)
+    option("--shard-size", type=int, default=1024, help="pictures per shard (default: 1024)")
+    option("--batch", type=int, default=16)
+    option("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
 
 
 def _codes(options) -> None:

@@ -14,52 +14,34 @@ def add(commands) -> None:
     parser = commands.add_parser("train", help="Train an image tokenizer or a model.")
     parts = parser.add_subparsers(required=True, metavar="PART")
     tokenizer = command(parts, "tokenizer", _train_tokenizer, "Train an image tokenizer.")
-    tokenizer.add_argument(
-        "data", type=Path, metavar="SOURCE", help="pictures, as for `data codes`"
-    )
-    tokenizer.add_argument("--crop", type=int, default=64, help="pixels of the training crops")
-    tokenizer.add_argument(
-        "--side", type=int, default=128, help="pixels that pictures are scaled to"
-    )
-    tokenizer.add_argument(
-        "--init", type=Path, metavar="FILE", help="image tokenizer to continue from"
-    )
+    option = tokenizer.add_argument
+    option("data", type=Path, metavar="SOURCE", help="pictures, as for `data codes`")
+    option("--crop", type=int, default=64, help="pixels of the training crops")
+    option("--side", type=int, default=128, help="pixels that pictures are scaled to")
+    option("--init", type=Path, metavar="FILE", help="image tokenizer to continue from")
     model = command(parts, "model", _train_model, "Train a model on codes, or a LoRA for one.")
-    model.add_argument("data", type=Path, metavar="CODES", help="folder of `data codes`")
-    start = model.add_mutually_exclusive_group()
-    start.add_argument(
-        "--image-tokenizer", type=Path, metavar="FILE",
-        help="for a new model: the one that the codes are from (default: the bundled model's)",
-    )  # fmt: skip
-    start.add_argument("--init", type=Path, metavar="FILE", help="checkpoint to continue from")
-    model.add_argument("--lora", type=int, default=0, metavar="RANK", help="train only a LoRA")
-    model.add_argument(
-        "--text-tokenizer", metavar="FILE",
-        help='a tokenizer.json, or "new" to train one on the captions (default: new, or that of '
-        "--init)",
-    )  # fmt: skip
-    model.add_argument(
-        "--vocabulary",
-        type=int,
-        metavar="N",
-        help="size of a new text tokenizer; it always has the special tokens and the bytes",
+    option, start_option = model.add_argument, model.add_mutually_exclusive_group().add_argument
+    option("data", type=Path, metavar="CODES", help="folder of `data codes`")
+    text = "for a new model: the one that the codes are from (default: the bundled model's)"
+    start_option("--image-tokenizer", type=Path, metavar="FILE", help=text)
+    start_option("--init", type=Path, metavar="FILE", help="checkpoint to continue from")
+    option("--lora", type=int, default=0, metavar="RANK", help="train only a LoRA")
+    text = (
+        'a tokenizer.json, or "new" to train one on the captions (default: new, or that of --init)'
     )
-    model.add_argument("--card", type=Path, metavar="FILE.json", help="model card to store")
+    option("--text-tokenizer", metavar="FILE", help=text)
+    text = "size of a new text tokenizer; it always has the special tokens and the bytes"
+    option("--vocabulary", type=int, metavar="N", help=text)
+    option("--card", type=Path, metavar="FILE.json", help="model card to store")
     _add_settings(model, Stage)
     _add_settings(model, Recipe)
-    stages = command(
-        parts, "stages", _train_stages,
-        "Train a model in stages by a recipe; run it again to resume.",
-    )  # fmt: skip
+    text = "Train a model in stages by a recipe; run it again to resume."
+    stages = command(parts, "stages", _train_stages, text)
     stages.add_argument("recipe", type=Path, metavar="RECIPE.toml")
     for part, defaults in ((tokenizer, TOKENIZER), (model, LoopConfig)):
         _add_settings(part, defaults)
-        part.add_argument(
-            "--preset",
-            choices=PRESETS,
-            default=PRESET,
-            help=f"shape of a new one (default: {PRESET})",
-        )
+        text = f"shape of a new one (default: {PRESET})"
+        part.add_argument("--preset", choices=PRESETS, default=PRESET, help=text)
         part.add_argument("--resume", action="store_true", help="continue an interrupted training")
     for part in (tokenizer, model, stages):
         part.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
@@ -68,33 +50,35 @@ def add(commands) -> None:
 
 def _add_settings(parser, defaults: LoopConfig | type) -> None:
     """Add an option for each setting of a dataclass; its value in `defaults` is the default."""
-    for known in fields(defaults):
-        if not known.metadata:
+    for setting in fields(defaults):
+        if not setting.metadata:
             continue
-        option = "--" + known.name.replace("_", "-")
-        value, more = getattr(defaults, known.name), dict(known.metadata)
-        if known.type is bool:
+        option = "--" + setting.name.replace("_", "-")
+        value, more = getattr(defaults, setting.name), dict(setting.metadata)
+        if setting.type is bool:
             parser.add_argument(option, action="store_true", **more)
             continue
         if type(value) in (int, float, str) and "default" not in more["help"]:
             more["help"] += f" (default: {value})"
-        kind = str if item_kind(known.type) else known.type
+        kind = str if item_kind(setting.type) else setting.type
         parser.add_argument(option, type=kind, default=value, **more)
 
 
 def _settings(options, part: type) -> dict:
     """The values of the options that `_add_settings` added for a dataclass."""
-    values = {known.name: getattr(options, known.name) for known in fields(part) if known.metadata}
-    for known in fields(part):
-        kind, text = item_kind(known.type), values.get(known.name)
+    values = {
+        setting.name: getattr(options, setting.name) for setting in fields(part) if setting.metadata
+    }
+    for setting in fields(part):
+        kind, text = item_kind(setting.type), values.get(setting.name)
         if kind and isinstance(text, str):
             items = text.split(",")
             try:
                 if "" in items:
                     raise ValueError
-                values[known.name] = tuple(map(kind, items))
+                values[setting.name] = tuple(map(kind, items))
             except ValueError:
-                option = "--" + known.name.replace("_", "-")
+                option = "--" + setting.name.replace("_", "-")
                 what = "names separated by commas, such as a,b"
                 if kind is not str:
                     what = "numbers separated by commas, such as 1,2"

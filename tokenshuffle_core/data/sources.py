@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import tarfile
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from itertools import pairwise
@@ -180,9 +180,7 @@ def _in_file(path: Path, key: str, captions: tuple[str, ...], **fields) -> Item:
 def _in_tar(path: Path) -> list[Item]:
     """The samples of one shard, without those that have no picture, such as a stray .txt."""
     modified = path.stat().st_mtime_ns
-    pictures: dict[str, tuple[int, int]] = {}
-    captions: dict[str, tuple[str, ...]] = {}
-    fields: dict[str, dict] = {}
+    samples: dict[str, dict] = defaultdict(dict)  # key -> picture, txt, json
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
@@ -195,15 +193,16 @@ def _in_tar(path: Path) -> list[Item]:
                 if not member.isreg():
                     raise ValueError(f"{where} is a link, not a file: store the file itself")
                 key = str(name.with_name(stem))
-                part = {"txt": captions, "json": fields}.get(extension, pictures)
-                if key in part:
-                    raise ValueError(f"{where} is the second of its kind with the key {key!r}")
-                if extension == "txt":
-                    captions[key] = _lines(tar.extractfile(member).read(), where)
-                elif extension == "json":
-                    fields[key] = _fields(tar.extractfile(member).read(), where)
+                kind = "picture" if extension in EXTENSIONS else extension
+                if kind in samples[key]:
+                    raise ValueError(
+                        f"{where} is the second {kind} with the key {key!r}: rename it"
+                    )
+                if kind == "picture":
+                    samples[key][kind] = member.offset_data, member.size
                 else:
-                    pictures[key] = (member.offset_data, member.size)
+                    parse = _lines if kind == "txt" else _fields
+                    samples[key][kind] = parse(tar.extractfile(member).read(), where)
             # tarfile mistakes a damaged header for the end of the archive.
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
@@ -211,11 +210,13 @@ def _in_tar(path: Path) -> list[Item]:
     except (tarfile.TarError, OSError, OverflowError) as error:
         raise ValueError(f"{path} is not a readable .tar without compression: {error}") from None
     items = []
-    for key, (offset, size) in pictures.items():
-        more = fields.get(key, {"captions": ()})
-        if key in captions:
-            more = more | {"captions": captions[key]}
-        items.append(Item(key, path=path, offset=offset, size=size, modified=modified, **more))
+    for key, sample in samples.items():
+        if "picture" in sample:
+            more = {"captions": ()} | sample.get("json", {})
+            if "txt" in sample:
+                more["captions"] = sample["txt"]
+            offset, size = sample["picture"]
+            items.append(Item(key, path=path, offset=offset, size=size, modified=modified, **more))
     return items
 
 

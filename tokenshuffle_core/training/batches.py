@@ -10,7 +10,7 @@ class Batches:
     """Batches of pictures of one size. An epoch visits every index of every bucket once, in an
     order that depends only on (seed, epoch); the last batch of a bucket repeats its first ones.
 
-    `buckets` holds int64 indices; an index that occurs n times is visited n times.
+    `buckets` are int64 indices; an index that occurs n times is visited n times.
     """
 
     def __init__(self, buckets: list[Tensor], batch: int, seed: int):

@@ -139,7 +139,7 @@ def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resu
                 speed.restart(done)
             # Clocks differ between processes, and Ctrl-C may have reached only some of them.
             due = time.monotonic() - saved > 60 * config.save_minutes
-            interrupted, due = in_any(interrupt.asked, due)
+            interrupted, due = in_any(interrupt.pressed, due)
             if interrupted or due or last:
                 _finite(norm, step)
                 state.save(directory, done, tensors, config, task.about)
@@ -196,7 +196,7 @@ def _state_to_resume(directory: Path, resume: bool) -> Path | None:
     path = state.latest(directory)
     if path and not resume:
         raise FileExistsError(
-            f"{directory} already holds a training: add --resume to continue it, or choose "
+            f"{directory} already has a training: add --resume to continue it, or choose "
             "another folder"
         )
     if resume and not path:
@@ -285,12 +285,12 @@ class _Interrupt:
     raises KeyboardInterrupt at once."""
 
     def __enter__(self) -> "_Interrupt":
-        self.asked = False
-        self.before = signal.signal(signal.SIGINT, self._ask)
+        self.pressed = False
+        self.before = signal.signal(signal.SIGINT, self._press)
         return self
 
-    def _ask(self, *_) -> None:
-        self.asked = True
+    def _press(self, *_) -> None:
+        self.pressed = True
         signal.signal(signal.SIGINT, self.before)
         if rank() == 0:
             print("stopping after this step; Ctrl-C again stops without saving", file=sys.stderr)

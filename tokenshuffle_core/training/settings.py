@@ -4,6 +4,7 @@ command line imports this file for `--help`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import UnionType
@@ -152,8 +153,9 @@ def check_table(where: str, given: Any, *parts: type) -> None:
     if unknown := sorted(given.keys() - known):
         raise ValueError(f"{where} has no key {unknown[0]!r}, only {', '.join(sorted(known))}")
     for name, value in given.items():
-        if not _fits(value, known[name]):
-            raise ValueError(f"{where}: {name} must be {_kind(known[name])}, not {value!r}")
+        kind, fits = _kind(known[name])
+        if not fits(value):
+            raise ValueError(f"{where}: {name} must be {kind}, not {value!r}")
 
 
 def item_kind(annotation) -> type | None:
@@ -163,20 +165,17 @@ def item_kind(annotation) -> type | None:
     return get_args(annotation)[0] if get_origin(annotation) is tuple else None
 
 
-def _fits(value, annotation) -> bool:
-    """Whether a value from TOML has the type of a field with this annotation."""
-    if kind := item_kind(annotation):
-        return type(value) is list and all(_fits(each, kind) for each in value)
-    if isinstance(annotation, UnionType):
-        return any(_fits(value, option) for option in get_args(annotation))
-    if get_origin(annotation) is dict:
-        return type(value) is dict and all(type(v) is str for v in value.values())
-    return type(value) in KINDS.get(annotation, ((), ""))[0]
-
-
-def _kind(annotation) -> str:
-    if kind := item_kind(annotation):
-        return f"a list, each {_kind(kind)}"
-    if isinstance(annotation, UnionType):
+def _kind(annotation) -> tuple[str, Callable[[Any], bool]]:
+    """What a value from TOML must be for a field with this annotation, in words and as a test."""
+    if isinstance(annotation, UnionType):  # `... | None`: TOML has no null
         return _kind(get_args(annotation)[0])
-    return "a table of texts" if get_origin(annotation) is dict else KINDS[annotation][1]
+    if get_origin(annotation) is tuple:
+        name, fits = _kind(get_args(annotation)[0])
+        return f"a list, each {name}", lambda value: type(value) is list and all(map(fits, value))
+    if get_origin(annotation) is dict:
+        return (
+            "a table of texts",
+            lambda value: type(value) is dict and all(type(text) is str for text in value.values()),
+        )
+    kinds, name = KINDS[annotation]
+    return name, lambda value: type(value) in kinds

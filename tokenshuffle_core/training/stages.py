@@ -135,11 +135,11 @@ def _stage(shared: dict[str, Any], table: dict[str, Any], number: int) -> Stage:
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     values["codes"] = Path(given["codes"])
     try:
-        loop, recipe, own = (
+        loop, recipe, others = (
             {k: v for k, v in values.items() if k in settings_of(part)}
             for part in (LoopConfig, Recipe, Stage)
         )
-        return Stage(loop=LoopConfig(**loop), recipe=Recipe(**recipe), **own)
+        return Stage(loop=LoopConfig(**loop), recipe=Recipe(**recipe), **others)
     except ValueError as error:
         raise ValueError(f"stage {name}: {error}") from None
 

@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import tarfile
+import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
@@ -156,23 +157,16 @@ def _fetch(package: str, version: str, sources: Path) -> None:
             f"npm is needed to download {package}: install Node.js, which includes it, and run "
             "the command again"
         )
-    partial = target.with_name(target.name + ".part")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    result = subprocess.run(
-        [npm, "pack", f"{package}@{version}", "--pack-destination", str(partial)],
-        capture_output=True,
-        text=True,
-    )
-    if result.returncode:
-        reason = (result.stderr.strip().splitlines() or ["no reason given"])[0]
-        raise RuntimeError(f"npm could not download {package}@{version}: {reason}")
-    (archive,) = partial.glob("*.tgz")
-    with tarfile.open(archive) as tar:
-        tar.extractall(partial, filter="data")
-    archive.unlink()
-    (partial / "package").rename(target)
-    partial.rmdir()
+    with tempfile.TemporaryDirectory(dir=sources) as folder:
+        command = [npm, "pack", f"{package}@{version}", "--pack-destination", folder]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            reason = (result.stderr.strip().splitlines() or ["it gave no reason"])[0]
+            raise RuntimeError(f"npm could not download {package}@{version}: {reason}")
+        (archive,) = Path(folder).glob("*.tgz")
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+        Path(folder, "package").rename(target)
 
 
 def _source(package: str, sources: Path) -> Path:
@@ -257,8 +251,8 @@ def _names(
         if language == "zh" and label[1:] and label[-1] in "脸头" and label[:-1] not in taken:
             names.append(label[:-1])
         labels[code] = list(dict.fromkeys([*names, label]))
-        known = [tag.lower() for tag in dict.fromkeys(entries[code].get("tags", ()))]
-        tags[code] = [tag for tag in known if tag not in labels[code]]
+        keywords = [tag.lower() for tag in dict.fromkeys(entries[code].get("tags", ()))]
+        tags[code] = [tag for tag in keywords if tag not in labels[code]]
     uses = Counter(name for code in selected for name in (*labels[code], *tags[code]))
     names = {}
     for code, (first, *others) in labels.items():

@@ -68,7 +68,7 @@ def arrange(kind: str, subjects: tuple[str, ...], style: str, background: str) -
 def render(
     composition: Composition, pictures: Mapping[tuple[str, str], Image.Image], size: Size
 ) -> Image.Image:
-    """An RGB picture of `size` (width, height) pixels; `pictures` holds the RGBA cut-out of each
+    """An RGB picture of `size` (width, height) pixels; `pictures` has the RGBA cut-out of each
     (subject, style)."""
     canvas = Image.new("RGBA", size, BACKGROUNDS[composition.background])
     for subject, box in zip(composition.subjects, composition.boxes, strict=True):

@@ -1,7 +1,6 @@
-"""What captions are made of in each language: the styles, backgrounds, numbers and places in
-phrases.json.
+"""The parts of captions in each language, from phrases.json: styles, backgrounds, numbers, places.
 
-The phrases stand side by side in a caption, so that no name has to be inflected. Templates contain
+A caption puts phrases side by side, so that no name has to be inflected. Templates contain
 {first} and {second}, the names of the subjects; English ones also {a_first} and {a_second}, with
 an article, and {plural}. The first template of a kind is the canonical one.
 """
