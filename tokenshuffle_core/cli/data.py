@@ -72,7 +72,7 @@ def _add_codes(parts) -> None:
     text = "sizes to crop to, each picture to the nearest"
     size_option("--sizes", metavar="WxH,WxH,...", help=text)
     text = f"crop to sizes of about PX x PX pixels (default: {SIDE})"
-    size_option("--side", type=int, metavar="PX", help=text)
+    size_option("--side", type=int, default=SIDE, metavar="PX", help=text)
     text = f"largest ratio of the sides of such a size (default: {MAX_RATIO:g})"
     option("--max-ratio", type=float, help=text)
     option("--background", default="white", help="colour behind transparent pictures")
@@ -98,22 +98,11 @@ def _codes(options) -> None:
         sizes = parse_sizes(options.sizes)
     else:
         ratio = MAX_RATIO if options.max_ratio is None else options.max_ratio
-        side = SIDE if options.side is None else options.side
-        sizes = buckets(side, UNIT * image_tokenizer.config.stride, ratio)
-    rank, world = process()
-    summary = extract(
-        options.source,
-        options.output,
-        image_tokenizer,
-        sizes,
-        background=options.background,
-        shard_size=options.shard_size,
-        batch=options.batch,
-        held_out=options.held_out,
-        device=device,
-        rank=rank,
-        world=world,
-    )
+        sizes = buckets(options.side, UNIT * image_tokenizer.config.stride, ratio)
+    names = ("background", "shard_size", "batch", "held_out")
+    more = {name: getattr(options, name) for name in names} | {"device": device}
+    more["rank"], more["world"] = process()
+    summary = extract(options.source, options.output, image_tokenizer, sizes, **more)
     print(
         f"{summary.pictures} pictures in {summary.written} new shards and {summary.kept} that were "
         f"already complete; {summary.broken} broken ones left out",

@@ -93,9 +93,7 @@ class ModelTask(Task):
             self.latest = step, self.batch(step)
         text, padding, codes, window = self.latest[1]
         context = self.foreign_windows(codes, window, step) if self.recipe.context_noise else codes
-        predicted = (
-            text.shape[1] - 1 - padding
-        ).sum() / pieces  # text tokens of a piece, on average
+        predicted = (text.shape[1] - 1 - padding).sum() / pieces  # text tokens, in a mean piece
         text, padding, codes, context = (
             whole[piece::pieces].to(self.device) for whole in (text, padding, codes, context)
         )

@@ -51,8 +51,8 @@ class TokenizerTask(Task):
     ):
         """A codebook that is already `trained` is used from the first step on."""
         super().__init__()
+        self.config, self.crop, self.side, self.device = config, crop, side, device
         self.train = [item for item in items if item.split == "train"]
-        self.side = side
         self.unreadable: set[str] = set()  # keys
         self.about = {"pictures": sha256(["\n".join(item.key for item in self.train).encode()])}
         held_out = [item for item in items if item.split == "held-out"] or self.train
@@ -61,9 +61,6 @@ class TokenizerTask(Task):
         self.validation = to_tensor([self._square(held_out, i) for i in places]).to(device)
         visits = [i for i, item in enumerate(self.train) for _ in range(item.repeats)]
         self.batches = Batches([torch.tensor(visits)], config.batch, config.seed)
-        self.config = config
-        self.crop = crop
-        self.device = device
         self.readers = ThreadPoolExecutor(READERS)
         self.unquantised = 0 if trained else min(UNQUANTISED, config.steps // 10)
         self.revived = None  # the last step in which unused codes were replaced

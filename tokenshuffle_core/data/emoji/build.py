@@ -14,6 +14,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -108,24 +109,38 @@ def build(
                 }
             )
     _hold_out(records, held_out, seed)
-    for style in styles:
-        (directory / "images" / style).mkdir(parents=True, exist_ok=True)
     jobs = [
-        (pictures[record["style"]][record["codepoints"]], directory / record["image"], size)
+        (directory / record["image"], (size, size), pictures[record["style"]][record["codepoints"]])
         for record in records
-        if not is_rendered(directory / record["image"], (size, size))
     ]
-    in_processes(_render, jobs, workers, "rendering")
+    render_all(_draw, jobs, workers, "rendering")
     _write_documents(directory, size, styles, languages, records)
     return write_lines(directory / "manifest.jsonl", records)
 
 
-def in_processes(function: Callable, jobs: list[tuple], workers: int, doing: str) -> None:
-    """Calls function(job) for every job, with a progress bar."""
+def render_all(draw: Callable, jobs: list[tuple], workers: int, doing: str) -> None:
+    """Save the picture draw(size, ...) for each job (path, size, ...), in several processes, unless
+    `path` already has a picture of `size` (width, height)."""
+    missing = [job for job in jobs if not _is_rendered(*job[:2])]
+    for folder in {path.parent for path, *_ in missing}:
+        folder.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers) as pool:
-        done = pool.map(function, jobs, chunksize=16)
-        for _ in tqdm(done, total=len(jobs), desc=doing, unit="picture", disable=None):
+        done = pool.map(partial(_save, draw), missing, chunksize=16)
+        for _ in tqdm(done, total=len(missing), desc=doing, unit="picture", disable=None):
             pass
+
+
+def _is_rendered(path: Path, size: Size) -> bool:
+    if not path.exists():
+        return False
+    with Image.open(path) as image:
+        return image.size == size
+
+
+def _save(draw: Callable, job: tuple) -> None:
+    path, *arguments = job
+    with atomic_path(path) as temporary:
+        draw(*arguments).save(temporary, "PNG")
 
 
 def write_lines(path: Path, records: list[dict]) -> Path:
@@ -271,27 +286,15 @@ def _hold_out(records: list[dict], share: float, seed: int) -> None:
         rng.choice([r for r in records if r["codepoints"] == code])["split"] = "held-out"
 
 
-def is_rendered(path: Path, size: Size) -> bool:
-    """Whether `path` is a picture of `size` (width, height)."""
-    if not path.exists():
-        return False
-    with Image.open(path) as image:
-        return image.size == size
-
-
-def _render(job: tuple[Path | str, Path, int]) -> None:
-    source, target, size = job
+def _draw(size: Size, source: Path | str) -> Image.Image:
+    """A WebP file, or the text of an SVG, as an RGBA picture."""
     if isinstance(source, Path):
         with Image.open(source) as image:
-            picture = image.convert("RGBa").resize((size, size), Image.Resampling.LANCZOS)
-            picture = picture.convert("RGBA")
-    else:
-        import resvg_py
+            return image.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
+    import resvg_py
 
-        png = bytes(resvg_py.svg_to_bytes(svg_string=source, width=size, height=size))
-        picture = Image.open(BytesIO(png)).convert("RGBA")
-    with atomic_path(target) as temporary:
-        picture.save(temporary, "PNG")
+    png = bytes(resvg_py.svg_to_bytes(svg_string=source, width=size[0], height=size[1]))
+    return Image.open(BytesIO(png)).convert("RGBA")
 
 
 def _slug(name: str) -> str:

@@ -13,10 +13,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...files import atomic_path
 from ..buckets import Size
 from . import captions
-from .build import in_processes, is_rendered, read_manifest, write_lines
+from .build import read_manifest, render_all, write_lines
 from .pictures import BACKGROUNDS
 
 FOLDER = "composed"  # in the folder of the data set
@@ -57,6 +56,9 @@ class Composition:
         parts = {field.name: entry[field.name] for field in fields(cls)}
         subjects, boxes = tuple(parts.pop("subjects")), tuple(map(tuple, parts.pop("boxes")))
         return cls(subjects=subjects, boxes=boxes, **parts)
+
+
+Planned = tuple[Composition, Size, str]  # with its size and its split
 
 
 def arrange(kind: str, subjects: tuple[str, ...], style: str, background: str) -> Composition:
@@ -136,8 +138,6 @@ def build(
         with Image.open(data / records[0]["image"]) as image:
             sizes = [image.size]
     directory = data / FOLDER
-    for kind in KINDS:
-        (directory / kind).mkdir(parents=True, exist_ok=True)
     entries, jobs = [], []
     plan = _plan(records, count, kinds, sizes, held_out, seed)
     for i, (composition, size, split) in enumerate(plan):
@@ -153,11 +153,9 @@ def build(
         repeats = white_repeats if on_white and size == sizes[0] else 1
         entry = {"file_name": file_name, "captions": texts, "repeats": repeats, "split": split}
         entries.append(entry | asdict(composition))
-        if not is_rendered(directory / file_name, size):
-            keys = [(subject, composition.style) for subject in composition.subjects]
-            sources = {key: paths[key] for key in keys}
-            jobs.append((composition, sources, directory / file_name, size))
-    in_processes(_save, jobs, workers, "composing")
+        keys = [(subject, composition.style) for subject in composition.subjects]
+        jobs.append((directory / file_name, size, composition, {key: paths[key] for key in keys}))
+    render_all(_draw, jobs, workers, "composing")
     return write_lines(directory / "metadata.jsonl", entries)
 
 
@@ -168,7 +166,7 @@ def _plan(
     sizes: list[Size],
     held_out: float,
     seed: int,
-) -> list[tuple[Composition, Size, str]]:
+) -> list[Planned]:
     """`count` different compositions with their sizes and splits."""
     trained: dict[str, list[str]] = {}  # style -> subjects
     for record in records:
@@ -191,7 +189,7 @@ def _plan(
             if kind == "single"
             else _several(kind, trained, sizes, apart, draws)
         )
-    planned: list[tuple[Composition, Size, str]] = []
+    planned: list[Planned] = []
     for kind in cycle(kinds):
         if len(planned) == count:
             return planned
@@ -206,9 +204,7 @@ def _plan(
             )
 
 
-def _singles(
-    records: list[dict], sizes: list[Size], rng: random.Random
-) -> Iterator[tuple[Composition, Size, str]]:
+def _singles(records: list[dict], sizes: list[Size], rng: random.Random) -> Iterator[Planned]:
     """Every picture on white in the first size, then on white in the other sizes and on every
     other background in one size."""
     white, *others = BACKGROUNDS
@@ -228,7 +224,7 @@ def _several(
     sizes: list[Size],
     apart: set[tuple[str, ...]],
     rng: random.Random,
-) -> Iterator[tuple[Composition, Size, str]]:
+) -> Iterator[Planned]:
     """Random different compositions of several subjects, until there are no more."""
     white, *others = BACKGROUNDS
     styles = [style for style, subjects in trained.items() for _ in subjects]
@@ -277,11 +273,10 @@ def _file_name(
     return f"{composition.kind}/{'_'.join(parts)}.png"
 
 
-def _save(job: tuple[Composition, dict[tuple[str, str], Path], Path, Size]) -> None:
-    composition, sources, target, size = job
-    pictures = {key: _read(path) for key, path in sources.items()}
-    with atomic_path(target) as temporary:
-        render(composition, pictures, size).save(temporary, "PNG")
+def _draw(
+    size: Size, composition: Composition, sources: dict[tuple[str, str], Path]
+) -> Image.Image:
+    return render(composition, {key: _read(path) for key, path in sources.items()}, size)
 
 
 @lru_cache(maxsize=256)
