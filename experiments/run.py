@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tokenshuffle_core import checkpoints, pipeline
+from tokenshuffle_core import checkpoints
 from tokenshuffle_core.data.emoji import build as emoji
 from tokenshuffle_core.data.emoji import compose
 from tokenshuffle_core.data.emoji.pictures import on_white
@@ -30,10 +30,11 @@ from tokenshuffle_core.data.shards import INDEX, CodeShards, extract
 from tokenshuffle_core.evaluation.reconstruction import psnr
 from tokenshuffle_core.evaluation.retrieval import choose, retrieval
 from tokenshuffle_core.files import atomic_path
+from tokenshuffle_core.pipeline import load
 from tokenshuffle_core.training import state
 from tokenshuffle_core.training.loop import FINAL
 from tokenshuffle_core.training.model import CPU, ModelTask, train_model, training_flops
-from tokenshuffle_core.training.stages import Stages, parse_stages, parts_of
+from tokenshuffle_core.training.stages import Stages, parse_stages, stage_pipeline
 
 from .tables import (
     ORDER,
@@ -117,12 +118,12 @@ def train(name: str, data: str, seed: int, work: Path) -> Path:
         before = train(variant["after"], data, seed, work) if "after" in variant else None
         recipe = recipe_of(variant, seed, codes)
         shards = CodeShards(codes)
-        parts = parts_of(recipe, 0, before and before / FINAL, shards)
+        pipeline = stage_pipeline(recipe, 0, before and before / FINAL, shards)
         if "rank" in variant:
-            limit_rank(parts.model, variant["rank"])
+            limit_rank(pipeline.model, variant["rank"])
         stage = recipe.stages[0]
         resume = state.latest(folder) is not None
-        train_model(shards, folder, parts, stage.loop, stage.recipe, resume=resume)
+        train_model(shards, folder, pipeline, stage.loop, stage.recipe, resume=resume)
     return folder
 
 
@@ -168,13 +169,13 @@ def losses_of(folder: Path) -> dict[str, list[list[float]]]:
 def score(path: Path, data: Path, seed: int, row: Row) -> dict:
     """Split -> pictures whose nearest reference is the prompted subject, and how many there are;
     "psnr" of the training pictures drawn again, in dB."""
-    loaded = pipeline.load(path)
+    pipeline = load(path)
     asked = recipe_values(row.variant, "singles")["generation"] | row.generation
-    settings = replace(loaded.config.generation, window=row.window, **asked)
+    settings = replace(pipeline.config.generation, window=row.window, **asked)
     found = {}
     for split in ("train", "held-out"):
         records = choose(emoji.read_manifest(data), split, None, seed)
-        scores, images = retrieval(loaded, data, records, settings, seed=1000 * seed, batch=48)
+        scores, images = retrieval(pipeline, data, records, settings, seed=1000 * seed, batch=48)
         found[split] = [round(scores["top-1"] * len(records)), len(records)]
         if split == "train":
             learnt = torch.cat(list(on_white(data, records)))
@@ -205,26 +206,26 @@ def times_of(name: str, work: Path) -> dict[int, dict[str, float]]:
     recipe = recipe_of(variant, 0, codes)
     stage = recipe.stages[0]
     shards = CodeShards(codes)
-    parts = parts_of(recipe, 0, None, shards)
-    task = ModelTask(shards, parts, stage.loop, stage.recipe, CPU)
-    shape = parts.config.model
-    prompt = parts.encode_prompt("a red apple, 3d style")
+    pipeline = stage_pipeline(recipe, 0, None, shards)
+    task = ModelTask(shards, pipeline, stage.loop, stage.recipe, CPU)
+    shape = pipeline.config.model
+    prompt = pipeline.encode_prompt("a red apple, 3d style")
     found = {}
     for window in shape.windows:
-        settings = replace(parts.config.generation, window=window)
+        settings = replace(pipeline.config.generation, window=window)
         started = time.perf_counter()
-        *_, _ = parts.sample([prompt], [], settings, [0])
+        *_, _ = pipeline.sample([prompt], [], settings, [0])
         picture = time.perf_counter() - started
         steps = [step for step in range(50) if task.batch(step)[-1] == window][:2]
         started = time.perf_counter()
         for step in steps:
-            task.loss(parts.model.train(), step)[0].backward()
+            task.loss(pipeline.model.train(), step)[0].backward()
         found[window] = {
             "picture": picture,
             "step": (time.perf_counter() - started) / len(steps),
-            "flops": training_flops(parts.model, (size // 8) ** 2, window),
+            "flops": training_flops(pipeline.model, (size // 8) ** 2, window),
         }
-        parts.model.eval()
+        pipeline.model.eval()
     return found
 
 

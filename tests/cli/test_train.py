@@ -34,13 +34,13 @@ def test_a_trained_model_learns_to_read_with_another_tokenizer(codes, image_toke
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--lora", 4), "--lora changes a checkpoint as it is: give it with --init"),
+        (("--lora", 4), "--lora leaves the rest of a checkpoint unchanged: give it with --init"),
         (("--lora", 4, "--init", "x", "--windows", "1,2"), "and without --windows"),
         (("--lora", 4, "--init", "x", "--text-tokenizer", "new"), "and without --windows"),
         (("--init", "x", "--vocabulary", 300), "add --text-tokenizer new"),
-        (("--windows", "two"), "--windows must be numbers with commas"),
-        (("--window-mix", "1,"), "--window-mix must be numbers with commas"),
-        (("--freeze", ","), "--freeze must be names with commas"),
+        (("--windows", "two"), "--windows must be numbers separated by commas"),
+        (("--window-mix", "1,"), "--window-mix must be numbers separated by commas"),
+        (("--freeze", ","), "--freeze must be names separated by commas"),
         (("--context-noise", 2), "context_noise must be a share from 0 to 1"),
         (("--init", "no.safetensors"), "no.safetensors does not exist"),
         (("--text-tokenizer", "no.json"), "no.json does not exist"),
@@ -78,7 +78,7 @@ def test_help_has_a_line_for_every_setting_and_its_default(capsys):
 
 
 def test_a_recipe_and_the_command_line_have_the_same_defaults(codes, image_tokenizer, tmp_path):
-    """What the state of a training says that it was made with."""
+    """The state of a training stores its settings."""
     assert train(codes, tmp_path / "run", "--image-tokenizer", image_tokenizer) == 0
     stored = json.loads((tmp_path / "run/state/0000002/settings.json").read_text())
     (stage,) = parse_stages({"stage": [{"codes": "x", "steps": 2, "batch": 2}]}).stages

@@ -105,17 +105,17 @@ def test_codes_are_those_of_the_fitted_pictures(source, image_tokenizer, tmp_pat
 
 def test_broken_pictures_are_listed(source, image_tokenizer, tmp_path):
     summary = extract(source, tmp_path / "out", image_tokenizer, SIZES, shard_size=4)
-    assert (summary.pictures, summary.broken, summary.made) == (11, 2, 4)
+    assert (summary.pictures, summary.broken, summary.written) == (11, 2, 4)
     lists = {path.name: path.read_text() for path in (tmp_path / "out").glob("*.txt")}
     assert lists.keys() == {"broken-00000.txt", "broken-00002.txt"}
-    assert lists["broken-00000.txt"] == "02\tpicture 02 is no JPEG, PNG or WebP\n"
+    assert lists["broken-00000.txt"] == "02\tpicture 02 is not a JPEG, PNG or WebP\n"
     assert lists["broken-00002.txt"].startswith("09\tpicture 09 cannot be read: ")
     index = json.loads(summary.index.read_text())
     assert (index["pictures"], index["broken"], index["held_out"]) == (11, 2, 0)
     assert index["counts"] == {"32x32": 7, "48x24": 2, "24x48": 2}
     (source / "02.png").write_bytes(encoded(picture(2)))
     summary = extract(source, tmp_path / "out", image_tokenizer, SIZES, shard_size=4)
-    assert (summary.pictures, summary.broken, summary.made, summary.kept) == (12, 1, 1, 3)
+    assert (summary.pictures, summary.broken, summary.written, summary.kept) == (12, 1, 1, 3)
     assert not (tmp_path / "out" / "broken-00000.txt").exists()
     assert CodeShards(tmp_path / "out").record(2)["key"] == "02"
 
@@ -147,11 +147,11 @@ def test_two_processes_make_what_one_makes(source, image_tokenizer, tmp_path):
     extract(source, one, image_tokenizer, SIZES, shard_size=3)
     arguments = (source, two, image_tokenizer, SIZES)
     first = extract(*arguments, shard_size=3, rank=1, world=2)
-    assert (first.made, first.index) == (2, None)
-    with pytest.raises(FileNotFoundError, match=r"index\.json does not exist: `tokenshuffle data"):
+    assert (first.written, first.index) == (2, None)
+    with pytest.raises(FileNotFoundError, match=r"index\.json does not exist: create or complete"):
         CodeShards(two)
     second = extract(*arguments, shard_size=3, rank=0, world=2)
-    assert (second.made, second.kept, second.index) == (3, 0, two / "index.json")
+    assert (second.written, second.kept, second.index) == (3, 0, two / "index.json")
     assert files_of(two) == files_of(one)
 
 
@@ -182,7 +182,7 @@ def test_an_interrupted_extraction_goes_on(source, image_tokenizer, tmp_path):
     (out / "index.json").unlink()
     times = {path: path.stat().st_mtime_ns for path in (paths[0], paths[5], paths[6])}
     summary = extract(source, out, image_tokenizer, SIZES, shard_size=2)
-    assert (summary.made, summary.kept) == (4, 3)
+    assert (summary.written, summary.kept) == (4, 3)
     assert files_of(out) == whole
     assert all(path.stat().st_mtime_ns == written for path, written in times.items())
 
@@ -190,7 +190,7 @@ def test_an_interrupted_extraction_goes_on(source, image_tokenizer, tmp_path):
 def test_what_changed_is_made_again(source, image_tokenizer, tmp_path):
     def made(tokenizer=image_tokenizer, sizes=SIZES, background="white") -> int:
         settings = {"background": background, "shard_size": 5}
-        return extract(source, tmp_path / "out", tokenizer, sizes, **settings).made
+        return extract(source, tmp_path / "out", tokenizer, sizes, **settings).written
 
     assert made() == 3
     assert made() == 0
@@ -232,7 +232,7 @@ def test_the_reader_names_what_is_damaged(source, image_tokenizer, tmp_path):
                 CodeShards(out, verify=False)
         shutil.rmtree(out)
     (whole / "index.json").write_text('{"shards": {}}')
-    with pytest.raises(ValueError, match=r"index\.json is no index of code shards"):
+    with pytest.raises(ValueError, match=r"index\.json is not an index of code shards"):
         CodeShards(whole)
 
 
@@ -245,7 +245,7 @@ def test_codes_of_another_image_tokenizer(source, image_tokenizer, tmp_path):
         other.quantizer.codebook.weight[5, 3] += 1e-3
     first, second = (each.state_dict().items() for each in (image_tokenizer, other))
     assert fingerprint(first) != fingerprint(second)
-    with pytest.raises(ValueError, match="made by another image tokenizer"):
+    with pytest.raises(ValueError, match="from another image tokenizer"):
         reader.check(other)
 
 
@@ -271,7 +271,7 @@ def test_codes_stay_on_disk(source, image_tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sizes": []}, "sizes must name at least one"),
+        ({"sizes": []}, "sizes must contain at least one"),
         ({"sizes": [(32, 30)]}, "size 32x30 does not fit: .* multiples of 4"),
         ({"sizes": [(0, 32)]}, "size 0x32 does not fit"),
         ({"background": "rainbow"}, "background 'rainbow' is not a colour"),
@@ -310,8 +310,11 @@ def test_the_command_shares_the_work_under_torchrun(
     assert main(command) == 0
     found = capsys.readouterr()
     assert found.out == ""
-    assert "6 pictures in 2 new shards and 0 that lay there; 2 left out as broken" in found.err
-    assert "shards of other processes are missing still" in found.err
+    assert (
+        "6 pictures in 2 new shards and 0 that were already complete; 2 broken ones left out"
+        in found.err
+    )
+    assert "shards of other processes are still missing" in found.err
     monkeypatch.setenv("RANK", "1")
     assert main(command) == 0
     assert capsys.readouterr().out == f"{out / 'index.json'}\n"
@@ -357,7 +360,7 @@ def test_a_killed_extraction_leaves_no_half_shard(tokenizer_file, image_tokenize
     assert left.items() <= whole.items()
     assert "index.json" not in left
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert f"and {len(left)} that lay there" in result.stderr
+    assert f"and {len(left)} that were already complete" in result.stderr
     assert files_of(out) == whole
 
 

@@ -137,9 +137,9 @@ def bomb() -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "picture a is no JPEG, PNG or WebP"),
-        (b"just text", "picture a is no JPEG, PNG or WebP"),
-        (encoded(noise(4, 4), "GIF"), "picture a is no JPEG, PNG or WebP"),
+        (b"", "picture a is not a JPEG, PNG or WebP"),
+        (b"just text", "picture a is not a JPEG, PNG or WebP"),
+        (encoded(noise(4, 4), "GIF"), "picture a is not a JPEG, PNG or WebP"),
         (encoded(noise(64, 64))[:2000], "picture a cannot be read: .*truncated"),
         (encoded(noise(64, 64), "JPEG")[:2000], "picture a cannot be read: .*truncated"),
         (bomb(), "picture a cannot be read: .*decompression bomb"),
@@ -180,7 +180,7 @@ def test_places_that_hold_no_items(tmp_path):
     with pytest.raises(ValueError, match=r"notes\.txt is neither a folder nor a \.tar"):
         read_items(tmp_path / "notes.txt")
     with pytest.raises(
-        ValueError, match=r"holds no pictures \(jpg, jpeg, jfif, png, webp\), no \.tar"
+        ValueError, match=r"has no pictures \(jpg, jpeg, jfif, png, webp\), no \.tar"
     ):
         read_items(tmp_path)
 
@@ -189,7 +189,7 @@ def test_pictures_and_shards_side_by_side(tmp_path):
     pair = {"a.png": (encoded(noise(4, 4)), ["a"])}
     write_folder(tmp_path, pair)
     write_tar(tmp_path / "set.tar", {"b.png": encoded(noise(4, 4)), "b.txt": b"b"})
-    with pytest.raises(ValueError, match=r"holds both pictures and \.tar shards"):
+    with pytest.raises(ValueError, match=r"has both pictures and \.tar shards"):
         read_items(tmp_path)
 
 
@@ -215,28 +215,28 @@ def test_two_pictures_with_one_key(tmp_path):
     with pytest.raises(ValueError, match=r"two pictures with the key 'a', in .*a\.\w+ and .*a\."):
         read_items(folder)
     write_tar(tmp_path / "one.tar", {"a.png": png, "a.jpg": jpg, "a.txt": b"a"})
-    with pytest.raises(ValueError, match=r"one\.tar: a\.jpg is the second of its kind"):
+    with pytest.raises(ValueError, match=r"one\.tar: a\.jpg is the second picture"):
         read_items(tmp_path / "one.tar")
 
 
 def test_a_caption_that_is_not_utf_8(tmp_path):
     write_folder(tmp_path, {"a.png": (encoded(noise(4, 4)), ["a"])})
     (tmp_path / "a.txt").write_bytes("Äpfel".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"a\.txt is no text in UTF-8"):
+    with pytest.raises(ValueError, match=r"a\.txt is not text in UTF-8"):
         read_items(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2 is no JSON"),
+        ("{", "line 2 is not JSON"),
         ("[]", "line 2 must be a JSON object"),
         ('{"text": "a"}', "line 2: file_name must be the name of a picture, not None"),
-        ('{"file_name": "b.png", "text": "b"}', "line 2: file_name 'b.png' is no file in"),
-        ('{"file_name": "../a.png", "text": "b"}', r"'\.\./a\.png' leads out of"),
-        ('{"file_name": "x/../a.png", "text": "b"}', r"'x/\.\./a\.png' leads out of"),
-        ('{"file_name": "/etc/passwd", "text": "b"}', "'/etc/passwd' leads out of"),
-        ('{"file_name": "link.png", "text": "b"}', r"'link\.png' leads out of"),
+        ('{"file_name": "b.png", "text": "b"}', "line 2: file_name 'b.png' is not a file in"),
+        ('{"file_name": "../a.png", "text": "b"}', r"'\.\./a\.png' is outside"),
+        ('{"file_name": "x/../a.png", "text": "b"}', r"'x/\.\./a\.png' is outside"),
+        ('{"file_name": "/etc/passwd", "text": "b"}', "'/etc/passwd' is outside"),
+        ('{"file_name": "link.png", "text": "b"}', r"'link\.png' is outside"),
         ('{"file_name": "a.png", "text": 1}', "line 2: text must be a text or a list"),
         ('{"file_name": "a.png", "captions": [null]}', "line 2: captions must be a text or a list"),
         ('{"file_name": "a.png", "text": "a", "repeats": 0}', "repeats must be .* not 0"),
@@ -280,7 +280,7 @@ def test_a_tar_with_links(tmp_path):
 
 def test_a_tar_with_wrong_json(tmp_path):
     path = write_tar(tmp_path / "set.tar", {"a.json": b"{", "a.png": b""})
-    with pytest.raises(ValueError, match=r"set\.tar: a\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"set\.tar: a\.json is not JSON"):
         read_items(path)
 
 
@@ -294,7 +294,7 @@ def test_null_is_no_caption(tmp_path):
 @pytest.mark.parametrize(
     ("write", "where"),
     [
-        (write_folder, r"a \.txt file of the same name beside it"),
+        (write_folder, r"a \.txt file of the same name in the same folder"),
         (write_metadata, r'the field "text" of metadata\.jsonl'),
         (write_shards, r"a \.txt file of the same name in the same \.tar"),
     ],
@@ -316,7 +316,7 @@ def test_shards_that_each_number_their_samples_from_zero(tmp_path):
 
 def test_metadata_in_a_folder_below(tmp_path):
     write_metadata(tmp_path / "train", {"a.png": (encoded(noise(4, 4)), ["a"])})
-    with pytest.raises(ValueError, match=r"metadata\.jsonl names the pictures of .*train: give"):
+    with pytest.raises(ValueError, match=r"metadata\.jsonl lists the pictures of .*train: give"):
         read_items(tmp_path)
 
 

@@ -18,7 +18,7 @@ from tokenshuffle_core.engine.quantize import (
     quantize,
     quantized,
 )
-from tokenshuffle_core.training.start import trained_parts
+from tokenshuffle_core.training.start import Changes, trained_pipeline
 
 
 @pytest.mark.parametrize(("kind", "bound"), [("int8", 1 / 254), ("fp8", 1 / 16)])
@@ -88,7 +88,7 @@ def test_what_changes_weights_needs_whole_ones(tiny, tmp_path):
     for change in (
         lambda: read_lora(lora, parts.model),
         lambda: grow(parts, (1,)),
-        lambda: trained_parts(small, tmp_path),
+        lambda: trained_pipeline(small, tmp_path, Changes()),
     ):
         with pytest.raises(
             ValueError, match="weights are int8: only 16- or 32-bit ones can be changed"

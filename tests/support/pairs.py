@@ -1,4 +1,4 @@
-"""The same text-image pairs as a folder, as an image folder of `datasets`, and as tar shards."""
+"""The same pictures and captions as a folder, an image folder of `datasets`, and .tar shards."""
 
 import io
 import json

@@ -31,8 +31,8 @@ SPEEDS = ("samples_per_second", "codes_per_second", "mfu")
 
 
 class CodesTask(Task):
-    """Four batches over and over, each window every other step: its parameters idle in between.
-    In step `stop_at` Ctrl-C reaches the last process alone."""
+    """Repeats four batches, with each window in every other step, so that its parameters are idle
+    in between. In step `stop_at` only the last process gets Ctrl-C."""
 
     idle_parameters = True
 
@@ -78,7 +78,7 @@ def model() -> TokenShuffleModel:
 
 
 def train(directory, resume=False, stop_at=None, freeze=False, **config) -> TokenShuffleModel:
-    """Returns the trained module, as it is after the last step; `freeze` freezes its first half."""
+    """Returns the module after the last step; `freeze` freezes its first half."""
     config = LoopConfig(**CONFIG | config)
     module = model()
     if freeze:

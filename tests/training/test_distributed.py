@@ -52,7 +52,7 @@ def train_in_two(directory: Path, runs: list[dict]) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """A folder of trainings: "one" is whole and in one process, the others came about otherwise."""
+    """A folder of trainings: "one" in one process without interruption, the others differently."""
     directory = tmp_path_factory.mktemp("runs")
     train(directory / "one")
     train(directory / "frozen", freeze=True)

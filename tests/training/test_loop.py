@@ -145,7 +145,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
 
 
 def killed(directory: Path, config: dict, resume: bool) -> None:
-    """Train in a process of its own and kill it some time after it has begun to save."""
+    """Train in another process and kill it some time after its first saved state."""
     path = directory.with_suffix(".json")
     path.write_text(json.dumps([{"directory": str(directory), "resume": resume, **config}]))
     before = set(directory.glob("state/*"))
@@ -232,7 +232,7 @@ def test_speeds_are_logged(tmp_path):
 def test_bf16_where_it_is_native(tmp_path):
     cpu = Path("/proc/cpuinfo")
     if not cpu.exists() or "avx512_bf16" not in cpu.read_text():
-        with pytest.raises(ValueError, match="precision bf16 is not native to this cpu"):
+        with pytest.raises(ValueError, match="this cpu does not support bf16 natively"):
             train(tmp_path / "bf16", precision="bf16")
         return
     assert all(
@@ -247,7 +247,7 @@ def test_bf16_where_it_is_native(tmp_path):
 
 def test_folders_are_neither_overwritten_nor_made_up(tmp_path):
     fit(line(), LineTask(), CONFIG, tmp_path, resume=False)
-    with pytest.raises(FileExistsError, match="already holds a training: add --resume"):
+    with pytest.raises(FileExistsError, match="already has a training: add --resume"):
         fit(line(), LineTask(), CONFIG, tmp_path, resume=False)
     with pytest.raises(FileNotFoundError, match="nothing to resume"):
         fit(line(), LineTask(), CONFIG, tmp_path / "other", resume=True)

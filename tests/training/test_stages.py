@@ -1,4 +1,4 @@
-"""A recipe of stages against the same trainings by hand, one `train model` after another."""
+"""A recipe of stages against the same trainings by separate `train model` commands."""
 
 import cProfile
 import os
@@ -98,11 +98,11 @@ def test_stages_are_trainings_one_after_another(codes, image_tokenizer, tmp_path
     Path(recipe).write_text(text.replace("steps = 6", "steps = 5"))
     shutil.rmtree(out / "first")
     assert main(["train", "stages", recipe, "-o", str(out)]) == 2
-    assert "another one of the stages before it" in capsys.readouterr().err
+    assert "or the stages before it were" in capsys.readouterr().err
     Path(recipe).write_text(text)
     changed = write(tmp_path / "r.toml", codes, image_tokenizer, steps=5)
     assert main(["train", "stages", changed, "-o", str(out)]) == 2
-    assert "was begun with another recipe" in capsys.readouterr().err
+    assert "was started with another recipe" in capsys.readouterr().err
 
 
 def hashed(*arguments) -> int:
@@ -115,7 +115,7 @@ def hashed(*arguments) -> int:
 
 def test_every_shard_is_verified_once(composed, image_tokenizer, tmp_path):
     codes, images = tmp_path / "codes", checkpoints.load_image_tokenizer(image_tokenizer)
-    assert extract(composed, codes, images, [(32, 32)], shard_size=10).made == 3
+    assert extract(composed, codes, images, [(32, 32)], shard_size=10).written == 3
     recipe = write(tmp_path / "r.toml", codes, image_tokenizer)
     assert hashed("train", "stages", recipe, "-o", tmp_path / "stages") == 3
     model = ("--image-tokenizer", image_tokenizer, "--preset", "tiny", "--steps", 2, "--batch", 2)
@@ -221,7 +221,7 @@ STAGE = {"codes": "codes", "steps": 3}
         ({"stage": [STAGE], "model": {"depth": 3}}, r"\[model\] has no key 'depth'"),
         ({"stage": [STAGE], "model": {"dim": 30}}, "dim 30 must be"),
         ({"stage": [STAGE], "generation": {"cfg": -1}}, "cfg must be"),
-        ({"stage": [STAGE], "init": "a", "image_tokenizer": "b"}, "init brings its own"),
+        ({"stage": [STAGE], "init": "a", "image_tokenizer": "b"}, "init has its own"),
         ({"stage": [STAGE | {"windows": 2}]}, "windows must be a list, each a whole number, not 2"),
         ({"stage": [STAGE | {"freeze": [1]}]}, r"freeze must be a list, each text, not \[1\]"),
         ({"stage": [STAGE | {"name": "../x"}]}, "stage name '../x'"),
@@ -232,7 +232,7 @@ STAGE = {"codes": "codes", "steps": 3}
         ({"stage": [STAGE], "generation": {"cfg": "x"}}, "cfg must be a number, not 'x'"),
         ({"stage": [STAGE], "preset": ["a"]}, r"preset must be one of .*, not \['a'\]"),
         ({"stage": [STAGE], "init": 5}, "init must be text, not 5"),
-        ({"stage": [STAGE], "init": "a", "model": {}}, "init brings its own model"),
+        ({"stage": [STAGE], "init": "a", "model": {}}, "init has its own model"),
         ({"stage": [STAGE], "card": {"title": 3}}, "card must be a table of texts"),
     ],
 )
@@ -298,7 +298,7 @@ def test_two_processes_learn_what_one_learns(codes, image_tokenizer, tmp_path):
 
 @pytest.mark.slow
 def test_a_group_of_processes_refuses_damaged_codes(codes, image_tokenizer, tmp_path):
-    """Process 0 finds the damage, and the other neither goes on nor waits."""
+    """Process 0 detects the damage, and the other one neither continues nor waits."""
     damaged = shutil.copytree(codes, tmp_path / "damaged")
     flip_last_byte(damaged / "codes-00000.safetensors")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]

@@ -25,7 +25,7 @@ from tokenshuffle_core.data.sources import read_items
 from tokenshuffle_core.pipeline import Pipeline, load
 from tokenshuffle_core.training.model import ModelTask, check_codes, train_model
 from tokenshuffle_core.training.settings import LoopConfig, Recipe
-from tokenshuffle_core.training.start import fresh_parts
+from tokenshuffle_core.training.start import Changes, new_pipeline
 from tokenshuffle_core.training.tokenizer import train_tokenizer
 
 CPU = torch.device("cpu")
@@ -37,8 +37,8 @@ def log_of(directory, *names):
     return [(int(step), name, float(value)) for step, name, value in rows if name in names]
 
 
-def parts_of(codes, image_tokenizer, **settings) -> Pipeline:
-    return fresh_parts(CodeShards(codes), image_tokenizer, TINY, **settings)
+def pipeline_of(codes, image_tokenizer, **changes) -> Pipeline:
+    return new_pipeline(CodeShards(codes), image_tokenizer, TINY, Changes(**changes))
 
 
 def interrupted(function, monkeypatch, owner, at, *arguments, **settings):
@@ -87,12 +87,12 @@ def test_an_image_tokenizer_is_trained_on(composed, image_tokenizer, tmp_path):
 
 @pytest.mark.slow
 def test_a_trained_codebook_is_used_from_the_first_step_on(composed, image_tokenizer, tmp_path):
-    """Codes that pictures use stay, but for some that the crops of 100 steps did not; a new
-    codebook is laid out anew at that step."""
-    about = {"crop": 16, "side": 32}
+    """Codes that pictures use do not change, except for some that the crops of 100 steps did not
+    use; a new codebook is initialised at that step."""
+    sizes = {"crop": 16, "side": 32}
     loop = replace(LOOP, steps=110, learning_rate=1e-6, validate_every=110)
     config, name = TINY.image_tokenizer, "image_tokenizer.quantizer.codebook.weight"
-    again = train_tokenizer(composed, tmp_path / "on", config, loop, init=image_tokenizer, **about)
+    again = train_tokenizer(composed, tmp_path / "on", config, loop, init=image_tokenizer, **sizes)
     before, after = load_file(image_tokenizer)[name], load_file(again)[name]
     module = checkpoints.load_image_tokenizer(image_tokenizer)
     pictures = [item.picture().resize((32, 32)) for item in read_items(composed)]
@@ -104,7 +104,7 @@ def test_a_trained_codebook_is_used_from_the_first_step_on(composed, image_token
 
 
 def test_pictures_that_cannot_be_read_are_replaced(image_tokenizer, tmp_path, capsys):
-    """Captions are not needed for pictures alone."""
+    """And pictures need no captions."""
     source = tmp_path / "source"
     source.mkdir()
     for i in range(4):
@@ -134,7 +134,7 @@ def test_the_model_learns_and_resumes_exactly(codes, image_tokenizer, tmp_path, 
     card = {"modelspec.title": "test"}
 
     def start():
-        return parts_of(codes, image_tokenizer, card=card)
+        return pipeline_of(codes, image_tokenizer, card=card)
 
     whole = train_model(CodeShards(codes), tmp_path / "whole", start(), LOOP, recipe)
     losses = log_of(tmp_path / "whole", "validation_loss", "trained_loss")
@@ -155,7 +155,7 @@ def test_the_model_learns_and_resumes_exactly(codes, image_tokenizer, tmp_path, 
 
 def test_a_checkpoint_is_trained_on(codes, image_tokenizer, tmp_path):
     first = train_model(
-        CodeShards(codes), tmp_path / "1", parts_of(codes, image_tokenizer), SHORT, Recipe()
+        CodeShards(codes), tmp_path / "1", pipeline_of(codes, image_tokenizer), SHORT, Recipe()
     )
     second = train_model(CodeShards(codes), tmp_path / "2", load(first), SHORT, Recipe())
     before, after = load_file(first), load_file(second)
@@ -168,25 +168,25 @@ def test_a_checkpoint_is_trained_on(codes, image_tokenizer, tmp_path):
 
 
 def test_the_pieces_of_a_batch_have_its_mean_loss(codes, image_tokenizer):
-    parts = parts_of(codes, image_tokenizer, windows=(2, 4), window_head=8)
+    pipeline = pipeline_of(codes, image_tokenizer, windows=(2, 4), window_head=8)
     recipe = Recipe(context_noise=0.5, z_loss=1e-2, text_loss=0.5)
-    task = ModelTask(CodeShards(codes), parts, LOOP, recipe, CPU)
+    task = ModelTask(CodeShards(codes), pipeline, LOOP, recipe, CPU)
     for step in range(4):
-        whole, _ = task.loss(parts.model, step)
+        whole, _ = task.loss(pipeline.model, step)
         for pieces in (2, 4):
-            part = [task.loss(parts.model, step, piece, pieces)[0] for piece in range(pieces)]
+            part = [task.loss(pipeline.model, step, piece, pieces)[0] for piece in range(pieces)]
             torch.testing.assert_close(torch.stack(part).mean(), whole)
 
 
 def test_the_loss_is_the_formula(codes, image_tokenizer):
-    parts = parts_of(codes, image_tokenizer)
+    pipeline = pipeline_of(codes, image_tokenizer)
     recipe = Recipe(context_noise=0.0, z_loss=0.01, text_loss=0.5)
-    task = ModelTask(CodeShards(codes), parts, LOOP, recipe, CPU)
-    loss, metrics = task.loss(parts.model, 3)
+    task = ModelTask(CodeShards(codes), pipeline, LOOP, recipe, CPU)
+    loss, metrics = task.loss(pipeline.model, 3)
     text, padding, picture, _ = task.batch(3)
-    logits = parts.model(text, padding, picture, with_text=True)
+    logits = pipeline.model(text, padding, picture, with_text=True)
     log_z = logits.codes.exp().sum(-1).log()
-    chosen = parts.model.targets(picture)[..., None]
+    chosen = pipeline.model.targets(picture)[..., None]
     code_loss = (log_z - logits.codes.gather(-1, chosen)[..., 0]).mean()
     words = [
         F.cross_entropy(logits.text[row, p:-1], text[row, p + 1 :], reduction="sum")
@@ -198,33 +198,33 @@ def test_the_loss_is_the_formula(codes, image_tokenizer):
 
 
 def test_every_window_of_an_elastic_model_is_trained_in_its_share(codes, image_tokenizer, tmp_path):
-    parts = parts_of(codes, image_tokenizer, windows=(2, 1, 4))
+    pipeline = pipeline_of(codes, image_tokenizer, windows=(2, 1, 4))
     recipe = Recipe(window_mix=(2, 1, 1))
-    task = ModelTask(CodeShards(codes), parts, LOOP, recipe, CPU)
+    task = ModelTask(CodeShards(codes), pipeline, LOOP, recipe, CPU)
     windows = [task.batch(step)[-1] for step in range(200)]
     assert {window: round(windows.count(window) / 200, 1) for window in (2, 1, 4)} == {
         2: pytest.approx(0.5, abs=0.1), 1: pytest.approx(0.25, abs=0.1),
         4: pytest.approx(0.25, abs=0.1),
     }  # fmt: skip
-    path = train_model(CodeShards(codes), tmp_path / "run", parts, SHORT, recipe)
+    path = train_model(CodeShards(codes), tmp_path / "run", pipeline, SHORT, recipe)
     names = {
         name for _, name, _ in log_of(path.parent, *(f"trained_loss_window_{w}" for w in "124"))
     }
     assert len(names) == 3
     with pytest.raises(ValueError, match="window_mix has 2 shares for the windows 2, 1, 4"):
-        train_model(CodeShards(codes), tmp_path / "no", parts, SHORT, Recipe(window_mix=(1, 1)))
+        train_model(CodeShards(codes), tmp_path / "no", pipeline, SHORT, Recipe(window_mix=(1, 1)))
 
 
 def test_a_grown_model_is_trained_on(codes, image_tokenizer, tmp_path):
-    parent = parts_of(codes, image_tokenizer, windows=(1,))
-    grown = grow(parent, (2, 1))
+    pipeline = pipeline_of(codes, image_tokenizer, windows=(1,))
+    grown = grow(pipeline, (2, 1))
     path = train_model(CodeShards(codes), tmp_path / "run", grown, SHORT, Recipe())
     assert load(path).config.model.windows == (2, 1)
 
 
 def test_a_lora_is_trained_and_saved_alone(codes, image_tokenizer, tmp_path):
     base = train_model(
-        CodeShards(codes), tmp_path / "base", parts_of(codes, image_tokenizer), SHORT, Recipe()
+        CodeShards(codes), tmp_path / "base", pipeline_of(codes, image_tokenizer), SHORT, Recipe()
     )
     loop = replace(LOOP, learning_rate=1e-2)
     path = train_model(CodeShards(codes), tmp_path / "lora", load(base), loop, Recipe(), lora=4)
@@ -241,15 +241,19 @@ def test_a_lora_is_trained_and_saved_alone(codes, image_tokenizer, tmp_path):
 
 
 def test_frozen_parts_stay(codes, image_tokenizer, tmp_path):
-    parts = parts_of(codes, image_tokenizer)
-    before = {name: weight.clone() for name, weight in parts.model.state_dict().items()}
+    pipeline = pipeline_of(codes, image_tokenizer)
+    before = {name: weight.clone() for name, weight in pipeline.model.state_dict().items()}
     freeze = ("transformer", "text_embedding")
-    path = train_model(CodeShards(codes), tmp_path / "run", parts, SHORT, Recipe(), freeze=freeze)
+    path = train_model(
+        CodeShards(codes), tmp_path / "run", pipeline, SHORT, Recipe(), freeze=freeze
+    )
     after = load(path).model.state_dict()
     for name, weight in before.items():
         assert torch.equal(weight, after[name]) == name.startswith(freeze), name
     with pytest.raises(ValueError, match="no part 'nothing', only text_embedding"):
-        train_model(CodeShards(codes), tmp_path / "no", parts, SHORT, Recipe(), freeze=("nothing",))
+        train_model(
+            CodeShards(codes), tmp_path / "no", pipeline, SHORT, Recipe(), freeze=("nothing",)
+        )
 
 
 def test_codes_of_another_image_tokenizer(codes, tiny, tmp_path):
@@ -257,49 +261,49 @@ def test_codes_of_another_image_tokenizer(codes, tiny, tmp_path):
         train_model(CodeShards(codes), tmp_path / "run", load(tiny), SHORT, Recipe())
 
 
-def test_a_training_goes_on_with_what_it_began_with(codes, image_tokenizer, tmp_path):
-    """Neither on other codes, nor with other captions' vocabulary, nor on other frozen weights."""
+def test_a_training_resumes_only_with_what_it_started_with(codes, image_tokenizer, tmp_path):
+    """Not on other codes, with another text tokenizer or with other frozen weights."""
     loop, frozen = replace(SHORT, steps=4), {"freeze": ("transformer",)}
-    parts = parts_of(codes, image_tokenizer)
-    train_model(CodeShards(codes), tmp_path / "run", parts, loop, Recipe(), **frozen)
+    pipeline = pipeline_of(codes, image_tokenizer)
+    train_model(CodeShards(codes), tmp_path / "run", pipeline, loop, Recipe(), **frozen)
     again = partial(train_model, directory=tmp_path / "run", loop=SHORT, recipe=Recipe())
     again = partial(again, resume=True, **frozen)
     other = shutil.copytree(codes, tmp_path / "codes")
     index = json.loads((other / "index.json").read_text())
     (other / "index.json").write_text(json.dumps(index | {"background": "black"}))
-    with pytest.raises(ValueError, match="was made with other codes: resume with the same"):
-        again(CodeShards(other), parts=parts_of(codes, image_tokenizer))
-    with pytest.raises(ValueError, match="was made with other weights that are not trained: res"):
-        again(CodeShards(codes), parts=parts_of(codes, image_tokenizer, seed=1))
-    with pytest.raises(ValueError, match="was made with other text tokenizer and weights that"):
-        again(CodeShards(codes), parts=parts_of(codes, image_tokenizer, vocabulary=300))
-    assert again(CodeShards(codes), parts=parts_of(codes, image_tokenizer)).exists()
+    with pytest.raises(ValueError, match="was saved with other codes: resume with the same"):
+        again(CodeShards(other), pipeline=pipeline_of(codes, image_tokenizer))
+    with pytest.raises(ValueError, match="was saved with other weights that are not trained: r"):
+        again(CodeShards(codes), pipeline=pipeline_of(codes, image_tokenizer, seed=1))
+    with pytest.raises(ValueError, match="was saved with other text tokenizer and weights that"):
+        again(CodeShards(codes), pipeline=pipeline_of(codes, image_tokenizer, vocabulary=300))
+    assert again(CodeShards(codes), pipeline=pipeline_of(codes, image_tokenizer)).exists()
 
 
 def test_pictures_that_are_larger_than_the_model_has_room_for(codes, image_tokenizer):
-    parts = parts_of(codes, image_tokenizer)
-    for change in ({"max_grid": 3}, {"context": parts.config.model.max_prompt + 4 + 15}):
-        shape = replace(parts.config.model, **change)
+    pipeline = pipeline_of(codes, image_tokenizer)
+    for change in ({"max_grid": 3}, {"context": pipeline.config.model.max_prompt + 4 + 15}):
+        shape = replace(pipeline.config.model, **change)
         with pytest.raises(ValueError, match="pictures of 32x32 are 4 x 4 positions at window 2"):
-            check_codes(CodeShards(codes), parts.image_tokenizer, shape, Recipe())
+            check_codes(CodeShards(codes), pipeline.image_tokenizer, shape, Recipe())
 
 
 def test_window_that_does_not_fit_the_pictures(composed, image_tokenizer, tmp_path):
     images = checkpoints.load_image_tokenizer(image_tokenizer)
     extract(composed, tmp_path / "codes", images, [(36, 36)])
-    parts = parts_of(tmp_path / "codes", image_tokenizer)
+    pipeline = pipeline_of(tmp_path / "codes", image_tokenizer)
     with pytest.raises(ValueError, match=r"36x36 do not fit window 2: .* multiples of 8"):
-        train_model(CodeShards(tmp_path / "codes"), tmp_path / "run", parts, SHORT, Recipe())
+        train_model(CodeShards(tmp_path / "codes"), tmp_path / "run", pipeline, SHORT, Recipe())
 
 
 def test_captions_are_cut_to_what_the_model_reads(codes, image_tokenizer, capsys):
-    parts = parts_of(codes, image_tokenizer)
-    shape = replace(parts.config.model, max_prompt=3)
-    parts = replace(parts, config=replace(parts.config, model=shape))
-    task = ModelTask(CodeShards(codes), parts, LOOP, Recipe(drop_prompt=0), CPU)
+    pipeline = pipeline_of(codes, image_tokenizer)
+    shape = replace(pipeline.config.model, max_prompt=3)
+    pipeline = replace(pipeline, config=replace(pipeline.config, model=shape))
+    task = ModelTask(CodeShards(codes), pipeline, LOOP, Recipe(drop_prompt=0), CPU)
     texts = [task.batch(step)[0] for step in range(5)]
     assert {text.shape[1] for text in texts} == {3 + 4}  # begin, rows, columns, image start
-    end = parts.text_tokenizer.tokenizer.token_to_id("<|image_start|>")
+    end = pipeline.text_tokenizer.tokenizer.token_to_id("<|image_start|>")
     assert all((text[:, -1] == end).all() for text in texts)
     (note,) = capsys.readouterr().err.splitlines()
     assert "tokens, the model reads 3" in note

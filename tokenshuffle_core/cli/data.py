@@ -6,7 +6,7 @@ from pathlib import Path
 from ..config import parse_sizes
 from .options import command, device_of, own_device, process
 
-UNIT = 4  # codes: what the sides of buckets are multiples of, for windows of 1, 2 and 4
+UNIT = 4  # codes; sides of buckets are multiples of it, for windows of 1, 2 and 4
 SIDE = 256  # pixels
 MAX_RATIO = 2.0
 
@@ -20,29 +20,20 @@ def add(commands) -> None:
 
 
 def _add_emoji(parts) -> None:
-    parser = command(parts, "emoji", _emoji, "Build the emoji data set.")
-    parser.add_argument("directory", type=Path, metavar="DIR")
-    parser.add_argument("--size", type=int, default=128, help="pixels (default: 128)")
-    parser.add_argument("--subjects", default="popular", help='"popular", "all" or a text file')
-    parser.add_argument("--styles", default="3d,flat,noto", help="of 3d, modern, flat, noto")
-    parser.add_argument("--languages", help="to name subjects in, such as en,zh (default: ten)")
-    parser.add_argument(
-        "--held-out", type=float, default=0.05, help="share of pairs not trained on"
-    )
-    parser.add_argument(
-        "--compositions",
-        type=int,
-        metavar="N",
-        help="also compose N pictures, an image folder: DIR/composed",
-    )
-    parser.add_argument(
-        "--sizes", metavar="WxH,WxH,...", help="of the compositions (default: the square one)"
-    )
-    parser.add_argument(
-        "--white-repeats", type=int, default=8, metavar="N",
-        help="how often a single subject on white counts (default: 8)",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0)
+    option = command(parts, "emoji", _emoji, "Build the emoji data set.").add_argument
+    option("directory", type=Path, metavar="DIR")
+    option("--size", type=int, default=128, help="pixels (default: 128)")
+    option("--subjects", default="popular", help='"popular", "all" or a text file')
+    option("--styles", default="3d,flat,noto", help="of 3d, modern, flat, noto")
+    option("--languages", help="languages of the captions, such as en,zh (default: ten)")
+    option("--held-out", type=float, default=0.05, help="share of the pictures to hold out")
+    text = "also compose N pictures, in the image folder DIR/composed"
+    option("--compositions", type=int, metavar="N", help=text)
+    text = "sizes of the compositions (default: that of the pictures)"
+    option("--sizes", metavar="WxH,WxH,...", help=text)
+    text = "how often an epoch visits a single subject on white (default: 8)"
+    option("--white-repeats", type=int, default=8, metavar="N", help=text)
+    option("--seed", type=int, default=0)
 
 
 def _emoji(options) -> None:
@@ -51,7 +42,7 @@ def _emoji(options) -> None:
 
     sizes = list(dict.fromkeys(parse_sizes(options.sizes or "")))
     if sizes and options.compositions is None:
-        raise ValueError("--sizes are those of --compositions: give both")
+        raise ValueError("--sizes is for compositions: add --compositions")
     manifest = build(
         options.directory,
         size=options.size,
@@ -71,34 +62,25 @@ def _emoji(options) -> None:
 
 
 def _add_codes(parts) -> None:
-    text = "Encode pictures of one's own; under torchrun, each process does its share."
+    text = "Encode your own pictures; under torchrun, the processes share the work."
     parser = command(parts, "codes", _codes, text)
-    parser.add_argument(
-        "source",
-        type=Path,
-        metavar="SOURCE",
-        help="folder of pictures with .txt captions, folder with a metadata.jsonl, or .tar shards",
-    )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument(
-        "--image-tokenizer", type=Path, metavar="FILE", help="(default: the bundled model's)"
-    )
-    sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--sizes", metavar="WxH,WxH,...", help="to crop to, the nearest in shape")
-    sizes.add_argument(
-        "--side", type=int, metavar="PX", help=f"sizes of about PX * PX pixels (default: {SIDE})"
-    )
-    parser.add_argument(
-        "--max-ratio", type=float, help=f"of such a size's sides (default: {MAX_RATIO:g})"
-    )
-    parser.add_argument("--background", default="white", help="what lies behind transparency")
-    parser.add_argument(
-        "--held-out", type=float, default=0.0, metavar="SHARE",
-        help="of the pictures, to validate with (default: none but those marked so)",
-    )  # fmt: skip
-    parser.add_argument("--shard-size", type=int, default=1024, help="pictures (default: 1024)")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
+    option, size_option = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
+    text = "folder of pictures with .txt captions, folder with a metadata.jsonl, or .tar shards"
+    option("source", type=Path, metavar="SOURCE", help=text)
+    option("-o", "--output", type=Path, required=True, metavar="DIR")
+    option("--image-tokenizer", type=Path, metavar="FILE", help="(default: the bundled model's)")
+    text = "sizes to crop to, each picture to the nearest"
+    size_option("--sizes", metavar="WxH,WxH,...", help=text)
+    text = f"crop to sizes of about PX x PX pixels (default: {SIDE})"
+    size_option("--side", type=int, default=SIDE, metavar="PX", help=text)
+    text = f"largest ratio of the sides of such a size (default: {MAX_RATIO:g})"
+    option("--max-ratio", type=float, help=text)
+    option("--background", default="white", help="colour behind transparent pictures")
+    text = "share to hold out for validation (default: only pictures marked as held out)"
+    option("--held-out", type=float, default=0.0, metavar="SHARE", help=text)
+    option("--shard-size", type=int, default=1024, help="pictures per shard (default: 1024)")
+    option("--batch", type=int, default=16)
+    option("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
 
 
 def _codes(options) -> None:
@@ -107,7 +89,7 @@ def _codes(options) -> None:
     from ..data.shards import extract
 
     if options.sizes and options.max_ratio is not None:
-        raise ValueError("--max-ratio goes with --side, not with --sizes")
+        raise ValueError("--max-ratio goes with --side, not with --sizes: leave one of them out")
     device = device_of(own_device(options.device))
     image_tokenizer = checkpoints.load_image_tokenizer(
         options.image_tokenizer or checkpoints.BUNDLED, device
@@ -116,32 +98,21 @@ def _codes(options) -> None:
         sizes = parse_sizes(options.sizes)
     else:
         ratio = MAX_RATIO if options.max_ratio is None else options.max_ratio
-        side = SIDE if options.side is None else options.side
-        sizes = buckets(side, UNIT * image_tokenizer.config.stride, ratio)
-    rank, world = process()
-    summary = extract(
-        options.source,
-        options.output,
-        image_tokenizer,
-        sizes,
-        background=options.background,
-        shard_size=options.shard_size,
-        batch=options.batch,
-        held_out=options.held_out,
-        device=device,
-        rank=rank,
-        world=world,
-    )
+        sizes = buckets(options.side, UNIT * image_tokenizer.config.stride, ratio)
+    names = ("background", "shard_size", "batch", "held_out")
+    more = {name: getattr(options, name) for name in names} | {"device": device}
+    more["rank"], more["world"] = process()
+    summary = extract(options.source, options.output, image_tokenizer, sizes, **more)
     print(
-        f"{summary.pictures} pictures in {summary.made} new shards and {summary.kept} that lay "
-        f"there; {summary.broken} left out as broken",
+        f"{summary.pictures} pictures in {summary.written} new shards and {summary.kept} that were "
+        f"already complete; {summary.broken} broken ones left out",
         file=sys.stderr,
     )
     if summary.index:
         print(summary.index)
     else:
         print(
-            "shards of other processes are missing still: the last process writes the index; run "
+            "shards of other processes are still missing: the last process writes the index; run "
             "the command again if one was interrupted",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: the few sizes that pictures of every shape are brought to."""
+"""Aspect-ratio buckets: the few sizes that pictures of all shapes are scaled and cropped to."""
 
 import math
 from collections.abc import Iterable
@@ -11,8 +11,9 @@ Size = tuple[int, int]  # width, height in pixels
 def buckets(side: int, unit: int, max_ratio: float = 2.0) -> list[Size]:
     """Sizes of about side * side pixels whose sides are multiples of `unit`.
 
-    The square comes first, then each oblong lying and standing, up to `max_ratio` to 1. Raises
-    ValueError for a unit below 1, a side below the unit, or a ratio that is not from 1 to 16.
+    The square comes first, then each rectangle in landscape and in portrait, up to `max_ratio` to
+    1. Raises ValueError for a unit below 1, a side below the unit, or a ratio that is not from 1 to
+    16.
     """
     if unit < 1:
         raise ValueError(f"unit must be at least 1 pixel, not {unit}")
@@ -30,8 +31,8 @@ def buckets(side: int, unit: int, max_ratio: float = 2.0) -> list[Size]:
 
 
 def nearest(size: Size, sizes: Iterable[Size]) -> Size:
-    """The one of `sizes` of the nearest aspect ratio, on a logarithmic scale; of several such,
-    the one of the nearest area."""
+    """The one of `sizes` with the nearest aspect ratio, on a logarithmic scale, and among several
+    such the one with the nearest area."""
 
     def distance(other: Size) -> tuple[float, float]:
         ratio = math.log(size[0] * other[1] / (size[1] * other[0]))
@@ -43,5 +44,5 @@ def nearest(size: Size, sizes: Iterable[Size]) -> Size:
 
 
 def scale_and_crop(image: Image.Image, bucket: Size) -> Image.Image:
-    """`image` scaled (Lanczos) to cover `bucket`, and what stands over cut off on both sides."""
+    """`image` scaled (Lanczos) to cover `bucket`, and cropped to its centre."""
     return ImageOps.fit(image, bucket, Image.Resampling.LANCZOS)

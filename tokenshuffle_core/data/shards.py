@@ -1,13 +1,13 @@
-"""Image codes that are extracted once and stored in shards, and the reader of them.
+"""Image codes, extracted once and stored in shards, and their reader.
 
-The ordered items of a source are cut into chunks; each becomes `codes-00012.safetensors`:
+The items of a source are divided, in order, into chunks; each becomes `codes-00012.safetensors`:
 
     codes    the codes of its pictures one after another, flat, int16 or int32
     grid     rows and columns of each, int32 (N, 2)
 
-and, in the metadata, JSON lines: what the shard was made of, then a record per picture. A shard
-carries its own checksum and that of its making, so an interrupted extraction finds out which
-ones it need not make again. `index.json` is written last.
+and, in the metadata, JSON lines: a header, then a record per picture. The header has the checksum
+of the shard and a fingerprint of its source, so an interrupted extraction knows which shards are
+complete. `index.json` is written last.
 """
 
 import json
@@ -36,40 +36,40 @@ from .sources import Item, read_items
 
 CPU = torch.device("cpu")
 INDEX = "index.json"
-RECORDS = "tokenshuffle.codes"  # one key alone: safetensors writes several in a random order
-HEADER_LIMIT = 90_000_000  # bytes; safetensors reads no header above 100 MB
+RECORDS = "tokenshuffle.codes"  # a single key: safetensors writes several in a random order
+HEADER_LIMIT = 90_000_000  # bytes; safetensors cannot read a header above 100 MB
 READERS = 8  # threads that decode and scale pictures, for which Pillow releases the GIL
 
 
 class Extraction(NamedTuple):
-    """What one process's share of an extraction came to."""
+    """The result of one process's part of an extraction."""
 
     pictures: int
     broken: int
-    made: int  # shards
-    kept: int  # shards that lay there already
+    written: int  # shards
+    kept: int  # shards that were already complete
     index: Path | None  # None while shards of other processes are missing
 
 
 @dataclass
 class Shard:
-    """The content of one file. `broken` has the key of each picture left out, and why."""
+    """The content of one file. `broken` has the key of each omitted picture, and the reason."""
 
     codes: Tensor
     grid: Tensor
     records: list[str]  # JSON: key, captions, repeats, split, extra, bucket (width, height)
     broken: list[list[str]]
-    source: str  # fingerprint of the items and settings that it was made of
+    source: str  # fingerprint of the items and settings that the shard is made from
 
     @property
     def sha256(self) -> str:
-        about = json.dumps([self.broken, self.records])
-        texts = [f"{self.codes.dtype} {self.source}".encode(), about.encode()]
+        records = json.dumps([self.broken, self.records])
+        texts = [f"{self.codes.dtype} {self.source}".encode(), records.encode()]
         return sha256([*texts, self.grid.numpy(), self.codes.numpy()])
 
     def write(self, path: Path) -> None:
-        """Raises ValueError where the records are more than safetensors can store, OSError where
-        the disk is full."""
+        """Raises ValueError for more records than safetensors can store, OSError where the disk is
+        full."""
         head = {"sha256": self.sha256, "source": self.source, "broken": self.broken}
         text = "\n".join([json.dumps(head), *self.records])
         if len(json.dumps(text)) > HEADER_LIMIT:
@@ -81,22 +81,22 @@ class Shard:
 
 
 def read_shard(path: Path) -> tuple[Shard, str]:
-    """A shard, its tensors memory-mapped, and the checksum that it should have, not compared yet.
+    """A shard, its tensors memory-mapped, and its stored checksum, which is not yet verified.
 
-    Raises ValueError for what is missing, cut short or no shard.
+    Raises ValueError for a file that is missing, truncated or not a shard.
     """
     try:
         with safe_open(path, framework="pt") as file:
             head, *records = file.metadata()[RECORDS].split("\n")
-            about = json.loads(head)
+            stored = json.loads(head)
             tensors = file.get_tensor("codes"), file.get_tensor("grid")
-        return Shard(*tensors, records, about["broken"], about["source"]), about["sha256"]
+        return Shard(*tensors, records, stored["broken"], stored["source"]), stored["sha256"]
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is missing, damaged or no shard of codes: {error}") from None
+        raise ValueError(f"{path} is missing, damaged or not a shard of codes: {error}") from None
 
 
 def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:
-    """sha256 of named weights; those of the image tokenizer decide what a code means."""
+    """sha256 of named weights; those of the image tokenizer define what a code means."""
     return sha256(n.encode() + weight.cpu().float().numpy().tobytes() for n, weight in weights)
 
 
@@ -114,62 +114,61 @@ def extract(
     rank: int = 0,
     world: int = 1,
 ) -> Extraction:
-    """Encode the pictures of `source`, each in the nearest of `sizes` (width, height in pixels),
+    """Encode the pictures of `source`, each at the nearest of `sizes` (width, height in pixels),
     into shards in `directory`.
 
-    Of `world` processes, process `rank` does every world-th chunk of `shard_size` items; the one
-    that finds all of them done writes the index. Shards that lie there and still hold are kept.
-    A picture that cannot be read is left out and listed in `broken-00012.txt`. A share `held_out`
-    of the pictures to train on is held out, each by its key, so that more pictures change nothing.
-    Raises as `read_items`, and ValueError for a setting that is out of range.
+    Of `world` processes, process `rank` encodes every world-th chunk of `shard_size` items; the
+    last one to finish writes the index. Shards that are complete and up to date are kept. A picture
+    that cannot be read is omitted and listed in `broken-00012.txt`. A share `held_out` of the
+    training pictures is held out; this depends only on the key of each, not on the other pictures.
+    Raises as `read_items`, and ValueError for a setting out of range.
     """
     stride = image_tokenizer.config.stride
     colour = _check_settings(sizes, stride, background, shard_size, batch, held_out, rank, world)
     items = [_held_out(item, held_out) for item in read_items(source)]
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    about = {
+    settings = {
         "image_tokenizer": fingerprint(image_tokenizer.state_dict().items()),
         "stride": stride,
         "codebook_size": image_tokenizer.config.codebook_size,
         "sizes": [f"{width}x{height}" for width, height in sizes],
         "background": background,
     }
-    chunks = [items[i : i + shard_size] for i in range(0, len(items), shard_size)]
-    sources = {
-        directory / f"codes-{k:05}.safetensors": _source(chunk, about)
-        for k, chunk in enumerate(chunks)
+    chunks = {
+        directory / f"codes-{k:05}.safetensors": items[i : i + shard_size]
+        for k, i in enumerate(range(0, len(items), shard_size))
     }
-    share = list(zip(sources, chunks, strict=True))[rank::world]
+    sources = {path: _source(chunk, settings) for path, chunk in chunks.items()}
+    part = list(chunks.items())[rank::world]
     image_tokenizer.to(device)
+    load = partial(_load, colour=colour, sizes=sizes)
     pictures = broken = kept = 0
-    total = sum(len(chunk) for _, chunk in share)
+    total = sum(len(chunk) for _, chunk in part)
     with (
         ThreadPoolExecutor(READERS) as pool,
         tqdm(total=total, desc="encoding", unit="picture", disable=None) as bar,
     ):
-        for path, chunk in share:
-            shard = _kept(path, sources[path])
-            if shard:
+        for path, chunk in part:
+            if shard := _complete(path, sources[path]):
                 kept += 1
                 bar.update(len(chunk))
             else:
                 (directory / INDEX).unlink(missing_ok=True)
-                for leftover in directory.glob(f".{path.name}.*"):  # of a run that was killed
+                for leftover in directory.glob(f".{path.name}.*"):  # of a killed run
                     leftover.unlink()
-                load = partial(_load, colour=colour, sizes=sizes)
                 pairs = zip(chunk, _ahead(pool, load, chunk, 2 * batch), strict=True)
                 shard = _encode(pairs, image_tokenizer, batch, sources[path], bar)
                 _list_broken(path, shard)
                 shard.write(path)
             pictures += len(shard.records)
             broken += len(shard.broken)
-    index = _finish(directory, sources, about)
-    return Extraction(pictures, broken, len(share) - kept, kept, index)
+    index = _write_index(directory, sources, settings)
+    return Extraction(pictures, broken, len(part) - kept, kept, index)
 
 
 def _check_settings(sizes, stride, background, shard_size, batch, held_out, rank, world):
-    """Raises ValueError for a setting out of range; returns the background's RGB."""
+    """Returns the RGB of the background. Raises ValueError for a setting out of range."""
     for name, value in (("shard_size", shard_size), ("batch", batch), ("world", world)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
@@ -178,7 +177,7 @@ def _check_settings(sizes, stride, background, shard_size, batch, held_out, rank
     if not 0 <= rank < world:
         raise ValueError(f"rank must be from 0 to {world - 1} (world - 1), not {rank}")
     if not sizes:
-        raise ValueError("sizes must name at least one width and height")
+        raise ValueError("sizes must contain at least one width and height")
     for width, height in sizes:
         if min(width, height) < 1 or width % stride or height % stride:
             raise ValueError(
@@ -196,13 +195,13 @@ def _held_out(item: Item, share: float) -> Item:
     return replace(item, split="held-out") if number < share * 2**64 else item
 
 
-def _source(items: list[Item], about: dict) -> str:
-    """Fingerprint of a chunk. As `make` does, it goes by a picture's size and time, not content:
-    looking whether a set of terabytes is complete should not read all of it."""
-    records = [
-        _record(item) | {"picture": [item.offset, item.size, item.modified]} for item in items
-    ]
-    texts = [json.dumps(about), *(json.dumps(record, sort_keys=True) for record in records)]
+def _source(items: list[Item], settings: dict) -> str:
+    """Fingerprint of a chunk. Like `make`, it uses the size and time of a picture, not its content:
+    to check whether terabytes are complete it should not read all of them."""
+    texts = [json.dumps(settings)]
+    for item in items:
+        record = _record(item) | {"picture": [item.offset, item.size, item.modified]}
+        texts.append(json.dumps(record, sort_keys=True))
     return sha256(text.encode() for text in texts)
 
 
@@ -210,8 +209,8 @@ def _record(item: Item) -> dict:
     return {name: getattr(item, name) for name in ("key", "captions", "repeats", "split", "extra")}
 
 
-def _kept(path: Path, source: str) -> Shard | None:
-    """The shard at `path` where it is whole and was made of `source`."""
+def _complete(path: Path, source: str) -> Shard | None:
+    """The shard at `path`, if it is intact and made from `source`."""
     try:
         shard, stored = read_shard(path)
     except ValueError:
@@ -220,7 +219,7 @@ def _kept(path: Path, source: str) -> Shard | None:
 
 
 def _load(item: Item, colour, sizes: list[Size]) -> tuple[Size, Tensor] | ValueError:
-    """The bucket of a picture, and uint8 (H, W, 3) of that size; or why it cannot be read."""
+    """The bucket of a picture and uint8 (H, W, 3) of that size, or the error in reading it."""
     try:
         picture = item.picture(colour)
     except ValueError as error:
@@ -230,7 +229,7 @@ def _load(item: Item, colour, sizes: list[Size]) -> tuple[Size, Tensor] | ValueE
 
 
 def _ahead(pool: Executor, function: Callable, items: Iterable, count: int) -> Iterator:
-    """function(item) of every item in turn, computed up to `count` items ahead."""
+    """function(item) for the items in order, computed up to `count` items ahead."""
     waiting = deque()
     for item in items:
         waiting.append(pool.submit(function, item))
@@ -242,8 +241,8 @@ def _ahead(pool: Executor, function: Callable, items: Iterable, count: int) -> I
 
 @torch.inference_mode()
 def _encode(pairs, image_tokenizer: ImageTokenizer, batch: int, source: str, bar) -> Shard:
-    """A shard of (item, what `_load` returned for it); pictures of one size are batched."""
-    small = image_tokenizer.config.codebook_size <= 2**15
+    """The shard of pairs (item, result of `_load`); pictures of one size are encoded in batches."""
+    dtype = torch.int16 if image_tokenizer.config.codebook_size <= 2**15 else torch.int32
     device = image_tokenizer.quantizer.codebook.weight.device
     codes: list[Tensor] = []
     records, broken = [], []
@@ -251,7 +250,7 @@ def _encode(pairs, image_tokenizer: ImageTokenizer, batch: int, source: str, bar
 
     def flush(places: list[int], pictures: list[Tensor]) -> None:
         images = torch.stack(pictures).to(device).movedim(-1, 1).contiguous().float() / 255
-        encoded = image_tokenizer.encode(images).to("cpu", torch.int16 if small else torch.int32)
+        encoded = image_tokenizer.encode(images).to("cpu", dtype)
         for place, picture in zip(places, encoded, strict=True):
             codes[place] = picture
         bar.update(len(places))
@@ -270,8 +269,7 @@ def _encode(pairs, image_tokenizer: ImageTokenizer, batch: int, source: str, bar
     for part in waiting.values():
         flush(*zip(*part, strict=True))
     grid = torch.tensor([picture.shape for picture in codes], dtype=torch.int32).view(-1, 2)
-    none = torch.empty(0, dtype=torch.int16 if small else torch.int32)
-    flat = torch.cat([none, *(picture.flatten() for picture in codes)])
+    flat = torch.cat([torch.empty(0, dtype=dtype), *(picture.flatten() for picture in codes)])
     return Shard(flat, grid, records, broken, source)
 
 
@@ -280,15 +278,15 @@ def _list_broken(path: Path, shard: Shard) -> None:
     listing.unlink(missing_ok=True)
     if shard.broken:
         text = "".join(f"{key}\t{reason}\n" for key, reason in shard.broken)
-        with atomic_path(listing) as temporary:  # names on disk may be in no encoding at all
+        with atomic_path(listing) as temporary:  # names on disk may be in any encoding
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def _finish(directory: Path, sources: dict[Path, str], about: dict) -> Path | None:
-    """Write the index if every shard is there; a reader compares their checksums."""
+def _write_index(directory: Path, sources: dict[Path, str], settings: dict) -> Path | None:
+    """Write the index if there are all shards; its reader verifies their checksums."""
     if not all(path.exists() for path in sources):
         return None
-    shards, counts = {}, dict.fromkeys(about["sizes"], 0)
+    shards, counts = {}, dict.fromkeys(settings["sizes"], 0)
     broken = held_out = 0
     for path, source in sources.items():
         try:
@@ -302,7 +300,7 @@ def _finish(directory: Path, sources: dict[Path, str], about: dict) -> Path | No
             counts["{}x{}".format(*record["bucket"])] += 1
             held_out += record["split"] == "held-out"
     index = {
-        **about,
+        **settings,
         "pictures": sum(counts.values()),
         "held_out": held_out,
         "broken": broken,
@@ -315,21 +313,21 @@ def _finish(directory: Path, sources: dict[Path, str], about: dict) -> Path | No
 
 
 class CodeShards:
-    """The pictures of a finished extraction, in the source's order.
+    """The pictures of a complete extraction, in the order of the source.
 
-    `sizes` (width, height) are the buckets; `indices` has for each the int64 (N,) indices of its
-    pictures. Codes stay on disk, memory-mapped; records are held as text. `verify` reads every
-    shard whole, here and once, and compares its checksum; without it a shard's own word is taken,
-    as where another process verifies. Raises FileNotFoundError where there is no index, ValueError
-    naming the shard that is damaged or not the index's.
+    `sizes` (width, height) are the buckets; `indices` has the int64 (N,) indices of the pictures in
+    each. Codes stay on disk, memory-mapped; records are kept as text. `verify` reads each shard
+    completely, once, and compares its checksum with the index; without it only the stored checksums
+    are compared, because another process verifies. Raises FileNotFoundError where there is no
+    index, ValueError that names a shard which is damaged or not in the index.
     """
 
     def __init__(self, directory: str | Path, verify: bool = True):
         path = Path(directory) / INDEX
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} does not exist: `tokenshuffle data codes SOURCE -o {directory}` makes it, "
-                "or goes on where it was interrupted"
+                f"{path} does not exist: create or complete the codes with "
+                f"`tokenshuffle data codes SOURCE -o {directory}`"
             )
         try:
             self.index = json.loads(path.read_text(encoding="utf-8"))
@@ -337,7 +335,7 @@ class CodeShards:
             self.stride = self.index["stride"]
             self.sizes = parse_sizes(",".join(self.index["sizes"]))
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} is no index of code shards: {error}") from None
+            raise ValueError(f"{path} is not an index of code shards: {error}") from None
         self._codes: list[Tensor] = []
         self._records: list[str] = []
         grids = [torch.empty(0, 2, dtype=torch.int32)]
@@ -345,8 +343,8 @@ class CodeShards:
             shard, stored = read_shard(path.with_name(name))
             if (shard.sha256 if verify else stored) != expected:
                 raise ValueError(
-                    f"{path.with_name(name)} is damaged or of another extraction than {INDEX}: "
-                    "run `tokenshuffle data codes` again, which makes only such shards anew"
+                    f"{path.with_name(name)} is damaged or from another extraction than {INDEX}: "
+                    "run `tokenshuffle data codes` again, which replaces only such shards"
                 )
             self._codes.append(shard.codes)
             self._records += shard.records
@@ -374,9 +372,9 @@ class CodeShards:
         return json.loads(self._records[index])
 
     def check(self, image_tokenizer: ImageTokenizer) -> None:
-        """Raises ValueError where the codes were made by another image tokenizer."""
+        """Raises ValueError if the codes are from another image tokenizer."""
         if self.index["image_tokenizer"] != fingerprint(image_tokenizer.state_dict().items()):
             raise ValueError(
-                "the codes were made by another image tokenizer: run `tokenshuffle data codes` "
-                "again with this one"
+                "the codes are from another image tokenizer: run `tokenshuffle data codes` again "
+                "with this one"
             )

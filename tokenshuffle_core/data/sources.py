@@ -1,14 +1,14 @@
-"""Text-image pairs of one's own: a folder with captions, an image folder of `datasets`, or tars.
+"""Pictures with captions: a folder with .txt files, an image folder of `datasets`, or .tar shards.
 
-Nothing is unpacked and no picture is decoded until it is asked for: an `Item` knows where the
-bytes of its picture lie, in a file of their own or within a tar.
+Nothing is unpacked, and a picture is decoded only when it is used: an `Item` stores where the bytes
+of its picture are, in a file or within a .tar.
 """
 
 import json
 import os
 import sys
 import tarfile
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from itertools import pairwise
@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp")
 OTHERS = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jxl", ".tif", ".tiff")  # not read
-FORMATS = ("JPEG", "PNG", "WEBP")  # Pillow knows more, and some of those start other programs
+FORMATS = ("JPEG", "PNG", "WEBP")  # not all of Pillow's: some start other programs
 SPLITS = ("train", "held-out")
 METADATA = "metadata.jsonl"
 
@@ -27,8 +27,8 @@ METADATA = "metadata.jsonl"
 class Item:
     """A picture with its captions. `key` is its name in the source, without the extension.
 
-    An epoch visits it `repeats` times. The picture's `size` bytes start at `offset` in `path`,
-    which was last `modified` (ns since 1970).
+    An epoch visits it `repeats` times. The `size` bytes of the picture start at `offset` in `path`,
+    which was last `modified` at that time (ns since 1970).
     """
 
     key: str
@@ -42,10 +42,10 @@ class Item:
     extra: dict = field(default_factory=dict)
 
     def picture(self, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
-        """The picture in RGB, upright; a transparent one is laid on `background`.
+        """The picture in RGB, upright; a transparent one is put on `background`.
 
-        Raises ValueError for what is no JPEG, PNG or WebP picture of 8 bits, is damaged, or is a
-        decompression bomb; OSError where the file itself cannot be read.
+        Raises ValueError for a picture that is not a JPEG, PNG or WebP with 8 bits per channel, is
+        damaged, or is a decompression bomb; OSError where the file cannot be read.
         """
         with open(self.path, "rb") as file:
             file.seek(self.offset)
@@ -54,12 +54,14 @@ class Item:
             image = Image.open(BytesIO(content), formats=FORMATS)
             image.load()
             image = ImageOps.exif_transpose(image)
-        except UnidentifiedImageError:  # its message has an address that differs in every run
-            raise ValueError(f"picture {self.key} is no JPEG, PNG or WebP") from None
-        except Exception as error:  # Pillow's parsers raise anything, struct.error for one
+        except UnidentifiedImageError:  # its message contains a memory address
+            raise ValueError(f"picture {self.key} is not a JPEG, PNG or WebP") from None
+        except Exception as error:  # Pillow's parsers raise anything, such as struct.error
             raise ValueError(f"picture {self.key} cannot be read: {error}") from None
         if image.mode.startswith("I") or image.mode == "F":
-            raise ValueError(f"picture {self.key} has more than 8 bits per channel: convert it")
+            raise ValueError(
+                f"picture {self.key} has more than 8 bits per channel: convert it to 8 bits"
+            )
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             behind = Image.new("RGBA", image.size, (*background, 255))
@@ -70,14 +72,14 @@ class Item:
 def read_items(source: str | Path, captioned: bool = True) -> list[Item]:
     """The items of `source`, sorted by key. It is one of
 
-    - a folder with a `metadata.jsonl` that names its pictures (image folder of `datasets`),
+    - a folder with a `metadata.jsonl` that lists its pictures (image folder of `datasets`),
     - a .tar file, or a folder of them (WebDataset shards), without compression,
-    - a folder of pictures, each beside a .txt file with a caption per line. Sub-folders are
-      walked, links to folders and hidden names are not.
+    - a folder of pictures, each with a .txt file of the same name that has a caption per line.
+      Subfolders are included, but not links to folders or hidden names.
 
-    Raises FileNotFoundError where it does not exist, ValueError with one sentence where it is
-    none of these, a picture has no caption (unless none needs to be `captioned`), two have the
-    same key, or a field is wrong.
+    Raises FileNotFoundError where it does not exist, ValueError with one sentence where it is none
+    of these, a picture has no caption (unless `captioned` is false), two have the same key, or a
+    field is wrong.
     """
     source = Path(source)
     if not source.exists():
@@ -85,7 +87,7 @@ def read_items(source: str | Path, captioned: bool = True) -> list[Item]:
     if source.is_file():
         if source.suffix.lower() != ".tar":
             raise ValueError(
-                f"{source} is neither a folder nor a .tar: expected a folder of pictures with "
+                f"{source} is neither a folder nor a .tar file: expected a folder of pictures with "
                 f".txt captions, a folder with a {METADATA}, or WebDataset shards (.tar)"
             )
         items = _in_tar(source)
@@ -96,31 +98,31 @@ def read_items(source: str | Path, captioned: bool = True) -> list[Item]:
         shards = [path for path in source.glob("*.tar") if path.name[0] != "."]
         if items and shards:
             raise ValueError(
-                f"{source} holds both pictures and .tar shards: give each a folder of its own"
+                f"{source} has both pictures and .tar shards: put them into separate folders"
             )
         for shard in shards:
             items += _in_tar(shard)
-        if shards and len({item.key for item in items}) < len(items):  # numbered from 0 in each
+        if shards and len({item.key for item in items}) < len(items):  # each numbers them from 0
             items = [replace(item, key=f"{item.path.stem}/{item.key}") for item in items]
         if below := next(source.glob(f"*/{METADATA}"), None):
-            raise ValueError(f"{below} names the pictures of {below.parent}: give that folder")
+            raise ValueError(f"{below} lists the pictures of {below.parent}: give that folder")
     if not items:
         raise ValueError(
-            f"{source} holds no pictures ({', '.join(EXTENSIONS)}), no .tar shards with pictures "
+            f"{source} has no pictures ({', '.join(EXTENSIONS)}), no .tar shards with pictures "
             f"and no {METADATA}"
         )
     items.sort(key=lambda item: item.key)
     for first, second in pairwise(items):
         if first.key == second.key:
             raise ValueError(
-                f"{source} holds two pictures with the key {first.key!r}, in {first.path} and "
-                f"{second.path}: give each a name of its own"
+                f"{source} has two pictures with the key {first.key!r}, in {first.path} and "
+                f"{second.path}: rename one of them"
             )
     if captioned and (bare := [item for item in items if not item.captions]):
         where = f'the field "text" of {METADATA}'
         if not (source / METADATA).is_file():
-            beside = "in the same .tar" if bare[0].path.suffix == ".tar" else "beside it"
-            where = f"a .txt file of the same name {beside}"
+            place = ".tar" if bare[0].path.suffix == ".tar" else "folder"
+            where = f"a .txt file of the same name in the same {place}"
         raise ValueError(
             f"{len(bare)} of the {len(items)} pictures in {source} have no caption, the first is "
             f"{bare[0].key!r}: write one into {where}"
@@ -142,7 +144,7 @@ def _in_folder(folder: Path) -> list[Item]:
             items.append(_in_file(path, _key(path.relative_to(folder).as_posix()), captions))
     if others:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
-        print(f"note: left out, being no JPEG, PNG or WebP: {kinds}", file=sys.stderr)
+        print(f"note: left out, because they are not JPEG, PNG or WebP: {kinds}", file=sys.stderr)
     return items
 
 
@@ -150,7 +152,7 @@ def _in_metadata(folder: Path) -> list[Item]:
     items = []
     path = folder / METADATA
     root = folder.resolve()
-    # Not splitlines(): JSON may hold the other line separators of Unicode.
+    # Not splitlines(): JSON may contain the other line separators of Unicode.
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
@@ -162,10 +164,10 @@ def _in_metadata(folder: Path) -> list[Item]:
         picture = folder / name
         if ".." in PurePath(name).parts or not picture.resolve().is_relative_to(root):
             raise ValueError(
-                f"{where}: file_name {name!r} leads out of {folder}: move the picture inside"
+                f"{where}: file_name {name!r} is outside {folder}: move the picture into it"
             )
         if not picture.is_file():
-            raise ValueError(f"{where}: file_name {name!r} is no file in {folder}")
+            raise ValueError(f"{where}: file_name {name!r} is not a file in {folder}")
         items.append(_in_file(picture, _key(name), **fields))
     return items
 
@@ -176,11 +178,9 @@ def _in_file(path: Path, key: str, captions: tuple[str, ...], **fields) -> Item:
 
 
 def _in_tar(path: Path) -> list[Item]:
-    """The samples of one shard. Those without a picture are no items, as a stray .txt is none."""
+    """The samples of one shard, without those that have no picture, such as a stray .txt."""
     modified = path.stat().st_mtime_ns
-    pictures: dict[str, tuple[int, int]] = {}
-    captions: dict[str, tuple[str, ...]] = {}
-    fields: dict[str, dict] = {}
+    samples: dict[str, dict] = defaultdict(dict)  # key -> picture, txt, json
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
@@ -193,27 +193,30 @@ def _in_tar(path: Path) -> list[Item]:
                 if not member.isreg():
                     raise ValueError(f"{where} is a link, not a file: store the file itself")
                 key = str(name.with_name(stem))
-                part = {"txt": captions, "json": fields}.get(extension, pictures)
-                if key in part:
-                    raise ValueError(f"{where} is the second of its kind with the key {key!r}")
-                if extension == "txt":
-                    captions[key] = _lines(tar.extractfile(member).read(), where)
-                elif extension == "json":
-                    fields[key] = _fields(tar.extractfile(member).read(), where)
+                kind = "picture" if extension in EXTENSIONS else extension
+                if kind in samples[key]:
+                    raise ValueError(
+                        f"{where} is the second {kind} with the key {key!r}: rename it"
+                    )
+                if kind == "picture":
+                    samples[key][kind] = member.offset_data, member.size
                 else:
-                    pictures[key] = (member.offset_data, member.size)
-            # tarfile takes a damaged header for the end of the archive.
+                    parse = _lines if kind == "txt" else _fields
+                    samples[key][kind] = parse(tar.extractfile(member).read(), where)
+            # tarfile mistakes a damaged header for the end of the archive.
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise tarfile.ReadError(f"damaged after {tar.offset} bytes")
     except (tarfile.TarError, OSError, OverflowError) as error:
         raise ValueError(f"{path} is not a readable .tar without compression: {error}") from None
     items = []
-    for key, (offset, size) in pictures.items():
-        about = fields.get(key, {"captions": ()})
-        if key in captions:
-            about = about | {"captions": captions[key]}
-        items.append(Item(key, path=path, offset=offset, size=size, modified=modified, **about))
+    for key, sample in samples.items():
+        if "picture" in sample:
+            more = {"captions": ()} | sample.get("json", {})
+            if "txt" in sample:
+                more["captions"] = sample["txt"]
+            offset, size = sample["picture"]
+            items.append(Item(key, path=path, offset=offset, size=size, modified=modified, **more))
     return items
 
 
@@ -222,11 +225,11 @@ def _key(name: str) -> str:
 
 
 def _lines(content: bytes, where: str | Path) -> tuple[str, ...]:
-    """The captions of a .txt file, one a line. Notepad's byte order mark is no part of them."""
+    """The captions of a .txt file, one per line, without the byte order mark of Notepad."""
     try:
         lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise ValueError(f"{where} is no text in UTF-8: save it as UTF-8") from None
+        raise ValueError(f"{where} is not text in UTF-8: save it as UTF-8") from None
     return tuple(line.strip() for line in lines if line.strip())
 
 
@@ -235,13 +238,13 @@ def _fields(content: bytes, where: str) -> dict:
     try:
         extra = json.loads(content.decode("utf-8-sig"))
     except ValueError as error:
-        raise ValueError(f"{where} is no JSON: {error}") from None
+        raise ValueError(f"{where} is not JSON: {error}") from None
     if not isinstance(extra, dict):
         raise ValueError(f'{where} must be a JSON object such as {{"text": "a red apple"}}')
     captions: list[str] = []
     for name in ("text", "caption", "captions"):
         texts = extra.pop(name, None)
-        if texts is None or isinstance(texts, str):  # null is how some write that there is none
+        if texts is None or isinstance(texts, str):  # some write null for no caption
             texts = [texts or ""]
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{where}: {name} must be a text or a list of texts, not {texts!r}")

@@ -7,10 +7,10 @@ from .loop import generator
 
 
 class Batches:
-    """Batches of one size each. An epoch visits every index of every bucket once, in an order that
-    depends on (seed, epoch) alone; the last batch of a bucket is filled up from its beginning.
+    """Batches of pictures of one size. An epoch visits every index of every bucket once, in an
+    order that depends only on (seed, epoch); the last batch of a bucket repeats its first ones.
 
-    `buckets` holds int64 indices, repeated where an epoch should visit one more often.
+    `buckets` are int64 indices; an index that occurs n times is visited n times.
     """
 
     def __init__(self, buckets: list[Tensor], batch: int, seed: int):
@@ -18,10 +18,10 @@ class Batches:
         self.batch = batch
         self.seed = seed
         self.counts = [-(-len(bucket) // batch) for bucket in buckets]
-        self.planned = None  # the epoch that `plan` is of
+        self.planned = None  # the epoch of `plan`
 
     def __len__(self) -> int:
-        """Steps of an epoch."""
+        """Steps per epoch."""
         return sum(self.counts)
 
     def at(self, step: int) -> tuple[int, Tensor]:

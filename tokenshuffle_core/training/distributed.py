@@ -1,7 +1,7 @@
-"""One training in many processes: the group that `torchrun` starts, what its processes tell each
-other, and how a module is compiled, checkpointed and spread over them.
+"""One training in many processes: the group that `torchrun` starts, the messages between its
+processes, and how a module is compiled, checkpointed and distributed.
 
-What is asked and answered between steps goes over gloo, on the CPU, so that no GPU waits for it.
+Messages between steps go over gloo, on the CPU, so that no GPU waits for them.
 """
 
 import os
@@ -19,36 +19,39 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from ..transformer import Block
+from .settings import LoopConfig
 
 TIMEOUT = timedelta(hours=1)  # the others wait while process 0 validates and draws a sheet
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:
-    """The group of processes that `torchrun` has started, if it has; yields this one's device.
+    """Joins the group of processes if `torchrun` started this one, and yields its device.
 
-    Under CUDA that is the GPU of its number on this machine. Raises ValueError where there is no
-    such GPU, or `device` is neither CUDA nor the CPU.
+    With CUDA that is the GPU with the number of the process on this machine. Raises ValueError
+    where there is no such GPU, or `device` is neither CUDA nor the CPU.
     """
     if not dist.is_torchelastic_launched():
         yield device
         return
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"torchrun trains on cuda or cpu, not on {device.type}: add --device cpu")
+        raise ValueError(
+            f"torchrun can train on cuda or cpu, not on {device.type}: add --device cpu"
+        )
     backend = "gloo"
     if device.type == "cuda":
         index, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if index >= count:
             raise ValueError(
-                f"torchrun started process {index + 1} here, but this machine has {count} GPUs: "
-                f"choose --nproc-per-node {count}"
+                f"torchrun started process {index + 1} on a machine with {count} GPUs: use "
+                f"--nproc-per-node {count}"
             )
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=TIMEOUT)
     yield device
-    # Not after an error: the others may be waiting for this process, and torchrun ends them.
+    # Not after an error: the other processes may be waiting for this one, and torchrun ends them.
     dist.destroy_process_group()
 
 
@@ -61,26 +64,26 @@ def world_size() -> int:
 
 
 def in_any(*flags: bool) -> list[bool]:
-    """For each flag whether it is set in any process: the same answer in all of them."""
+    """Whether each flag is set in any process; the same in all of them."""
     counts = torch.tensor(flags, dtype=torch.int64)
     _all_reduce(counts)
     return (counts > 0).tolist()
 
 
 def mean_of_all(values: dict[str, float | torch.Tensor]) -> dict[str, float]:
-    """The mean over the processes of each value."""
+    """The mean of each value over all processes."""
     sums = torch.tensor([float(value) for value in values.values()], dtype=torch.float64)
     _all_reduce(sums)
     return dict(zip(values, (sums / world_size()).tolist(), strict=True))
 
 
 def max_of_all(tensor: torch.Tensor) -> None:
-    """Replace each element by the largest that any process has in its place."""
+    """Replace each element, in place, by its maximum over all processes."""
     _all_reduce(tensor, dist.ReduceOp.MAX)
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this."""
     in_any(False)
 
 
@@ -91,15 +94,15 @@ def _all_reduce(tensor: torch.Tensor, op=dist.ReduceOp.SUM) -> None:
         _latest = tensor
 
 
-# Gloo's thread lets go of a tensor a moment after the others have it. Were it then the only owner,
-# it would ask for the GIL, which aborts the process where the interpreter is about to exit.
+# Gloo's thread releases a tensor a moment after the others have it. If it were the last owner then,
+# it would ask for the GIL, which aborts the process while the interpreter shuts down.
 _latest: torch.Tensor | None = None
 
 
 class _Loss(nn.Module):
-    """A task's loss as the forward of one module, which is where DDP and FSDP hook in.
+    """A task's loss as the forward of one module, because DDP and FSDP hook into forward.
 
-    The task gets the bare module and may call any method of it.
+    The task gets the plain module and may call any of its methods.
     """
 
     def __init__(self, module: nn.Module, task):
@@ -111,36 +114,34 @@ class _Loss(nn.Module):
         return self.task.loss(self.module, step, piece, pieces)
 
 
-def spread(
-    module: nn.Module, task, *, compile: bool, checkpointing: bool, shard: bool, dtype: torch.dtype
-) -> nn.Module:
+def spread(module: nn.Module, task, config: LoopConfig, dtype: torch.dtype) -> nn.Module:
     """A module that computes `task.loss(module, step, piece, pieces)` on all processes together.
 
-    `compile` and `checkpointing` change each transformer block of `module` in place, or where it
-    has none `compile` each of its parts; the names of the weights stay. `shard` replaces them by
-    FSDP's shards (fully_shard, arXiv 2304.11277), each block and the rest gathered when needed;
-    otherwise every process holds all (DDP, arXiv 2006.15704). `dtype` is that in which the blocks'
-    shards are gathered. In one process there is nothing to shard. Raises ValueError for
-    `checkpointing` or `shard` where there is no block.
+    The config's `compile` and `checkpointing` change each transformer block of `module` in place
+    (`compile` each child of a module without blocks); the weights keep their names. `shard`
+    replaces the weights by shards (FSDP's fully_shard, arXiv 2304.11277), which are gathered in
+    `dtype` for one block at a time; otherwise every process holds all weights (DDP, arXiv
+    2006.15704). In one process there is nothing to shard. Raises ValueError for `checkpointing` or
+    `shard` on a module without blocks.
     """
     blocks = [part for part in module.modules() if isinstance(part, Block)]
-    for name, asked in (("checkpointing", checkpointing), ("shard", shard)):
-        if asked and not blocks:
+    for name in ("checkpointing", "shard"):
+        if getattr(config, name) and not blocks:
             raise ValueError(
                 f"{name} needs transformer blocks, and {type(module).__name__} has none: leave it "
                 "out"
             )
-    if compile:
+    if config.compile:
         for part in blocks or module.children():
             part.forward = torch.compile(part.forward)
-    if checkpointing:
+    if config.checkpointing:
         for block in blocks:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     loss = _Loss(module, task)
     if world_size() == 1:
         return loss
-    if shard:
-        # The rotary angles stay float32, and so do the embeddings, as what the blocks add to.
+    if config.shard:
+        # The rotary angles stay float32, and so do the embeddings, to which the blocks add.
         exact = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in blocks:
             fully_shard(block, mp_policy=replace(exact, param_dtype=dtype))

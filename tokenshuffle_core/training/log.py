@@ -1,4 +1,4 @@
-"""What a training leaves to be read: the log, and how fast it goes."""
+"""The log of a training, and its speed."""
 
 import csv
 import math
@@ -13,7 +13,7 @@ from .distributed import world_size
 
 
 class Log:
-    """log.csv with the columns step, name, value; TensorBoard beside it where installed."""
+    """log.csv with the columns step, name, value; also for TensorBoard if it is installed."""
 
     def __init__(self, directory: Path, first: int):
         path = directory / "log.csv"
@@ -52,16 +52,15 @@ class Log:
 
 
 class Speed:
-    """Samples, codes and FLOPs per second of all processes together, since the last restart.
-
-    Codes and FLOPs are logged where the task knows them. Model FLOPs utilisation (MFU; PaLM, arXiv
-    2204.02311, appendix B) is the share of the devices' measured `peak_flops`.
+    """Samples and codes per second of all processes together since the last restart, and model
+    FLOPs utilisation (MFU; PaLM, arXiv 2204.02311, appendix B): the share of the devices' measured
+    `peak_flops`. Codes and MFU are logged if the task knows them.
     """
 
     def __init__(self, task, batch: int, device: torch.device, dtype: torch.dtype):
         self.batch = batch
         self.codes = task.codes_per_sample()
-        self.share = task.flops_per_sample()  # of one second of all devices, for one sample
+        self.share = task.flops_per_sample()  # seconds of all devices for one sample, at their peak
         if self.share:
             self.share /= peak_flops(device, dtype) * world_size()
 
@@ -80,8 +79,8 @@ class Speed:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of `device` in its fastest of a few large square
-    matrix products: a ceiling that was measured, not one from a data sheet."""
+    """Floating-point operations per second of `device` in the fastest of a few large square matrix
+    products: measured, not from a data sheet."""
     side = 8192 if device.type == "cuda" else 1024
     matrix = torch.randn(side, side, device=device, dtype=dtype)
     fastest = math.inf

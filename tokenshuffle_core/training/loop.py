@@ -1,8 +1,8 @@
-"""The training loop that the image tokenizer and the model share, in one process or in many.
+"""The training loop of the image tokenizer and the model, in one process or in many.
 
 AdamW, linear warm-up then cosine decay, gradient clipping, an exponential moving average (EMA)
-of the weights. The batch of a step, over all processes, is a function of (seed, step) alone, so a
-resumed run continues exactly where the unbroken run would be, on any number of processes.
+of the weights. The batch of a step, over all processes, depends only on (seed, step), so a resumed
+run computes exactly what an uninterrupted one would, on any number of processes.
 """
 
 import copy
@@ -32,14 +32,14 @@ FINAL = "final.safetensors"
 
 
 class Task(ABC):
-    """What is trained: a loss per step, scores now and then, and a sheet to look at."""
+    """What is trained: a loss for each step, validation, and a sheet of pictures to look at."""
 
-    idle_parameters = False  # whether a step may leave some unused, which DDP must know
+    idle_parameters = False  # whether a step may leave some unused: DDP must know
 
     def __init__(self):
-        # Tensors that it needs to go on, the same in all processes after each step.
+        # Tensors that resuming needs, the same in all processes after each step.
         self.state: dict[str, Tensor] = {}
-        # Texts that must be the same when it goes on, such as a checksum of its data.
+        # Texts that must be the same when it is resumed, such as a checksum of its data.
         self.about: dict[str, str] = {}
 
     @abstractmethod
@@ -49,8 +49,8 @@ class Task(ABC):
         """The loss of one of `pieces` equal pieces of the step's batch, [piece::pieces], and
         metrics to log; the mean over all pieces must be the loss of the whole batch.
 
-        So what is random is drawn for the whole batch and then cut. All pieces of a step use the
-        same parameters.
+        So random numbers are drawn for the whole batch and then divided. All pieces of a step use
+        the same parameters.
         """
 
     @abstractmethod
@@ -61,25 +61,26 @@ class Task(ABC):
     def save(self, module: nn.Module, path: Path) -> None: ...
 
     def codes_per_sample(self) -> float:
-        """For the log; 0 where samples have none."""
+        """For the log; 0 if samples have no image codes."""
         return 0
 
     def flops_per_sample(self) -> float:
-        """Of forward and backward, for the log; 0 where they are not known."""
+        """Of the forward and backward pass, for the log; 0 if unknown."""
         return 0
 
 
 def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resume: bool) -> Path:
     """Train `module` in place and return the path of the final weights, the EMA's.
 
-    Within `distributed.process_group` all processes call it alike. Writes into `directory`:
-    `state/` (all that resuming needs, on any number of processes), `log.csv`, TensorBoard events
-    where `tensorboard` is installed, `sheet-STEP.png`, and `final.safetensors` through
-    `task.save`. Ctrl-C ends the step, saves and raises KeyboardInterrupt.
+    Within `distributed.process_group` every process calls it with the same arguments. Writes into
+    `directory`: `state/` (all that resuming needs, on any number of processes), `log.csv`,
+    TensorBoard events if `tensorboard` is installed, `sheet-STEP.png`, and `final.safetensors` by
+    `task.save`. On Ctrl-C it finishes the step, saves and raises KeyboardInterrupt.
 
-    Raises FileExistsError where a training lies there and `resume` is false, FileNotFoundError
-    where there is nothing to resume, ValueError for settings that do not fit the processes, the
-    device, the module or what is resumed, FloatingPointError where the training diverges.
+    Raises FileExistsError where `directory` has a training and `resume` is false,
+    FileNotFoundError where there is nothing to resume, ValueError for settings that do not fit the
+    processes, the device, the module or the saved state, FloatingPointError where the training
+    diverges.
     """
     device = next(module.parameters()).device
     check_loop(config, device)
@@ -88,14 +89,7 @@ def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resu
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     speed = Speed(task, config.batch, device, dtype)
     skeleton = _without_weights(module)
-    loss_of = spread(
-        module,
-        task,
-        compile=config.compile,
-        checkpointing=config.checkpointing,
-        shard=config.shard,
-        dtype=dtype,
-    )
+    loss_of = spread(module, task, config, dtype)
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     trained = list(parameters.values())
     optimizer = _optimizer(trained, config)
@@ -111,12 +105,8 @@ def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resu
     log = Log(directory, first) if is_first else None
     saved = time.monotonic()
     speed.restart(first)
-    bar = tqdm(
-        range(first, config.steps),
-        initial=first,
-        total=config.steps,
-        disable=None if is_first else True,
-    )
+    hidden = None if is_first else True  # None: where standard error is not a terminal
+    bar = tqdm(range(first, config.steps), initial=first, total=config.steps, disable=hidden)
     with _Interrupt() as interrupt, log or nullcontext(), bar:
         for step in bar:
             for group in optimizer.param_groups:
@@ -147,9 +137,9 @@ def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resu
                         with atomic_path(directory / f"sheet-{done:07}.png") as temporary:
                             task.sheet(weights).save(temporary, "PNG")
                 speed.restart(done)
-            # The processes' clocks differ, and Ctrl-C may have reached only some of them.
+            # Clocks differ between processes, and Ctrl-C may have reached only some of them.
             due = time.monotonic() - saved > 60 * config.save_minutes
-            interrupted, due = in_any(interrupt.asked, due)
+            interrupted, due = in_any(interrupt.pressed, due)
             if interrupted or due or last:
                 _finite(norm, step)
                 state.save(directory, done, tensors, config, task.about)
@@ -166,10 +156,10 @@ def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resu
 
 @contextmanager
 def averaged(skeleton: nn.Module, module: nn.Module, ema: dict[str, Tensor]) -> Iterator[nn.Module]:
-    """`skeleton` with the weights of `module`, those that are trained averaged; every process calls
-    it, and process 0 alone may use what it yields.
+    """`skeleton` with the weights of `module`, the trained ones replaced by their average. Every
+    process calls it, but only process 0 may use what it yields.
 
-    No weight is copied, except that sharded ones are gathered, in process 0 alone.
+    No weight is copied; sharded ones are gathered, and kept only in process 0.
     """
     weights = {}
     for name, tensor in (module.state_dict() | ema).items():
@@ -187,11 +177,13 @@ def check_loop(config: LoopConfig, device: torch.device) -> None:
     pieces = world_size() * config.accumulation
     if config.batch % pieces:
         raise ValueError(
-            f"batch {config.batch} must be a multiple of {pieces}: accumulation "
-            f"{config.accumulation} in each of {world_size()} processes"
+            f"batch {config.batch} must be a multiple of {pieces} (accumulation "
+            f"{config.accumulation}, processes {world_size()}): choose another batch"
         )
     if config.precision == "bf16" and not _is_native_bf16(device):
-        raise ValueError(f"precision bf16 is not native to this {device.type}: choose fp32")
+        raise ValueError(
+            f"this {device.type} does not support bf16 natively: choose precision fp32"
+        )
 
 
 def _is_native_bf16(device: torch.device) -> bool:
@@ -204,11 +196,11 @@ def _state_to_resume(directory: Path, resume: bool) -> Path | None:
     path = state.latest(directory)
     if path and not resume:
         raise FileExistsError(
-            f"{directory} already holds a training: add --resume to continue it, or choose "
+            f"{directory} already has a training: add --resume to continue it, or choose "
             "another folder"
         )
     if resume and not path:
-        raise FileNotFoundError(f"{directory} holds no state, so there is nothing to resume")
+        raise FileNotFoundError(f"{directory} has no saved state, so there is nothing to resume")
     return path
 
 
@@ -228,7 +220,7 @@ def _seed(seed: int, index: int) -> int:
 
 
 def _optimizer(parameters: list[nn.Parameter], config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW whose state is complete from the start, as what is saved and restored must be."""
+    """AdamW with a complete state from the start, so that it can be saved and restored."""
     matrices = [p for p in parameters if p.ndim >= 2]
     vectors = [p for p in parameters if p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -252,13 +244,13 @@ def _optimizer(parameters: list[nn.Parameter], config: LoopConfig) -> torch.opti
 def _backward(
     loss_of: nn.Module, config: LoopConfig, step: int, device: torch.device
 ) -> dict[str, float | Tensor]:
-    """Add up the gradient of this process's pieces; returns the mean of their loss and metrics."""
+    """Accumulate the gradient of this process's pieces; returns their mean loss and metrics."""
     sums = {}
     for turn in range(config.accumulation):
-        # A task that draws from the global generator sees the same, whoever computes the piece.
+        # A task that uses the global generator gets the same numbers in any process.
         torch.manual_seed(_seed(config.seed, step))
         more = turn + 1 < config.accumulation
-        # DDP adds up its gradients here and sends them once; FSDP could not hold them unsharded.
+        # DDP accumulates locally and sends once; FSDP has no room for unsharded gradients.
         local = more and isinstance(loss_of, DistributedDataParallel)
         with loss_of.no_sync() if local else nullcontext():
             with _autocast(config, device):
@@ -275,30 +267,30 @@ def _autocast(config: LoopConfig, device: torch.device) -> torch.autocast:
 
 
 def _finite(norm: Tensor, step: int) -> float:
-    """The gradient's norm. Raises FloatingPointError where it, and so every weight, is not finite.
+    """The gradient's norm. Raises FloatingPointError if it, and so every weight, is not finite.
 
-    Asked now and then, because the answer waits for the device.
+    Not called in every step, because it waits for the device.
     """
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     if not torch.isfinite(norm):
         raise FloatingPointError(
             f"the gradient is no longer finite at step {step}: lower the learning rate, and "
-            "continue with --resume, or in a new folder where a recipe has the stage"
+            "continue with --resume, or train a recipe again in a new folder"
         )
     return norm.item()
 
 
 class _Interrupt:
-    """Ctrl-C lets the step that is running end, so that no half of it is saved; a second Ctrl-C
+    """Lets the current step finish after Ctrl-C, so that no half of it is saved; a second Ctrl-C
     raises KeyboardInterrupt at once."""
 
     def __enter__(self) -> "_Interrupt":
-        self.asked = False
-        self.before = signal.signal(signal.SIGINT, self._ask)
+        self.pressed = False
+        self.before = signal.signal(signal.SIGINT, self._press)
         return self
 
-    def _ask(self, *_) -> None:
-        self.asked = True
+    def _press(self, *_) -> None:
+        self.pressed = True
         signal.signal(signal.SIGINT, self.before)
         if rank() == 0:
             print("stopping after this step; Ctrl-C again stops without saving", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Training of the unified model on codes that were extracted once."""
+"""Training of the model on image codes that were extracted once."""
 
 import json
 import math
@@ -30,8 +30,8 @@ from .settings import LoopConfig, Recipe
 
 CPU = torch.device("cpu")
 VALIDATION_PICTURES = 64
-VALIDATION_CODES = 8192  # at once: each takes as many logits as the codebook has codes
-SHEET_POSITIONS = 8192  # of the pictures of a sheet together, which are sampled at once
+VALIDATION_CODES = 8192  # per batch: each code needs one logit per entry of the codebook
+SHEET_POSITIONS = 8192  # in all pictures of a sheet together, which are sampled as one batch
 
 
 class ModelTask(Task):
@@ -40,24 +40,25 @@ class ModelTask(Task):
     def __init__(
         self,
         shards: CodeShards,
-        parts: Pipeline,
+        pipeline: Pipeline,
         loop: LoopConfig,
         recipe: Recipe,
         device: torch.device,
     ):
         super().__init__()
-        check_codes(shards, parts.image_tokenizer, parts.config.model, recipe)
-        self.shards, self.parts, self.recipe, self.device = shards, parts, recipe, device
+        check_codes(shards, pipeline.image_tokenizer, pipeline.config.model, recipe)
+        self.shards, self.pipeline, self.recipe, self.device = shards, pipeline, recipe, device
+        self.windows = pipeline.config.model.windows
         self.seed = loop.seed
-        self.idle_parameters = len(parts.config.model.windows) > 1  # those of the other windows
+        self.idle_parameters = len(self.windows) > 1  # those of the other windows
         self.about = {
             "codes": sha256([json.dumps(shards.index).encode()]),
-            "text tokenizer": sha256([parts.text_tokenizer.to_json().encode()]),
+            "text tokenizer": sha256([pipeline.text_tokenizer.to_json().encode()]),
         }
-        frozen = [(n, p) for n, p in parts.model.named_parameters() if not p.requires_grad]
+        frozen = [(n, p) for n, p in pipeline.model.named_parameters() if not p.requires_grad]
         if frozen:
             self.about["weights that are not trained"] = fingerprint(frozen)
-        self.visits, held_out = {}, []  # size -> indices, as often as an epoch visits them
+        self.visits, held_out = {}, []  # size -> indices, repeated as an epoch visits them
         for size, indices in shards.indices.items():
             visits = []
             for index in indices.tolist():
@@ -70,17 +71,15 @@ class ModelTask(Task):
                 self.visits[size] = torch.tensor(visits)
         self.batches = Batches(list(self.visits.values()), loop.batch, loop.seed)
         trained = torch.cat([indices.unique() for indices in self.visits.values()])
-        self.cuts = False  # whether a caption was too long
-        self.trained = _spread(trained.tolist())
-        self.held_out = _spread(held_out)
+        self.trained, self.held_out = _spread(trained.tolist()), _spread(held_out)
+        self.noted = False  # whether the note on long captions has been printed
         self.latest = None  # step and batch: the pieces of a step share it
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, int]:
         """text (B, T), padding (B,), codes (B, H, W) of step `step`, all of one size, and the
-        window it is trained with."""
+        window to train with."""
         rng = random.Random(self.seed * 1_000_003 + step)
-        windows = self.parts.config.model.windows
-        (window,) = rng.choices(windows, self.recipe.window_mix)
+        (window,) = rng.choices(self.windows, self.recipe.window_mix)
         _, indices = self.batches.at(step)
         captions = []
         for record in map(self.shards.record, indices.tolist()):
@@ -89,12 +88,12 @@ class ModelTask(Task):
         return *self._tensors(indices.tolist(), captions, window), window
 
     def loss(self, module: nn.Module, step: int, piece: int = 0, pieces: int = 1):
-        """The mean loss of every `pieces`-th picture of the step's batch, from `piece` on."""
+        """The mean loss on the pictures [piece::pieces] of the step's batch."""
         if self.latest is None or self.latest[0] != step:
             self.latest = step, self.batch(step)
         text, padding, codes, window = self.latest[1]
         context = self.foreign_windows(codes, window, step) if self.recipe.context_noise else codes
-        predicted = (text.shape[1] - 1 - padding).sum() / pieces  # text tokens of a mean piece
+        predicted = (text.shape[1] - 1 - padding).sum() / pieces  # text tokens, in a mean piece
         text, padding, codes, context = (
             whole[piece::pieces].to(self.device) for whole in (text, padding, codes, context)
         )
@@ -118,13 +117,13 @@ class ModelTask(Task):
         return loss, metrics
 
     def foreign_windows(self, codes: Tensor, window: int, step: int) -> Tensor:
-        """The codes (B, H, W) with some windows of each picture taken from its neighbour.
+        """The codes (B, H, W) with some windows of each picture replaced by its neighbour's.
 
-        A small data set is memorised: without this the model learns to recognise the picture by
-        its first windows and to ignore the prompt, and when it samples, one wrong window leads
-        into another picture. A large data set is not memorised and needs none of it. The idea is
-        that of scheduled sampling (arXiv 1506.03099). Each picture has its own share of foreign
-        windows, up to `context_noise`, so that a clean context is trusted.
+        Otherwise a model memorises a small data set: it learns to recognise the picture by its
+        first windows and to ignore the prompt, and one wrong window while sampling leads it into
+        another picture. A large data set does not need this. The idea comes from scheduled sampling
+        (arXiv 1506.03099). The share of foreign windows differs from picture to picture, from 0 to
+        `context_noise`, so that the model still trusts a clean context.
         """
         random = generator(self.seed + 3, step)
         rows, columns = codes.shape[1] // window, codes.shape[2] // window
@@ -134,29 +133,26 @@ class ModelTask(Task):
         return torch.where(foreign, codes.roll(1, 0), codes)
 
     def codes_per_sample(self) -> float:
-        return self._mean_over_visits(lambda codes: codes)
+        return sum(codes * share for codes, share in self._code_counts())
 
     def flops_per_sample(self) -> float:
-        windows = self.parts.config.model.windows
-        mix = self.recipe.window_mix or (1,) * len(windows)
+        mix = self.recipe.window_mix or (1,) * len(self.windows)
         return sum(
-            share * self._mean_over_visits(lambda c, w=w: training_flops(self.parts.model, c, w))
-            for w, share in zip(windows, mix, strict=True)
-        ) / sum(mix)
+            share * part * training_flops(self.pipeline.model, codes, window) / sum(mix)
+            for codes, share in self._code_counts()
+            for window, part in zip(self.windows, mix, strict=True)
+        )
 
-    def _mean_over_visits(self, of) -> float:
-        """The mean of `of`, a function of a picture's number of codes, over an epoch."""
-        stride = self.shards.stride
-        counts = {s: len(visits) for s, visits in self.visits.items()}
-        total = sum(n * of(w * h // stride**2) for (w, h), n in counts.items())
-        return total / sum(counts.values())
+    def _code_counts(self) -> list[tuple[int, float]]:
+        """For each size: the codes of a picture, and its share of the pictures of an epoch."""
+        visits, area = sum(map(len, self.visits.values())), self.shards.stride**2
+        return [(w * h // area, len(of_size) / visits) for (w, h), of_size in self.visits.items()]
 
     def validate(self, module: nn.Module) -> dict[str, float]:
-        """Nats per code with each picture's first caption: held-out pictures, and trained ones."""
+        """Nats per code, given the first caption, on held-out pictures and on trained ones."""
         scores = {}
-        windows = self.parts.config.model.windows
-        for window in windows:
-            suffix = f"_window_{window}" if len(windows) > 1 else ""
+        for window in self.windows:
+            suffix = f"_window_{window}" if len(self.windows) > 1 else ""
             if self.held_out:
                 scores[f"validation_loss{suffix}"] = self._loss_of(module, self.held_out, window)
             scores[f"trained_loss{suffix}"] = self._loss_of(module, self.trained, window)
@@ -166,9 +162,9 @@ class ModelTask(Task):
         total, count = 0.0, 0
         for size in self.shards.sizes:
             of_size = [i for i in indices if tuple(self.shards.record(i)["bucket"]) == size]
-            at_once = max(1, min(16, VALIDATION_CODES * self.shards.stride**2 // math.prod(size)))
-            for start in range(0, len(of_size), at_once):
-                part = of_size[start : start + at_once]
+            batch = max(1, min(16, VALIDATION_CODES * self.shards.stride**2 // math.prod(size)))
+            for start in range(0, len(of_size), batch):
+                part = of_size[start : start + batch]
                 captions = [self.shards.record(i)["captions"][0] for i in part]
                 tensors = self._tensors(part, captions, window)
                 text, padding, codes = (tensor.to(self.device) for tensor in tensors)
@@ -179,57 +175,51 @@ class ModelTask(Task):
         return total / count
 
     def sheet(self, module: nn.Module) -> Image.Image:
-        """Twelve trained pictures and four held-out ones of the first size, fewer of large ones,
-        sampled anew from their first captions with the default settings."""
-        size = next(iter(self.visits))
-        window = self.parts.config.model.window
-        grid = self._grid([side // self.shards.stride for side in reversed(size)], window)
-        quarter = max(1, min(4, SHEET_POSITIONS // (4 * math.prod(grid))))
-        chosen = [
-            i
-            for pool, count in ((self.trained, 3 * quarter), (self.held_out, quarter))
-            for i in [i for i in pool if tuple(self.shards.record(i)["bucket"]) == size][:count]
-        ]
-        captions = [self.shards.record(i)["captions"][0] for i in chosen]
-        prompts = [self._frame(caption, grid) for caption in captions]
+        """Pictures sampled from the first captions of twelve trained and four held-out pictures of
+        the first size (of fewer if they are large), with the default settings."""
+        size, window = next(iter(self.visits)), self.windows[0]
+        width, height = (side // (window * self.shards.stride) for side in size)
+        grid = height, width
+        quarter = max(1, min(4, SHEET_POSITIONS // (4 * width * height)))
+        prompts = []
+        for pool, count in ((self.trained, 3 * quarter), (self.held_out, quarter)):
+            records = [self.shards.record(i) for i in pool]
+            of_size = [record for record in records if tuple(record["bucket"]) == size]
+            prompts += [self._frame(record["captions"][0], grid) for record in of_size[:count]]
         generators = [torch.Generator(self.device).manual_seed(i) for i in range(len(prompts))]
-        settings = replace(self.parts.config.generation, window=window)
+        settings = replace(self.pipeline.config.generation, window=window)
         *_, last = sample(
             module, prompts, [self._frame("", grid, len(p)) for p in prompts], grid, settings,
-            generators, self.parts.text_tokenizer.pad, engine=False,
+            generators, self.pipeline.text_tokenizer.pad, engine=False,
         )  # fmt: skip
         images = [
-            decode_codes(self.parts.image_tokenizer, codes[None], save_memory=True)
+            decode_codes(self.pipeline.image_tokenizer, codes[None], save_memory=True)
             for codes in last.codes
         ]
         return sheet_of(torch.cat(images).movedim(-1, 1), columns=8)
 
     def save(self, module: nn.Module, path: Path) -> None:
         sizes = ", ".join(f"{width}x{height}" for width, height in self.visits)
-        card = self.parts.card | {checkpoints.SIZES: sizes}
-        replace(self.parts, model=module, card=card).save(path)
+        card = self.pipeline.card | {checkpoints.SIZES: sizes}
+        replace(self.pipeline, model=module, card=card).save(path)
 
     def _tensors(self, indices, captions, window: int) -> tuple[Tensor, Tensor, Tensor]:
         codes = torch.stack([self.shards.codes(i) for i in indices])
-        grid = self._grid(codes.shape[1:], window)
-        pad = self.parts.text_tokenizer.pad
+        grid = codes.shape[1] // window, codes.shape[2] // window
+        pad = self.pipeline.text_tokenizer.pad
         longest = max(len(self._frame(caption, grid)) for caption in captions)
         text, padding = pad_left([self._frame(c, grid, longest) for c in captions], pad, CPU)
         return text, padding, codes
 
-    def _grid(self, shape, window: int) -> tuple[int, int]:
-        height, width = shape
-        return height // window, width // window
-
     def _frame(self, caption: str, grid: tuple[int, int], length: int = 0) -> list[int]:
-        """`length`: see TextTokenizer.frame."""
-        tokenizer = self.parts.text_tokenizer
-        ids, longest = tokenizer.encode(caption), self.parts.config.model.max_prompt
-        if len(ids) > longest and not self.cuts and rank() == 0:
-            self.cuts = True
+        """As `TextTokenizer.frame`, of a caption that is cut to what the model reads."""
+        tokenizer = self.pipeline.text_tokenizer
+        ids, longest = tokenizer.encode(caption), self.pipeline.config.model.max_prompt
+        if len(ids) > longest and not self.noted and rank() == 0:
+            self.noted = True
             print(
                 f"note: a caption has {len(ids)} tokens, the model reads {longest}: the ends of "
-                f"such captions are cut: {caption[:60]}...",
+                f"such captions are cut off: {caption[:60]}...",
                 file=sys.stderr,
             )
         return tokenizer.frame(ids[:longest], *grid, length)
@@ -238,15 +228,15 @@ class ModelTask(Task):
 def check_codes(
     shards: CodeShards, image_tokenizer: ImageTokenizer, shape: ModelConfig, recipe: Recipe
 ) -> None:
-    """Raises ValueError where a model of such a shape cannot be trained so on the codes."""
+    """Raises ValueError where a model of this shape cannot be trained on the codes in this way."""
     shards.check(image_tokenizer)
     if recipe.window_mix and len(recipe.window_mix) != len(shape.windows):
         raise ValueError(
             f"window_mix has {len(recipe.window_mix)} shares for the windows "
-            f"{', '.join(map(str, shape.windows))}"
+            f"{', '.join(map(str, shape.windows))}: give one share for each window"
         )
     if shards.index["held_out"] == shards.index["pictures"]:
-        raise ValueError("none of the pictures is for training: all are held out")
+        raise ValueError("all pictures are held out, so there are none to train on")
     for (width, height), indices in shards.indices.items():
         for window in shape.windows if len(indices) else ():
             unit = window * shards.stride
@@ -259,28 +249,29 @@ def check_codes(
             if max(rows, columns) > shape.max_grid or rows * columns > shape.max_positions:
                 raise ValueError(
                     f"pictures of {width}x{height} are {columns} x {rows} positions at window "
-                    f"{window}, the model takes {shape.max_grid} a side and {shape.max_positions} "
-                    "in all: extract the codes at smaller sizes, or choose a larger window"
+                    f"{window}, but the model takes {shape.max_grid} per side and "
+                    f"{shape.max_positions} in all: extract the codes at smaller sizes, or choose "
+                    "a larger window"
                 )
 
 
 def frozen_names(module: nn.Module, freeze: tuple[str, ...]) -> list[str]:
-    """The names of the parameters that start with one of `freeze`. Raises ValueError where there
-    are none of such a name."""
+    """The names of the parameters that start with one of `freeze`. Raises ValueError for a prefix
+    that no parameter has."""
     names = [name for name, _ in module.named_parameters()]
     for prefix in freeze:
         if not any(name.startswith(prefix) for name in names):
-            parts_of_it = ", ".join(name for name, _ in module.named_children())
-            raise ValueError(f"freeze: the model has no part {prefix!r}, only {parts_of_it}")
+            known = ", ".join(name for name, _ in module.named_children())
+            raise ValueError(f"freeze: the model has no part {prefix!r}, only {known}")
     return [name for name in names if name.startswith(freeze)]
 
 
 def training_flops(model: TokenShuffleModel, codes: int, window: int) -> float:
-    """FLOPs of forward and backward for a picture of `codes` codes: 6 N T + 12 L d T^2 for T
-    transformer positions (PaLM, arXiv 2204.02311, appendix B).
+    """FLOPs of the forward and backward pass for a picture of `codes` codes: 6 N T + 12 L d T^2 for
+    T transformer positions (PaLM, arXiv 2204.02311, appendix B).
 
-    N counts the weights of the matrices that one position passes, s * s times those that each of
-    the window's codes passes. Text, a few dozen positions, is left out.
+    N counts the weights of the matrices that a position passes through; those that each code of a
+    window of s x s passes through count s * s times. The few dozen positions of text are left out.
     """
     weights = 0
     for name, parameter in model.named_parameters():
@@ -296,21 +287,21 @@ def training_flops(model: TokenShuffleModel, codes: int, window: int) -> float:
 
 
 def _spread(indices: list[int]) -> list[int]:
-    """At most VALIDATION_PICTURES of them, from the first to the last."""
+    """At most VALIDATION_PICTURES of them, evenly spread."""
     return indices[:: -(-len(indices) // VALIDATION_PICTURES) or 1]
 
 
 class LoraTask(ModelTask):
-    """As `ModelTask`, of a model that `add_lora` has prepared: only the LoRA is saved."""
+    """As `ModelTask`, for a model that `add_lora` has prepared: saves only the LoRA."""
 
     def save(self, module: nn.Module, path: Path) -> None:
-        save_lora(path, module, self.parts.card)
+        save_lora(path, module, self.pipeline.card)
 
 
 def train_model(
     shards: CodeShards,
     directory: Path,
-    parts: Pipeline,
+    pipeline: Pipeline,
     loop: LoopConfig,
     recipe: Recipe,
     *,
@@ -319,18 +310,18 @@ def train_model(
     resume: bool = False,
     device: torch.device = CPU,
 ) -> Path:
-    """Train the model of `parts` on the codes of `shards`; returns the path of the
-    finished checkpoint, or of the LoRA where its rank `lora` is above 0.
+    """Train the model of `pipeline` on the codes of `shards`. Returns the path of the finished
+    checkpoint, or of the LoRA if its rank `lora` is above 0.
 
-    Parameters whose names start with one of `freeze` stay as they are. Raises ValueError where
-    there are none of such a name.
+    Parameters whose names start with one of `freeze` do not change. Raises as `frozen_names`,
+    `check_codes` and `fit`.
     """
-    module = parts.model
+    module = pipeline.model
     for name in frozen_names(module, freeze):
         module.get_parameter(name).requires_grad_(False)
     if lora:
         add_lora(module, lora)
     kind = LoraTask if lora else ModelTask
-    task = kind(shards, parts, loop, recipe, device)
+    task = kind(shards, pipeline, loop, recipe, device)
     module.to(device)
     return fit(module, task, loop, directory, resume)

@@ -1,9 +1,10 @@
 """The settings of a training. Each field with a line of help is an option of `tokenshuffle train`
-and a key of a recipe file; its default stands here alone. Imports no torch, as the command line
-reads it for `--help`.
+and a key of a recipe file; its default is defined only here. Does not import torch, because the
+command line imports this file for `--help`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import UnionType
@@ -11,7 +12,7 @@ from typing import Any, get_args, get_origin
 
 PRECISIONS = ("fp32", "bf16")
 PRESET = "small"  # of `config.PRESETS`
-KINDS: dict[Any, tuple[tuple, str]] = {  # of a field -> of its value in TOML
+KINDS: dict[Any, tuple[tuple, str]] = {  # of a field -> types of its value in TOML, their name
     bool: ((bool,), "true or false"),
     int: ((int,), "a whole number"),
     float: ((int, float), "a number"),
@@ -27,34 +28,34 @@ def setting(default, help: str, **more):
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long and how a module is trained; the defaults are those of a model.
+    """How long and how a module is trained; the defaults are for the model.
 
-    What `compile`, `checkpointing` and `shard` do is described at `distributed.spread`. They, the
-    precision and the accumulation change speed and memory, not what is learnt.
+    For `compile`, `checkpointing` and `shard` see `distributed.spread`. They, the precision and the
+    accumulation change speed and memory, not what is learnt.
     """
 
     steps: int = setting(15000, "how many steps to train for")
-    batch: int = setting(16, "samples of a step, in all processes together")
-    learning_rate: float = setting(1.2e-3, "learning rate at its peak", metavar="RATE")
-    warmup: int = setting(100, "steps until the learning rate is at its peak", metavar="STEPS")
+    batch: int = setting(16, "samples per step, in all processes together")
+    learning_rate: float = setting(1.2e-3, "peak learning rate", metavar="RATE")
+    warmup: int = setting(100, "steps until the learning rate reaches its peak", metavar="STEPS")
     final_learning_rate: float = setting(
-        0.02, "where the learning rate ends, as a share of its peak", metavar="SHARE"
+        0.02, "final learning rate, as a share of the peak", metavar="SHARE"
     )
-    weight_decay: float = setting(0.01, "weight decay of matrices, by AdamW", metavar="RATE")
+    weight_decay: float = setting(0.01, "weight decay of matrices (AdamW)", metavar="RATE")
     clip: float = setting(1.0, "largest norm of the gradient", metavar="NORM")
-    ema: float = setting(0.99, "decay of the weights' moving average", metavar="DECAY")
-    seed: int = setting(0, "seed of all that is random")
-    validate_every: int = setting(500, "steps between two validations", metavar="STEPS")
-    save_minutes: float = setting(5.0, "minutes between two saved states", metavar="N")
+    ema: float = setting(0.99, "decay of the moving average of the weights", metavar="DECAY")
+    seed: int = setting(0, "random seed")
+    validate_every: int = setting(500, "steps between validations", metavar="STEPS")
+    save_minutes: float = setting(5.0, "minutes between saved states", metavar="N")
     accumulation: int = setting(
-        1, "pieces of the batch that a process computes one after another", metavar="N"
+        1, "pieces that a process splits its part of the batch into", metavar="N"
     )
     precision: str = setting(
-        "fp32", "precision of the arithmetic; weights are fp32", choices=PRECISIONS
+        "fp32", "arithmetic precision; weights are stored as fp32", choices=PRECISIONS
     )
     compile: bool = setting(False, "compile the model with torch.compile")
     checkpointing: bool = setting(
-        False, "compute each block's activations again in the backward pass: less memory"
+        False, "recompute the activations of each block in the backward pass: less memory"
     )
     shard: bool = setting(False, "divide the weights among the processes of torchrun (FSDP)")
 
@@ -79,29 +80,29 @@ class LoopConfig:
         )
 
 
-TOKENIZER = LoopConfig(steps=3200, batch=12, learning_rate=2e-3)  # the image tokenizer's defaults
+TOKENIZER = LoopConfig(steps=3200, batch=12, learning_rate=2e-3)  # defaults for the image tokenizer
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a step does with its pictures.
+    """How a training step uses its pictures, and its losses.
 
-    Dropped captions teach the unconditional branch. For `context_noise` see
-    `ModelTask.foreign_windows`: it keeps a model from memorising a small data set; turn it down to
-    0 for a large one, which is not memorised.
+    Dropped captions train the unconditional branch of classifier-free guidance. `context_noise`
+    keeps a model from memorising a small data set (see `ModelTask.foreign_windows`); set it to 0
+    for a large one.
     """
 
-    drop_prompt: float = setting(0.1, "share of the captions that are dropped", metavar="SHARE")
+    drop_prompt: float = setting(0.1, "share of captions that are dropped", metavar="SHARE")
     context_noise: float = setting(
         0.8,
-        "windows of other pictures mixed into the context, so that few pictures are not memorised; "
-        "0 for large data sets",
+        "largest share of a picture's context that is replaced by windows of another, so that a "
+        "small data set is not memorised; 0 for a large one",
         metavar="SHARE",
     )
     z_loss: float = setting(0.0, "weight of the z-loss (paper: at 2048 px)", metavar="WEIGHT")
-    text_loss: float = setting(0.0, "weight of the loss of text tokens", metavar="WEIGHT")
+    text_loss: float = setting(0.0, "weight of the loss on text tokens", metavar="WEIGHT")
     window_mix: tuple[float, ...] | None = setting(
-        None, "how often each of --windows is trained (default: alike)", metavar="SHARE,..."
+        None, "how often each of --windows is trained (default: equally often)", metavar="SHARE,..."
     )
 
     def __post_init__(self):
@@ -109,7 +110,9 @@ class Recipe:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be a share from 0 to 1, not {getattr(self, name)}")
         if self.window_mix and not (min(self.window_mix) >= 0 < sum(self.window_mix)):
-            raise ValueError(f"window_mix must be shares from 0 on, not all 0: {self.window_mix}")
+            raise ValueError(
+                f"window_mix must be shares of at least 0, not all 0, but it is {self.window_mix}"
+            )
         for name in ("z_loss", "text_loss"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
@@ -117,18 +120,18 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Stage:
-    """One training: its data, and what it changes in the model before."""
+    """One training: its codes, its settings, and how it changes the model before it."""
 
     name: str
     codes: Path
     loop: LoopConfig
     recipe: Recipe
     windows: tuple[int, ...] | None = setting(
-        None, "windows that the model serves, the default one first; --init grows to them",
+        None, "windows that the model supports, the default one first; --init grows to them",
         metavar="N,N,...",
     )  # fmt: skip
     window_head: int = setting(
-        0, "width of a head that predicts the codes of a window one after another (default: none)",
+        0, "width of a head that predicts the codes of a window autoregressively (default: none)",
         metavar="WIDTH",
     )  # fmt: skip
     freeze: tuple[str, ...] = setting(
@@ -136,36 +139,43 @@ class Stage:
     )
 
 
-def check_kinds(where: str, given: dict[str, Any], part: type) -> None:
-    """Raises ValueError for a value from TOML of another kind than the field of `part` has."""
-    for known in fields(part):
-        if known.name in given and not _fits(given[known.name], known.type):
-            raise ValueError(
-                f"{where}: {known.name} must be {_kind(known.type)}, not {given[known.name]!r}"
-            )
+def settings_of(part: type) -> dict[str, Any]:
+    """Name -> type of the fields of a dataclass, without the parts of a stage."""
+    return {f.name: f.type for f in fields(part) if f.type not in (LoopConfig, Recipe)}
+
+
+def check_table(where: str, given: Any, *parts: type) -> None:
+    """Raises ValueError unless `given`, from TOML, is a table of fields of the dataclasses `parts`
+    with values of their types."""
+    known = {name: kind for part in parts for name, kind in settings_of(part).items()}
+    if not isinstance(given, dict):
+        raise ValueError(f"{where} must be a table, not {given!r}")
+    if unknown := sorted(given.keys() - known):
+        raise ValueError(f"{where} has no key {unknown[0]!r}, only {', '.join(sorted(known))}")
+    for name, value in given.items():
+        kind, fits = _kind(known[name])
+        if not fits(value):
+            raise ValueError(f"{where}: {name} must be {kind}, not {value!r}")
 
 
 def item_kind(annotation) -> type | None:
-    """The kind of a list's items; None where `annotation` is not a list's."""
+    """The type of the items of a list; None if `annotation` is not for a list."""
     if isinstance(annotation, UnionType):
         annotation = get_args(annotation)[0]
     return get_args(annotation)[0] if get_origin(annotation) is tuple else None
 
 
-def _fits(value, annotation) -> bool:
-    """Whether a value from TOML is one for a field annotated so."""
-    if kind := item_kind(annotation):
-        return type(value) is list and all(_fits(each, kind) for each in value)
-    if isinstance(annotation, UnionType):
-        return any(_fits(value, option) for option in get_args(annotation))
-    if get_origin(annotation) is dict:
-        return type(value) is dict and all(type(v) is str for v in value.values())
-    return type(value) in KINDS.get(annotation, ((), ""))[0]
-
-
-def _kind(annotation) -> str:
-    if kind := item_kind(annotation):
-        return f"a list, each {_kind(kind)}"
-    if isinstance(annotation, UnionType):
+def _kind(annotation) -> tuple[str, Callable[[Any], bool]]:
+    """What a value from TOML must be for a field with this annotation, in words and as a test."""
+    if isinstance(annotation, UnionType):  # `... | None`: TOML has no null
         return _kind(get_args(annotation)[0])
-    return "a table of texts" if get_origin(annotation) is dict else KINDS[annotation][1]
+    if get_origin(annotation) is tuple:
+        name, fits = _kind(get_args(annotation)[0])
+        return f"a list, each {name}", lambda value: type(value) is list and all(map(fits, value))
+    if get_origin(annotation) is dict:
+        return (
+            "a table of texts",
+            lambda value: type(value) is dict and all(type(text) is str for text in value.values()),
+        )
+    kinds, name = KINDS[annotation]
+    return name, lambda value: type(value) in kinds

@@ -1,9 +1,9 @@
-"""A training in stages, from a recipe file in TOML: each stage trains on what the one before made.
+"""A training in stages, from a recipe file in TOML: each stage continues from the one before.
 
     preset = "small"                  # with the tables [model] and [generation] to change it, or
-    # init = "model.safetensors"      # to begin with a trained checkpoint
+    # init = "model.safetensors"      # to start from a trained checkpoint
     image_tokenizer = "vq.safetensors"
-    batch = 16                        # what stands here holds for every stage
+    batch = 16                        # these keys apply to every stage
 
     [[stage]]
     name = "256"
@@ -15,13 +15,13 @@
     [[stage]]
     name = "1024"
     codes = "codes-1024"
-    windows = [2]                     # grows from the window before
+    windows = [2]                     # the model grows from window 1
     steps = 5000
     learning_rate = 3e-4
     z_loss = 1e-4
 
-Paths are relative to where the command runs. A stage takes the fields of `Stage`, `LoopConfig` and
-`Recipe`, with the same defaults as `train model`; `codes` and `steps` have none.
+Paths are relative to where the command runs. A stage has the fields of `Stage`, `LoopConfig` and
+`Recipe`, with the defaults of `train model`; `codes` and `steps` are required.
 """
 
 import dataclasses
@@ -41,18 +41,18 @@ from . import state
 from .distributed import barrier, rank
 from .loop import FINAL, check_loop
 from .model import CPU, check_codes, frozen_names, train_model
-from .settings import PRESET, LoopConfig, Recipe, Stage, check_kinds
-from .start import fresh_parts, open_codes, trained_parts
+from .settings import PRESET, LoopConfig, Recipe, Stage, check_table, settings_of
+from .start import Changes, new_pipeline, open_codes, trained_pipeline
 
-PLAN = "stage.json"  # in a stage's folder: what it was begun with
-# Of LoopConfig, what does not change what is learnt: it may differ when a stage is resumed.
+PLAN = "stage.json"  # in a stage's folder: the recipe up to this stage
+# Fields of LoopConfig that do not change the result: they may differ when a stage is resumed.
 FREE = ("validate_every", "save_minutes", "accumulation", "compile", "checkpointing", "shard")
 
 
 @dataclass(frozen=True)
 class Stages:
-    """A recipe. The first stage starts from the checkpoint `init`, or from fresh weights of the
-    shape `preset` for the codes of `image_tokenizer`."""
+    """A recipe. The first stage starts from the checkpoint `init`, or from new weights of the shape
+    `preset` for the codes of `image_tokenizer`."""
 
     preset: Config
     stages: tuple[Stage, ...]
@@ -75,7 +75,7 @@ def read_stages(path: str | Path) -> Stages:
 
 
 def parse_toml(path: Path) -> dict:
-    """Raises ValueError for what is no TOML."""
+    """Raises ValueError where the file is not TOML."""
     try:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
@@ -84,18 +84,18 @@ def parse_toml(path: Path) -> dict:
 
 
 def parse_stages(recipe: dict[str, Any]) -> Stages:
-    """A recipe from the tables and values of its file. Raises ValueError that names the key."""
+    """A recipe from the content of its file. Raises ValueError that names the key."""
     given = {"preset": PRESET} | recipe
     tables = given.pop("stage", [])
     if not isinstance(tables, list) or not tables:
         raise ValueError("a recipe needs at least one [[stage]]")
     for name in ("preset", "model", "generation", "image_tokenizer"):
         if "init" in recipe and name in recipe:
-            raise ValueError(f"init brings its own {name}: give one of them")
+            raise ValueError(f"init has its own {name}: give only one of the two")
     preset = _preset(given.pop("preset"), given.pop("model", {}), given.pop("generation", {}))
-    own = {f.name for f in fields(Stages)} - {"preset", "stages"}
-    start = {name: given.pop(name) for name in own & given.keys()}
-    check_kinds("the recipe", start, Stages)
+    known = {f.name for f in fields(Stages)} - {"preset", "stages"}
+    start = {name: given.pop(name) for name in known & given.keys()}
+    check_table("the recipe", start, Stages)
     for name in {"init", "image_tokenizer"} & start.keys():
         start[name] = Path(start[name])
     stages = tuple(_stage(given, table, number) for number, table in enumerate(tables, 1))
@@ -109,12 +109,8 @@ def _preset(name: str, model: dict, generation: dict) -> Config:
     if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {name!r}")
     preset = PRESETS[name]
-    for table, values, known in (
-        ("model", model, preset.model),
-        ("generation", generation, preset.generation),
-    ):
-        _check_keys(f"[{table}]", values, {f.name for f in fields(known)})
-        check_kinds(f"[{table}]", values, type(known))
+    check_table("[model]", model, type(preset.model))
+    check_table("[generation]", generation, type(preset.generation))
     return replace(
         preset,
         model=replace(preset.model, **model),
@@ -127,42 +123,33 @@ def _stage(shared: dict[str, Any], table: dict[str, Any], number: int) -> Stage:
         raise ValueError(f"stage {number} must be a table, not {table!r}")
     given = shared | table
     name = str(given.get("name", number))
-    loop = {f.name for f in fields(LoopConfig)}
-    recipe = {f.name for f in fields(Recipe)}
-    own = {f.name for f in fields(Stage)} - {"loop", "recipe"}
-    _check_keys(f"stage {name}", given, loop | recipe | own)
+    given["name"] = name
+    check_table(f"stage {name}", given, LoopConfig, Recipe, Stage)
     for needed in ("codes", "steps"):
         if needed not in given:
             raise ValueError(f"stage {name} needs {needed}")
     if name in ("", "..") or Path(name).name != name:
-        raise ValueError(f"stage name {name!r} becomes a folder's: choose one without slashes")
-    for part in (LoopConfig, Recipe, Stage):
-        check_kinds(f"stage {name}", given | {"name": name}, part)
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    values |= {"name": name, "codes": Path(given["codes"])}
-    try:
-        return Stage(
-            loop=LoopConfig(**{k: v for k, v in values.items() if k in loop}),
-            recipe=Recipe(**{k: v for k, v in values.items() if k in recipe}),
-            **{k: v for k, v in values.items() if k in own},
+        raise ValueError(
+            f"stage name {name!r} cannot be the name of a folder: choose one without slashes"
         )
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    values["codes"] = Path(given["codes"])
+    try:
+        loop, recipe, others = (
+            {k: v for k, v in values.items() if k in settings_of(part)}
+            for part in (LoopConfig, Recipe, Stage)
+        )
+        return Stage(loop=LoopConfig(**loop), recipe=Recipe(**recipe), **others)
     except ValueError as error:
         raise ValueError(f"stage {name}: {error}") from None
 
 
-def _check_keys(where: str, given: Any, known: set[str]) -> None:
-    if not isinstance(given, dict):
-        raise ValueError(f"{where} must be a table, not {given!r}")
-    if unknown := sorted(given.keys() - known):
-        raise ValueError(f"{where} has no key {unknown[0]!r}, only {', '.join(sorted(known))}")
-
-
 def train_stages(recipe: Stages, directory: Path, device: torch.device = CPU) -> Path:
-    """Train stage after stage in `directory`/NAME and return the last one's checkpoint.
+    """Train each stage in `directory`/NAME and return the path of the last one's checkpoint.
 
-    What is finished there is kept and what was interrupted is resumed. Raises ValueError where a
-    stage was begun with another recipe, and as `train_model`; what the stages train on is checked
-    before the first begins.
+    Finished stages are kept and an interrupted one is resumed. Raises ValueError where a stage was
+    started with another recipe, and as `train_model`; all stages are checked before the first one
+    starts.
     """
     opened = _check(recipe, device)
     final, plan = recipe.init, {"start": dataclasses.asdict(replace(recipe, stages=()))}
@@ -176,7 +163,7 @@ def train_stages(recipe: Stages, directory: Path, device: torch.device = CPU) ->
             train_model(
                 shards,
                 folder,
-                parts_of(recipe, i, before, shards),
+                stage_pipeline(recipe, i, before, shards),
                 stage.loop,
                 stage.recipe,
                 freeze=stage.freeze,
@@ -188,8 +175,8 @@ def train_stages(recipe: Stages, directory: Path, device: torch.device = CPU) ->
 
 
 def _check(recipe: Stages, device: torch.device) -> dict[Path, CodeShards]:
-    """Raises as a stage would only when its turn comes, days later perhaps. Returns the codes of
-    every folder, each opened once."""
+    """Raises now what a stage would raise only when its turn comes, perhaps days later. Returns the
+    codes of every folder, each opened once."""
     opened: dict[Path, CodeShards] = {}
     shape = checkpoints.read(recipe.init).config.model if recipe.init else recipe.preset.model
     images = checkpoints.load_image_tokenizer(recipe.init or recipe.image_tokenizer)
@@ -207,42 +194,39 @@ def _check(recipe: Stages, device: torch.device) -> dict[Path, CodeShards]:
     return opened
 
 
-def parts_of(recipe: Stages, index: int, before: Path | None, shards: CodeShards) -> Pipeline:
-    """What stage `index` starts from; `before` is the checkpoint of the one before it, or `init`,
+def stage_pipeline(recipe: Stages, index: int, before: Path | None, shards: CodeShards) -> Pipeline:
+    """What stage `index` starts from; `before` is the checkpoint of the stage before it, or `init`,
     and `shards` are the stage's codes.
 
-    Raises as `fresh_parts` and `trained_parts`.
+    Raises as `new_pipeline` and `trained_pipeline`.
     """
     stage = recipe.stages[index]
-    about = {
-        "windows": stage.windows,
-        "window_head": stage.window_head,
-        "card": recipe.card,
-        "seed": stage.loop.seed,
-    }
+    changes = Changes(stage.windows, stage.window_head, card=recipe.card, seed=stage.loop.seed)
     if index == 0:
-        about |= {"text_tokenizer": recipe.text_tokenizer, "vocabulary": recipe.vocabulary}
+        text_tokenizer, vocabulary = recipe.text_tokenizer, recipe.vocabulary
+        changes = replace(changes, text_tokenizer=text_tokenizer, vocabulary=vocabulary)
     if before is None:
-        return fresh_parts(shards, recipe.image_tokenizer, recipe.preset, **about)
-    return trained_parts(before, shards, **about)
+        return new_pipeline(shards, recipe.image_tokenizer, recipe.preset, changes)
+    return trained_pipeline(before, shards, changes)
 
 
 def _outcome(stage: Stage) -> dict[str, Any]:
-    """What the outcome of a stage depends on."""
-    about = dataclasses.asdict(stage)
+    """The settings that the result of a stage depends on."""
+    settings = dataclasses.asdict(stage)
     for name in FREE:
-        del about["loop"][name]
-    return about
+        del settings["loop"][name]
+    return settings
 
 
 def _claim(folder: Path, plan: str) -> None:
-    """Mark `folder` as that of a stage begun with `plan`, which it may already be."""
+    """Record in `folder` that its stage is trained by `plan`. Raises ValueError if it was started
+    with another one."""
     path = folder / PLAN
-    begun = state.latest(folder) is not None or (folder / FINAL).exists()
-    if begun and (not path.exists() or path.read_text(encoding="utf-8") != plan):
+    started = state.latest(folder) is not None or (folder / FINAL).exists()
+    if started and (not path.exists() or path.read_text(encoding="utf-8") != plan):
         raise ValueError(
-            f"{folder} was begun with another recipe, or another one of the stages before it, see "
-            f"its {PLAN}: choose another output folder, or delete this one"
+            f"{folder} was started with another recipe, or the stages before it were, see its "
+            f"{PLAN}: choose another output folder, or delete this one"
         )
     barrier()
     if rank() == 0:

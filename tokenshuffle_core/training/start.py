@@ -1,6 +1,6 @@
-"""What a training starts from: a model with fresh weights, or a trained one."""
+"""What a training starts from: a model with new weights, or a trained one."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,14 +16,30 @@ from ..pipeline import Pipeline, load
 from ..text_tokenizer import TextTokenizer
 from .distributed import in_any, rank
 
-CAPTIONS = 200_000  # of which a text tokenizer is trained; more change little
+CAPTIONS = 200_000  # enough to train a text tokenizer; more change little
 NEW = "new"  # instead of the path of a tokenizer.json: train one on the captions
 
 
-def open_codes(directory: str | Path) -> CodeShards:
-    """The codes in a folder. Process 0 alone compares their checksums, and the others wait for it.
+@dataclass(frozen=True)
+class Changes:
+    """How the model that a training starts from differs from the preset or the checkpoint.
 
-    Raises as `CodeShards`, in all processes where it does so in one, so that none goes on alone.
+    `text_tokenizer` is the path of a tokenizer.json, or `NEW`; `vocabulary` is the largest size of
+    a new one, by default the preset's or the checkpoint's. `seed` is for new weights.
+    """
+
+    windows: tuple[int, ...] | None = None
+    window_head: int = 0
+    text_tokenizer: str | Path | None = None
+    vocabulary: int | None = None
+    card: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
+
+
+def open_codes(directory: str | Path) -> CodeShards:
+    """The image codes in a folder. Only process 0 verifies their checksums; the others wait.
+
+    Raises as `CodeShards`, in every process if in one, so that none continues alone.
     """
     shards = problem = None
     try:
@@ -36,78 +52,52 @@ def open_codes(directory: str | Path) -> CodeShards:
     return shards
 
 
-def train_text_tokenizer(shards: CodeShards, vocabulary: int, max_grid: int) -> TextTokenizer:
-    """A tokenizer trained on the captions of pictures spread over the data set."""
-    step = max(1, len(shards) // CAPTIONS)
-    captions = (text for i in range(0, len(shards), step) for text in shards.record(i)["captions"])
-    return TextTokenizer.train(captions, vocabulary, max_grid)
-
-
-def fresh_parts(
-    shards: CodeShards,
-    image_tokenizer: Path,
-    preset: Config,
-    *,
-    windows: tuple[int, ...] | None = None,
-    window_head: int = 0,
-    text_tokenizer: str | Path | None = None,
-    vocabulary: int | None = None,
-    card: dict[str, str] | None = None,
-    seed: int = 0,
+def new_pipeline(
+    shards: CodeShards, image_tokenizer: Path, preset: Config, changes: Changes
 ) -> Pipeline:
-    """A model of the preset's shape with fresh weights, for the codes of `shards`.
+    """A model of the preset's shape with new weights, for the codes of `shards`.
 
-    `vocabulary` bounds the text tokenizer, a new one where None is named, as large as the preset's
-    where None; the model gets as many embeddings as that has tokens. Its default size is the most
-    frequent one of the pictures. Raises as the readers of these files.
+    Its text tokenizer is a new one unless `changes` names another; the model has an embedding for
+    each of its tokens. Its default size is the most frequent size of the pictures. Raises as the
+    readers of these files.
     """
     images = checkpoints.load_image_tokenizer(image_tokenizer)
     shards.check(images)
-    text = _text_tokenizer(text_tokenizer or NEW, vocabulary, shards, preset.model)
+    text = _text_tokenizer(changes.text_tokenizer or NEW, changes.vocabulary, shards, preset.model)
     shape: ModelConfig = replace(
         preset.model,
         text_vocabulary=len(text),
         codebook_size=images.config.codebook_size,
-        windows=windows or preset.model.windows,
-        window_head=window_head,
+        windows=changes.windows or preset.model.windows,
+        window_head=changes.window_head,
     )
     config = Config(images.config, shape, _of_size(preset.generation, shards))
-    torch.manual_seed(seed)
+    torch.manual_seed(changes.seed)
     module = TokenShuffleModel(shape)
     module.initialise()
-    return Pipeline(config, module, images, text, card or {})
+    return Pipeline(config, module, images, text, changes.card)
 
 
-def trained_parts(
-    init: Path,
-    shards: CodeShards,
-    *,
-    windows: tuple[int, ...] | None = None,
-    window_head: int = 0,
-    text_tokenizer: str | Path | None = None,
-    vocabulary: int | None = None,
-    card: dict[str, str] | None = None,
-    seed: int = 0,
-) -> Pipeline:
-    """The checkpoint `init`, grown to `windows` and a window head and moved to another text
-    tokenizer where these are asked for; `vocabulary` bounds a new one, as large as the old where
-    None. Its default size becomes the most frequent one of the pictures.
+def trained_pipeline(init: Path, shards: CodeShards, changes: Changes) -> Pipeline:
+    """The checkpoint `init` with `changes`: grown to other windows or a window head, and with
+    another text tokenizer. Its default size becomes the most frequent size of the pictures.
 
-    Raises as the readers of these files, and ValueError where the shape does not allow it and for
-    quantised weights.
+    Raises as the readers of these files, and ValueError for quantised weights or a shape that does
+    not allow the changes.
     """
-    parts = load(init)
-    check_whole(parts.model)
-    config = replace(parts.config, generation=_of_size(parts.config.generation, shards))
-    parts = replace(parts, config=config, card=card or {})
+    pipeline = load(init)
+    check_whole(pipeline.model)
+    config = replace(pipeline.config, generation=_of_size(pipeline.config.generation, shards))
+    pipeline = replace(pipeline, config=config, card=changes.card)
     shape = config.model
-    torch.manual_seed(seed)
-    if text_tokenizer:
-        text = _text_tokenizer(text_tokenizer, vocabulary, shards, shape)
-        parts = change_text_tokenizer(parts, text)
-    if (windows or shape.windows) != shape.windows or window_head not in (0, shape.window_head):
-        parts = grow(parts, windows or shape.windows, window_head)
-    return parts
+    torch.manual_seed(changes.seed)
+    if changes.text_tokenizer:
+        text = _text_tokenizer(changes.text_tokenizer, changes.vocabulary, shards, shape)
+        pipeline = change_text_tokenizer(pipeline, text)
+    windows, head = changes.windows or shape.windows, changes.window_head
+    if windows != shape.windows or head not in (0, shape.window_head):
+        pipeline = grow(pipeline, windows, head)
+    return pipeline
 
 
 def _of_size(settings: GenerationConfig, shards: CodeShards) -> GenerationConfig:
@@ -118,7 +108,10 @@ def _of_size(settings: GenerationConfig, shards: CodeShards) -> GenerationConfig
 def _text_tokenizer(
     path: str | Path, vocabulary: int | None, shards: CodeShards, shape: ModelConfig
 ) -> TextTokenizer:
-    if path == NEW:
-        shape = replace(shape, text_vocabulary=vocabulary or shape.text_vocabulary)
-        return train_text_tokenizer(shards, shape.text_vocabulary, shape.max_grid)
-    return TextTokenizer.from_file(path, shape.max_grid)
+    """The one in the file `path`, or one trained on captions from the whole data set."""
+    if path != NEW:
+        return TextTokenizer.from_file(path, shape.max_grid)
+    shape = replace(shape, text_vocabulary=vocabulary or shape.text_vocabulary)  # which checks it
+    step = max(1, len(shards) // CAPTIONS)
+    captions = (text for i in range(0, len(shards), step) for text in shards.record(i)["captions"])
+    return TextTokenizer.train(captions, shape.text_vocabulary, shape.max_grid)

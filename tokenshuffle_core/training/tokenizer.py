@@ -1,7 +1,8 @@
 """Training of the image tokenizer on random crops of pictures.
 
-It is convolutional, so crops teach it what whole pictures would at a fraction of the cost; the
-last part of the training sees whole pictures, because GroupNorm and attention do notice the size.
+It is convolutional, so it learns from crops what it would from whole pictures, at a fraction of
+the cost. The last part of the training uses whole pictures, because GroupNorm and attention depend
+on the size.
 """
 
 import sys
@@ -26,9 +27,9 @@ from .loop import Task, fit, generator
 from .settings import LoopConfig
 
 CPU = torch.device("cpu")
-WHOLE_SHARE = 0.15  # the share of the steps, at the end, that sees whole pictures
-UNQUANTISED = 200  # first steps of a plain autoencoder: its latents are where the codebook starts
-REVIVE_EVERY = 100  # steps between two looks for codes that nothing uses
+WHOLE_SHARE = 0.15  # share of the steps, at the end, that use whole pictures
+UNQUANTISED = 200  # first steps, as a plain autoencoder: its latents initialise the codebook
+REVIVE_EVERY = 100  # steps between replacements of unused codes
 VALIDATION_PICTURES = 64
 READERS = 8  # threads that decode and scale pictures, for which Pillow releases the GIL
 
@@ -36,7 +37,7 @@ READERS = 8  # threads that decode and scale pictures, for which Pillow releases
 class TokenizerTask(Task):
     """L1 + L2 + edge (finite difference) reconstruction losses, and the codebook's."""
 
-    idle_parameters = True  # the codebook's, at first
+    idle_parameters = True  # the codebook's, in the first steps
 
     def __init__(
         self,
@@ -48,10 +49,10 @@ class TokenizerTask(Task):
         device: torch.device,
         trained: bool = False,
     ):
-        """`trained` says that the codebook has been, so that it is used from the first step on."""
+        """A codebook that is already `trained` is used from the first step on."""
         super().__init__()
+        self.config, self.crop, self.side, self.device = config, crop, side, device
         self.train = [item for item in items if item.split == "train"]
-        self.side = side
         self.unreadable: set[str] = set()  # keys
         self.about = {"pictures": sha256(["\n".join(item.key for item in self.train).encode()])}
         held_out = [item for item in items if item.split == "held-out"] or self.train
@@ -60,17 +61,14 @@ class TokenizerTask(Task):
         self.validation = to_tensor([self._square(held_out, i) for i in places]).to(device)
         visits = [i for i, item in enumerate(self.train) for _ in range(item.repeats)]
         self.batches = Batches([torch.tensor(visits)], config.batch, config.seed)
-        self.config = config
-        self.crop = crop
-        self.device = device
         self.readers = ThreadPoolExecutor(READERS)
         self.unquantised = 0 if trained else min(UNQUANTISED, config.steps // 10)
-        self.looked = None  # the last step that looked for codes that nothing uses
+        self.revived = None  # the last step in which unused codes were replaced
         self.state = {"used": torch.zeros(codebook_size, dtype=torch.uint8, device=device)}
 
     def batch(self, step: int, piece: int, pieces: int) -> Tensor:
-        """Every `pieces`-th of the step's pictures from `piece` on, (n, 3, crop, crop) in 0..1;
-        near the end fewer but whole pictures, one for each of the `pieces` at least."""
+        """The pictures [piece::pieces] of the step, (n, 3, crop, crop) in 0..1; near the end fewer
+        but whole pictures, at least one for each of the `pieces`."""
         crop, count = self._crop(step), self._count(step, pieces)
         _, indices = self.batches.at(step)
         random = generator(self.config.seed + 1, step)
@@ -89,11 +87,11 @@ class TokenizerTask(Task):
         return self.side if whole else self.crop
 
     def _count(self, step: int, pieces: int) -> int:
-        """The same number of pixels in every step keeps memory and step time even."""
+        """Pictures in a step: about as many pixels in every step, for the same memory and time."""
         return max(pieces, self.config.batch * self.crop**2 // self._crop(step) ** 2)
 
     def _square(self, items: list[Item], i: int) -> Image.Image:
-        """The middle of the picture of item i, or of the next one that can be read, scaled."""
+        """The centre of the picture of item i, scaled, or of the next one that can be read."""
         for place in range(i, i + len(items)):
             item = items[place % len(items)]
             if item.key in self.unreadable:
@@ -102,12 +100,12 @@ class TokenizerTask(Task):
                 return scale_and_crop(item.picture(), (self.side, self.side))
             except ValueError as error:
                 if rank() == 0:
-                    print(f"note: {error}: another one takes its place", file=sys.stderr)
+                    print(f"note: {error}: another one is used instead", file=sys.stderr)
                 self.unreadable.add(item.key)
         raise ValueError("none of the pictures can be read")
 
     def loss(self, module: ImageTokenizer, step: int, piece: int, pieces: int):
-        if step % REVIVE_EVERY == 0 and step != self.looked:
+        if step % REVIVE_EVERY == 0 and step != self.revived:
             self._revive(module, step, pieces)
         images = self.batch(step, piece, pieces)
         latent = module.latent(images)
@@ -125,13 +123,15 @@ class TokenizerTask(Task):
         )
         loss = l1 + 4 * l2 + edges + (0 if continuous else quantized.loss)
         psnr = -10 * l2.detach().log10()
-        share = len(images) * pieces / self._count(step, pieces)  # whole ones may not divide evenly
+        share = (
+            len(images) * pieces / self._count(step, pieces)
+        )  # whole pictures may not divide evenly
         return loss * share, {"psnr": psnr, "codebook_loss": quantized.loss.detach()}
 
     @torch.no_grad()
     def _revive(self, module: ImageTokenizer, step: int, pieces: int) -> None:
-        """Give codes that nothing chose for REVIVE_EVERY steps the place of a random latent of the
-        whole batch, the same in all processes."""
+        """Replace codes that were not used for REVIVE_EVERY steps by random latents of the whole
+        batch, the same in all processes."""
         if 0 < step <= self.config.steps // 2:
             dead = (self.state["used"] == 0).nonzero().flatten()
             parts = [module.latent(self.batch(step, piece, pieces)) for piece in range(pieces)]
@@ -142,7 +142,7 @@ class TokenizerTask(Task):
             )
             module.quantizer.codebook.weight[dead] = F.normalize(latent[pick], dim=-1)
         self.state["used"].zero_()
-        self.looked = step
+        self.revived = step
 
     def validate(self, module: ImageTokenizer) -> dict[str, float]:
         codes = torch.cat([module.encode(part) for part in self.validation.split(16)])
@@ -174,10 +174,10 @@ def train_tokenizer(
     resume: bool = False,
     device: torch.device = CPU,
 ) -> Path:
-    """Train an image tokenizer on the pictures of `source`; returns the path of its weights.
+    """Train an image tokenizer on the pictures of `source` and return the path of its weights.
 
-    It starts fresh with the shape `config`, or from the one in the file `init`. Pictures are
-    brought to squares of `side` pixels. Raises as `read_items` and `fit`, and ValueError for sizes
+    It is a new one of the shape `config`, or the one in the file `init`. Pictures are scaled and
+    cropped to squares of `side` pixels. Raises as `read_items` and `fit`, and ValueError for sizes
     that do not fit.
     """
     torch.manual_seed(loop.seed)
@@ -191,12 +191,12 @@ def train_tokenizer(
         if size < 1 or size % stride or size < crop:
             raise ValueError(
                 f"{name} {size} does not fit: it must be a multiple of {stride} pixels, and side "
-                "no smaller than crop"
+                "must not be smaller than crop"
             )
     module.to(device)
     items = read_items(source, captioned=False)
     if all(item.split == "held-out" for item in items):
-        raise ValueError(f"{source} has no pictures to train on: all are held out")
+        raise ValueError(f"all pictures in {source} are held out, so there are none to train on")
     size = module.config.codebook_size
     task = TokenizerTask(items, loop, crop, side, size, device, trained=init is not None)
     return fit(module, task, loop, directory, resume)

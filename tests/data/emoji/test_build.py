@@ -103,7 +103,7 @@ def test_bad_settings_are_refused(folder, settings, message):
 def test_a_bad_subjects_file_names_its_line(folder):
     subjects = folder / "s.txt"
     subjects.write_text("# mine\n1F34E red apple\nbanana\n")
-    with pytest.raises(ValueError, match=r"s\.txt, line 3: expected a hexcode"):
+    with pytest.raises(ValueError, match=r"s\.txt, line 3: expected code points"):
         build(folder, subjects=str(subjects))
 
 

@@ -23,7 +23,7 @@ PICTURES = {(name, "flat"): Image.new("RGBA", (40, 40), c) for name, c in COLOUR
 
 
 def pixel(image: Image.Image, x: float, y: float) -> str:
-    """Which subject lies at a place in units of the picture; "" for the background."""
+    """The subject at a place (x, y as shares of the picture); "" for the background."""
     found = image.getpixel((int(x * image.width), int(y * image.height)))
     return next((name for name, colour in COLOURS.items() if found == colour[:3]), "")
 
@@ -52,7 +52,7 @@ def entries_of(folder) -> list[dict]:
         ("above", ("cat", "dog"), {(0.5, 0.25): "cat", (0.5, 0.75): "dog", (0.1, 0.5): ""}),
     ],
 )
-def test_subjects_lie_where_the_kind_says(kind, subjects, places):
+def test_subjects_are_where_the_kind_says(kind, subjects, places):
     image = render(arrange(kind, subjects, "flat", "green"), PICTURES, (64, 64))
     assert (image.mode, image.size) == ("RGB", (64, 64))
     assert {place: pixel(image, *place) for place in places} == places

@@ -1,14 +1,14 @@
-"""Captions: what a picture may be called, in several languages, with or without its style."""
+"""Captions of a picture in several languages, with or without its style."""
 
 import random
 
 from .english import plural, with_article
 from .phrases import PHRASES
 
-UNSTYLED = 0.1  # the share of captions that name no style, so that such prompts work too
-ENGLISH = 4  # a caption is English this many times as often as in any other language
-KEYWORD = 0.2  # the share of captions that use another name than the first
-LEAST, MOST = 12, 24  # how many captions a composed picture gets
+UNSTYLED = 0.1  # share of captions without a style, so that such prompts work too
+ENGLISH = 4  # English captions are this many times as frequent as those of any other language
+KEYWORD = 0.2  # share of captions with another name than the first
+LEAST, MOST = 12, 24  # captions of a composed picture
 
 
 def prompt(subject: str, style: str | None, background: str = "white", language: str = "en") -> str:
@@ -25,36 +25,36 @@ def composed(
 ) -> str:
     """The canonical caption of a composed picture: "a cat left of a dog, flat style".
 
-    `kind` as in `compose.Composition`; `names` holds one name for each subject placed, and the
-    same one several times for several copies.
+    `kind` as in `compose.Composition`; `names` has a name for each subject, which is repeated for
+    copies.
     """
     return _with_surroundings(ways(kind, names, language)[0], style, background, language)
 
 
 def ways(kind: str, names: list[str], language: str, plain: list[str] | None = None) -> list[str]:
-    """All ways to say what is placed, the canonical one first.
+    """All ways to describe the subjects and their places, the canonical one first.
 
-    `plain` are other names to use where the grammar does not matter.
+    `plain` are other names, which are used where no article or plural is needed.
     """
     phrases, plain = PHRASES[language], plain or names
     several = plural(names[0]) if language == "en" else None
-    fields = {
-        "first": plain[0],
-        "second": plain[-1],
-        "a_first": with_article(names[0]),
-        "a_second": with_article(names[-1]),
-        "plural": several,
-        "number": phrases.numbers.get(len(names)),
-        "digit": len(names),
-    }
-    templates = getattr(phrases, kind)
-    if several is None:
-        templates = [template for template in templates if "{plural}" not in template]
-    return [template.format(**fields) for template in templates]
+    return [
+        template.format(
+            first=plain[0],
+            second=plain[-1],
+            a_first=with_article(names[0]),
+            a_second=with_article(names[-1]),
+            plural=several,
+            number=phrases.numbers.get(len(names)),
+            digit=len(names),
+        )
+        for template in getattr(phrases, kind)
+        if several or "{plural}" not in template
+    ]
 
 
 def write(record: dict, background: str, rng: random.Random) -> str:
-    """One caption for a manifest record, drawn from many ways to say it."""
+    """A random caption for a record of the manifest."""
     language = _language(record["names"], rng)
     names = record["names"][language]
     subject = rng.choice(names) if rng.random() < KEYWORD else names[0]
@@ -71,9 +71,9 @@ def write(record: dict, background: str, rng: random.Random) -> str:
 def variations(
     kind: str, names: list[dict[str, list[str]]], style: str, background: str, rng: random.Random
 ) -> list[str]:
-    """12 to 24 different captions of a composed picture (fewer where there are not as many).
+    """12 to 24 different captions of a composed picture, or fewer if there are no more.
 
-    `names` are the manifest's names, language -> names, of each subject placed, as in `composed`.
+    `names` are, for each subject as in `composed`, the names in the manifest (language -> names).
     The canonical English caption comes first.
     """
     canonical = composed(kind, [each["en"][0] for each in names], style, background)
@@ -90,9 +90,8 @@ def _variation(kind: str, names, style: str, background: str, rng: random.Random
     if kind == "single":
         return write({"names": names[0], "style": style}, background, rng)
     language = _language(names[0], rng)
-    first = [each[language][0] for each in names]
-    plain = first
-    # English names are chosen by hand; elsewhere the first is Unicode's, such as "Hundegesicht".
+    plain = first = [each[language][0] for each in names]
+    # English names are selected by hand; others start with Unicode's, such as "Hundegesicht".
     if rng.random() < (KEYWORD if language == "en" else 2 * KEYWORD):
         other = {name: rng.choice(each[language]) for name, each in zip(first, names, strict=True)}
         plain = [other[name] for name in first]

@@ -1,33 +1,29 @@
-"""Composed pictures: subjects of the emoji data set on a coloured ground, counted and arranged.
+"""Composed pictures: subjects of the emoji data set on coloured backgrounds, in numbers and places.
 
-The folder is an ordinary image folder, RGB pictures and a `metadata.jsonl`. Each line also says
-how its picture was composed, so that a model's pictures can be scored against it.
+The result is an ordinary image folder: RGB pictures and a `metadata.jsonl`. Each line also
+describes the composition, so that a model's pictures can be scored against it.
 """
 
-import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from itertools import combinations, cycle
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
-from ...files import atomic_path
 from ..buckets import Size
 from . import captions
-from .build import is_rendered, read_manifest
+from .build import read_manifest, render_all, write_lines
 from .pictures import BACKGROUNDS
 
-FOLDER = "composed"  # inside the data set's folder
-KINDS = ("single", "count", "single", "beside", "above")  # in turn: two singles in five pictures
+FOLDER = "composed"  # in the folder of the data set
+KINDS = ("single", "count", "single", "beside", "above")  # in turn: two of five are singles
 COUNTS = (2, 3, 4)
-WHITE_SHARE = 0.5  # the share of pictures of several subjects on white
+WHITE_SHARE = 0.5  # share of the pictures of several subjects that are on white
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom, in units of the picture
+Box = tuple[float, float, float, float]  # left, top, right, bottom, as shares of the picture
 LEFT, RIGHT = (0, 0, 0.5, 1), (0.5, 0, 1, 1)
 TOP, BOTTOM = (0, 0, 1, 0.5), (0, 0.5, 1, 1)
 QUARTERS = ((0, 0, 0.5, 0.5), (0.5, 0, 1, 0.5), (0, 0.5, 0.5, 1), (0.5, 0.5, 1, 1))
@@ -41,11 +37,11 @@ ROWS: dict[int, tuple[Box, ...]] = {  # several copies, row by row
 
 @dataclass(frozen=True)
 class Composition:
-    """What a picture shows: `subjects` in `boxes`, all in one style, on a named background. Each
-    subject fills the largest square in the middle of its box.
+    """What a picture shows: `subjects` in `boxes`, all in one style, on a background of
+    `BACKGROUNDS`. Each subject fills the largest square in the middle of its box.
 
-    `kind` is "single", "count" (copies of one subject), "beside" or "above" (the first of two
-    subjects is at the left or at the top).
+    `kind` is "single", "count" (copies of one subject), "beside" or "above" (of two subjects the
+    first is at the left or at the top).
     """
 
     kind: str
@@ -62,8 +58,11 @@ class Composition:
         return cls(subjects=subjects, boxes=boxes, **parts)
 
 
+Planned = tuple[Composition, Size, str]  # with its size and its split
+
+
 def arrange(kind: str, subjects: tuple[str, ...], style: str, background: str) -> Composition:
-    """The composition with the boxes that its kind and its number of subjects have."""
+    """The composition with the boxes for its kind and its number of subjects."""
     boxes = {"beside": (LEFT, RIGHT), "above": (TOP, BOTTOM)}.get(kind) or ROWS[len(subjects)]
     return Composition(kind, subjects, style, background, boxes)
 
@@ -71,7 +70,7 @@ def arrange(kind: str, subjects: tuple[str, ...], style: str, background: str) -
 def render(
     composition: Composition, pictures: Mapping[tuple[str, str], Image.Image], size: Size
 ) -> Image.Image:
-    """An RGB picture of `size` (width, height) pixels; `pictures` holds the RGBA cut-out of each
+    """An RGB picture of `size` (width, height) pixels; `pictures` has the RGBA cut-out of each
     (subject, style)."""
     canvas = Image.new("RGBA", size, BACKGROUNDS[composition.background])
     for subject, box in zip(composition.subjects, composition.boxes, strict=True):
@@ -90,7 +89,7 @@ def square_in(box: Box, size: Size) -> tuple[int, int, int]:
 
 
 def resize(cut_out: Image.Image, side: int) -> Image.Image:
-    """A square RGBA picture resized without a fringe of the colour of its transparent pixels."""
+    """A square RGBA picture resized without a fringe in the colour of its transparent pixels."""
     if cut_out.size == (side, side):
         return cut_out
     resized = cut_out.convert("RGBa").resize((side, side), Image.Resampling.LANCZOS)
@@ -108,18 +107,22 @@ def build(
     seed: int = 0,
     workers: int = 2,
 ) -> Path:
-    """Compose `count` pictures from the data set in `data`, as an image folder in its `composed`.
+    """Compose `count` pictures from the data set in `data`, as the image folder `data`/composed.
 
-    They are of the `kinds` in turn. Returns the path of its `metadata.jsonl`: file_name, captions,
-    repeats (how often the picture counts in an epoch), split ("train" or "held-out") and the
-    fields of `Composition`. Pictures have `sizes` (width, height), or the data set's size where
-    None: every single subject on white comes in all of them, every other picture half of the time
-    in the one that gives its subjects the most room (the first of these). A single subject on
-    white in the first size counts `white_repeats` times: it is what most prompts ask for. A
-    subject-style pair that the data set holds out is held out here, and only as a single; so is a
-    share `held_out` of the pairs of subjects and of the pairs of a subject and a count, in every
-    style and order. More pictures of the same seed only add to fewer; what is rendered already is
-    kept. Raises ValueError for a bad setting, FileNotFoundError where there is no data set.
+    Their kinds are `kinds` in turn. Returns the path of `metadata.jsonl`: file_name, captions,
+    repeats (how often an epoch visits the picture), split ("train" or "held-out") and the fields of
+    `Composition`.
+
+    Pictures have `sizes` (width, height), by default the size of the data set. A single subject on
+    white comes in all sizes; the first of them has `white_repeats` repeats, because it is what most
+    prompts ask for. Any other picture has, half of the time, the size that gives its subjects the
+    most room (the first such size), otherwise a random one.
+
+    A subject-style pair that the data set holds out is held out here, and appears only as a single.
+    A share `held_out` of the pairs of subjects, and of the pairs of a subject and a count, is held
+    out in every style and order. A larger `count` with the same seed only adds pictures; those
+    already rendered are kept. Raises ValueError for a bad setting, FileNotFoundError where there is
+    no data set.
     """
     data = Path(data)
     if count < 1:
@@ -135,10 +138,8 @@ def build(
         with Image.open(data / records[0]["image"]) as image:
             sizes = [image.size]
     directory = data / FOLDER
-    for kind in KINDS:
-        (directory / kind).mkdir(parents=True, exist_ok=True)
-    plan = _plan(records, count, kinds, sizes, held_out, seed)
     entries, jobs = [], []
+    plan = _plan(records, count, kinds, sizes, held_out, seed)
     for i, (composition, size, split) in enumerate(plan):
         file_name = _file_name(composition, size if size != sizes[0] else None, paths)
         texts = captions.variations(
@@ -152,18 +153,10 @@ def build(
         repeats = white_repeats if on_white and size == sizes[0] else 1
         entry = {"file_name": file_name, "captions": texts, "repeats": repeats, "split": split}
         entries.append(entry | asdict(composition))
-        if not is_rendered(directory / file_name, size):
-            keys = {(subject, composition.style) for subject in composition.subjects}
-            sources = {key: paths[key] for key in keys}
-            jobs.append((composition, sources, directory / file_name, size))
-    with ProcessPoolExecutor(workers) as pool:
-        done = pool.map(_save, jobs, chunksize=64)
-        for _ in tqdm(done, total=len(jobs), desc="composing", unit="picture", disable=None):
-            pass
-    with atomic_path(directory / "metadata.jsonl") as temporary:
-        lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
-        temporary.write_text("".join(lines), encoding="utf-8")
-    return directory / "metadata.jsonl"
+        keys = [(subject, composition.style) for subject in composition.subjects]
+        jobs.append((directory / file_name, size, composition, {key: paths[key] for key in keys}))
+    render_all(_draw, jobs, workers, "composing")
+    return write_lines(directory / "metadata.jsonl", entries)
 
 
 def _plan(
@@ -173,7 +166,7 @@ def _plan(
     sizes: list[Size],
     held_out: float,
     seed: int,
-) -> list[tuple[Composition, Size, str]]:
+) -> list[Planned]:
     """`count` different compositions with their sizes and splits."""
     trained: dict[str, list[str]] = {}  # style -> subjects
     for record in records:
@@ -188,11 +181,15 @@ def _plan(
         for group in (copies, pairs)
         for combination in rng.sample(group, round(held_out * len(group)))
     }
-    sources = {"single": _singles(records, sizes, random.Random(f"{seed} single"))}
-    for kind in ("count", "beside", "above"):
-        sources[kind] = _several(kind, trained, sizes, apart, random.Random(f"{seed} {kind}"))
-    sources = {kind: source for kind, source in sources.items() if kind in kinds}
-    planned: list[tuple[Composition, Size, str]] = []
+    sources: dict[str, Iterator] = {}
+    for kind in kinds:
+        draws = random.Random(f"{seed} {kind}")
+        sources[kind] = (
+            _singles(records, sizes, draws)
+            if kind == "single"
+            else _several(kind, trained, sizes, apart, draws)
+        )
+    planned: list[Planned] = []
     for kind in cycle(kinds):
         if len(planned) == count:
             return planned
@@ -202,15 +199,14 @@ def _plan(
             sources.pop(kind, None)
         if not sources:
             raise ValueError(
-                f"{count} compositions are more than the {len(planned)} that these pictures allow"
+                f"{count} compositions are more than the {len(planned)} that these pictures allow: "
+                "choose fewer"
             )
 
 
-def _singles(
-    records: list[dict], sizes: list[Size], rng: random.Random
-) -> Iterator[tuple[Composition, Size, str]]:
+def _singles(records: list[dict], sizes: list[Size], rng: random.Random) -> Iterator[Planned]:
     """Every picture on white in the first size, then on white in the other sizes and on every
-    other colour in some size."""
+    other background in one size."""
     white, *others = BACKGROUNDS
     first = [(record, white, sizes[0]) for record in records]
     more = [(record, white, size) for record in records for size in sizes[1:]]
@@ -228,18 +224,16 @@ def _several(
     sizes: list[Size],
     apart: set[tuple[str, ...]],
     rng: random.Random,
-) -> Iterator[tuple[Composition, Size, str]]:
-    """Compositions of several subjects, drawn until there is no other one."""
+) -> Iterator[Planned]:
+    """Random different compositions of several subjects, until there are no more."""
     white, *others = BACKGROUNDS
     styles = [style for style, subjects in trained.items() for _ in subjects]
-    choices = {
-        style: len(COUNTS) * len(subjects)
-        if kind == "count"
-        else len(subjects) * (len(subjects) - 1)
-        for style, subjects in trained.items()
-    }
+    possible = len(BACKGROUNDS) * sum(
+        len(subjects) * (len(COUNTS) if kind == "count" else len(subjects) - 1)
+        for subjects in trained.values()
+    )
     drawn = set()
-    while len(drawn) < len(BACKGROUNDS) * sum(choices.values()):
+    while len(drawn) < possible:
         style = rng.choice(styles)
         if kind == "count":
             subjects = (rng.choice(trained[style]),) * rng.choice(COUNTS)
@@ -255,35 +249,34 @@ def _several(
 
 
 def _size(composition: Composition, sizes: list[Size], rng: random.Random) -> Size:
-    """The one that gives subjects the most room half of the time, any of `sizes` else."""
+    """Half of the time the one with the most room for the subjects, otherwise any of `sizes`."""
     if len(sizes) == 1 or rng.random() < 0.5:
         return roomiest(composition, sizes)
     return rng.choice(sizes)
 
 
 def roomiest(composition: Composition, sizes: Sequence[Size]) -> Size:
-    """The first of `sizes` in which the smallest subject is the largest."""
+    """The first of `sizes` that gives the smallest subject the most room."""
     return max(sizes, key=lambda size: min(square_in(box, size)[2] for box in composition.boxes))
 
 
 def _file_name(
     composition: Composition, size: Size | None, paths: dict[tuple[str, str], Path]
 ) -> str:
-    """ "beside/cat_red-apple_flat_white_192x128.png", without the size where None."""
-    several = len(composition.subjects) if composition.kind == "count" else 0
-    names = [paths[subject, composition.style].stem for subject in composition.subjects]
-    parts = [str(several), names[0]] if several else names
-    parts = [*parts, composition.style, composition.background]
+    """Such as "beside/cat_red-apple_flat_white_192x128.png"; without the size if None."""
+    parts = [paths[subject, composition.style].stem for subject in composition.subjects]
+    if composition.kind == "count":
+        parts = [str(len(parts)), parts[0]]
+    parts += [composition.style, composition.background]
     if size:
         parts.append(f"{size[0]}x{size[1]}")
     return f"{composition.kind}/{'_'.join(parts)}.png"
 
 
-def _save(job: tuple[Composition, dict[tuple[str, str], Path], Path, Size]) -> None:
-    composition, sources, target, size = job
-    pictures = {key: _read(path) for key, path in sources.items()}
-    with atomic_path(target) as temporary:
-        render(composition, pictures, size).save(temporary, "PNG")
+def _draw(
+    size: Size, composition: Composition, sources: dict[tuple[str, str], Path]
+) -> Image.Image:
+    return render(composition, {key: _read(path) for key, path in sources.items()}, size)
 
 
 @lru_cache(maxsize=256)

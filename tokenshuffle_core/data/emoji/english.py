@@ -1,6 +1,6 @@
-"""English nouns as captions need them: "a unicorn", "two bowls of noodles"."""
+"""Articles and plurals of English nouns: "a unicorn", "two bowls of noodles"."""
 
-# Mass nouns, names of the one, and what is no noun: neither "a" nor a plural goes with them.
+# Mass nouns, unique things, and words that are not nouns: no "a" and no plural.
 UNCOUNTED = {
     "bread", "broccoli", "cheese", "coffee", "confetti", "corn", "done", "earth", "fire", "garlic",
     "lightning", "locked", "meat", "milk", "parchment", "poop", "popcorn", "ramen", "rice",
@@ -24,7 +24,7 @@ SOUNDS_LIKE_A_VOWEL = ("hour", "honest", "heir", "x-")
 
 
 def with_article(name: str) -> str:
-    """ "owl" -> "an owl"; plurals and mass nouns stay as they are: "grapes", "bread"."""
+    """ "owl" -> "an owl"; plurals and mass nouns do not change: "grapes", "bread"."""
     if _last_of_head(name) is None:
         return name
     vowel = name[:1] in "aeiou" and not name.startswith(SOUNDS_LIKE_A_CONSONANT)
@@ -32,7 +32,7 @@ def with_article(name: str) -> str:
 
 
 def plural(name: str) -> str | None:
-    """ "glass of milk" -> "glasses of milk"; None where the name has no other plural."""
+    """ "glass of milk" -> "glasses of milk"; None for a name without another plural."""
     last = _last_of_head(name)
     if last is None:
         return None
@@ -44,7 +44,7 @@ def plural(name: str) -> str | None:
 
 
 def _last_of_head(name: str) -> int | None:
-    """Which word carries the plural; None for what is plural already, or cannot be counted."""
+    """The index of the word that takes the plural; None for a plural or uncountable name."""
     words = name.split(" ")
     last = next((i for i, word in enumerate(words) if i and word in JOINTS), len(words)) - 1
     word = words[last]

@@ -1,4 +1,4 @@
-"""The training pictures in memory: RGBA cut-outs that are placed on coloured backgrounds."""
+"""The pictures of the data set in memory: RGBA cut-outs, and the colours of backgrounds."""
 
 from collections.abc import Iterator
 from pathlib import Path
