@@ -88,4 +88,4 @@ def write_safetensors(
                     x = x.detach().to("cpu", planned.dtype).contiguous()
                     file.write(x.flatten().view(torch.uint8).numpy())
         except OSError as error:
-            raise OSError(f"{path} cannot be written: {error.strerror}") from None
+            raise OSError(f"{path} cannot be written: {error.strerror or error}") from None

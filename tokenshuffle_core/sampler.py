@@ -110,8 +110,8 @@ def sample(
     ahead: int | None = None,
     engine: bool = True,
 ) -> Iterator[Progress]:
-    """Sample pictures window by window, a whole batch in lockstep. Yields after each window; full
-    rows of given codes at the top count as one.
+    """Sample pictures window by window, a whole batch in lockstep. Yields after each window, and
+    once after the full rows of given codes at the top.
 
     prompts and negatives hold one list of framed ids per picture; `grid` is (rows, columns) in
     windows; `given` (B, H, W) int64 holds codes to keep, with -1 in the windows to sample, which

@@ -65,7 +65,7 @@ class TextTokenizer:
 
     @classmethod
     def train(cls, captions: Iterable[str], vocabulary: int, max_grid: int) -> "TextTokenizer":
-        """Byte-level BPE with at most `vocabulary` tokens in total; text is lowercased."""
+        """Byte-level BPE with at most `vocabulary` tokens in total, on lowercase NFKC text."""
         tokenizer = Tokenizer(models.BPE())
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
