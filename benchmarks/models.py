@@ -1,7 +1,11 @@
-"""Models with random weights in the sizes that are measured."""
+"""Models with random weights in the measured sizes."""
+
+from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from tokenshuffle_core import checkpoints
 from tokenshuffle_core.config import LLAMAGEN_VQ16, PRESETS, Config, GenerationConfig, ModelConfig
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.model import TokenShuffleModel
@@ -16,12 +20,14 @@ SHAPES = {
     "775m": (1280, 36, 20, 3584),
     "2.7b": (3072, 20, 24, 8192),
 }
+JANUS_SPECIAL = [
+    "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>",
+]  # fmt: skip
 
 
-def random_pipeline(
-    name: str, window: int, settings: GenerationConfig, device="cpu", dtype=torch.float32
-) -> Pipeline:
-    """A model of SHAPES over 16,384 codes of 16 pixels. `ready` for pictures of 2048 pixels."""
+def random_pipeline(name: str, window: int, device="cpu") -> Pipeline:
+    """A model of SHAPES over 16,384 codes of 16 pixels each, for pictures of up to 2048 pixels, in
+    the dtype that the device computes in. Guidance is on by default."""
     width, layers, heads, hidden = SHAPES[name]
     text = TextTokenizer.train(["a red apple"], 1024, max_grid=PRESETS["paper-2.7b"].model.max_grid)
     shape = ModelConfig(
@@ -30,14 +36,19 @@ def random_pipeline(
         max_grid=PRESETS["paper-2.7b"].model.max_grid,
     )  # fmt: skip
     with torch.device(device):
-        model = TokenShuffleModel(shape).to(dtype).eval()
+        model = TokenShuffleModel(shape).to(checkpoints.default_dtype(device)).eval()
         images = ImageTokenizer(LLAMAGEN_VQ16).eval()
     model.initialise()
-    return Pipeline(Config(LLAMAGEN_VQ16, shape, settings), model, images, text, {})
+    return Pipeline(Config(LLAMAGEN_VQ16, shape, GenerationConfig()), model, images, text, {})
 
 
-def read_weights(model: TokenShuffleModel, stored: torch.dtype | None = None) -> int:
-    """Bytes of the weights that a decoding step has to read, all but the tables of embeddings: as
-    they are, or as their file stores them."""
-    weights = [w for name, w in model.state_dict().items() if "embedding" not in name]
-    return sum(min(w.itemsize, (stored or w.dtype).itemsize) * w.numel() for w in weights)
+def write_tokenizer(path: Path, special: list[str]) -> None:
+    """A byte-level tokenizer.json with few merges, `special` first."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(["<|User|>: a red apple\n\n<|Assistant|>:"] * 3, trainer)
+    tokenizer.save(str(path))
