@@ -1,4 +1,4 @@
-"""Runs the example workflows on a ComfyUI host and keeps what SaveImage wrote beside each.
+"""Runs the example workflows on a ComfyUI host and saves the picture of each beside it.
 
     python -m scripts.workflows [--version 0.33.0]
 
@@ -23,7 +23,7 @@ from . import comfyui
 
 WORKFLOWS = comfyui.PACK / "workflows"
 PATHS = sorted(WORKFLOWS.glob("*.json"))
-# Checkpoints of other projects.
+# They use checkpoints of other projects.
 NEEDS_DOWNLOAD = {"beside_diffusion", "janus_pro", "llamagen_classes"}
 THUMBNAIL = (400, 400)
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
@@ -38,7 +38,7 @@ def http(url: str, data: dict | None = None) -> bytes:
 
 
 def to_api(workflow: dict, object_info: dict) -> dict:
-    """The page's format -> the one that POST /prompt takes, as the page itself does on Run."""
+    """Converts the page's format to that of POST /prompt, as the page does on Run."""
     sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     prompt = {}
     for node in workflow["nodes"]:
@@ -48,7 +48,7 @@ def to_api(workflow: dict, object_info: dict) -> dict:
         for name, (kind, *options) in inputs_of(object_info[node["type"]]):
             settings = options[0] if options else {}
             if (isinstance(kind, list) or kind in WIDGETS) and not settings.get("forceInput"):
-                # An input that is younger than the workflow has its default.
+                # An input that is newer than the workflow has its default.
                 inputs[name] = next(values, settings.get("default"))
                 if settings.get("control_after_generate"):
                     next(values)  # fixed, increment, decrement or randomize: the page's business
@@ -69,7 +69,7 @@ def submit(url: str, prompt: dict, workflow: dict | None = None) -> str:
 
 
 def wait(url: str, prompt_id: str, timeout: float = 600) -> dict:
-    """The history entry of a prompt, once it has ended in whatever way."""
+    """The history entry of a prompt, once it has succeeded, failed or been interrupted."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         history = json.loads(http(f"{url}/history/{prompt_id}"))
@@ -97,12 +97,6 @@ def render(url: str, path: Path) -> None:
     path.with_suffix(".png").write_bytes(images(url, entry, saver)[0])
 
 
-def draw_thumbnail(path: Path) -> None:
-    with Image.open(path.with_suffix(".png")) as picture:
-        small = ImageOps.pad(picture.convert("RGB"), THUMBNAIL, color="white")
-    small.save(path.with_suffix(".jpg"), quality=85)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--version", help="version or name of the host (default: the newest)")
@@ -111,16 +105,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as base:
         try:
             host = comfyui.find_host(arguments.version)
-            process = comfyui.launch(host, Path(base), port)
-            try:
-                comfyui.wait_until_ready(process, url)
+            with comfyui.running(host, Path(base), port):
                 for path in PATHS:
                     if path.stem not in NEEDS_DOWNLOAD:
                         render(url, path)
-                    draw_thumbnail(path)
+                    with Image.open(path.with_suffix(".png")) as picture:
+                        small = ImageOps.pad(picture.convert("RGB"), THUMBNAIL, color="white")
+                    small.save(path.with_suffix(".jpg"), quality=85)
                     print(path.with_suffix(".png"))
-            finally:
-                comfyui.stop(process)
         except (ValueError, RuntimeError, TimeoutError, urllib.error.HTTPError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

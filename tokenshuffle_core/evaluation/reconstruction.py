@@ -1,4 +1,5 @@
-"""Reconstruction: what the image tokenizer alone keeps of pictures, and how it uses its codes."""
+"""Reconstruction: how much of a picture the image tokenizer preserves, and how much of its codebook
+it uses."""
 
 import math
 
@@ -17,7 +18,7 @@ C1, C2 = 0.01**2, 0.03**2
 
 
 def psnr(images: Tensor, references: Tensor) -> Tensor:
-    """Images (N, C, H, W) in 0..1, twice -> PSNR (N,) in dB; infinite where they are equal."""
+    """Images (N, C, H, W) in 0..1, twice -> PSNR (N,) in dB; infinite for equal images."""
     return -10 * (images - references).square().mean((1, 2, 3)).log10()
 
 
@@ -25,7 +26,7 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
     """Images (N, C, H, W) in 0..1, twice -> structural similarity (N,).
 
     Wang et al. (IEEE Trans. Image Process. 13, 2004): Gaussian window of 11 x 11 pixels with
-    sigma 1.5, K1 0.01, K2 0.03, where the window lies inside the picture; the mean over channels.
+    sigma 1.5, K1 0.01, K2 0.03, only where it lies inside the picture; the mean over channels.
     Raises ValueError for a picture smaller than the window.
     """
     if min(images.shape[-2:]) < WINDOW:
@@ -54,15 +55,14 @@ def reconstruction(
 ) -> dict[str, Estimate]:
     """PSNR in dB and SSIM over pictures of `size` (width, height), and the share of the codebook
     that they use."""
-    found: dict[str, list[float]] = {"PSNR (dB)": [], "SSIM": []}
+    values: dict[str, list[float]] = {"PSNR (dB)": [], "SSIM": []}
     used = torch.zeros(pipeline.config.image_tokenizer.codebook_size, dtype=torch.bool)
     for start in range(0, len(items), batch):
         images = load(items[start : start + batch], size)
         codes = pipeline.encode(images.movedim(1, -1))
         decoded = pipeline.decode(codes).movedim(-1, 1)
-        found["PSNR (dB)"] += psnr(decoded, images).tolist()
-        found["SSIM"] += ssim(decoded, images).tolist()
+        values["PSNR (dB)"] += psnr(decoded, images).tolist()
+        values["SSIM"] += ssim(decoded, images).tolist()
         used[codes.unique()] = True
-    estimates = {name: mean(values) for name, values in found.items()}
-    part = used.float().mean().item()
-    return estimates | {"codebook used": Estimate(part, math.nan, math.nan, len(used))}
+    share = Estimate(used.float().mean().item(), math.nan, math.nan, len(used))
+    return {name: mean(of) for name, of in values.items()} | {"codebook used": share}
