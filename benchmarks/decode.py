@@ -88,7 +88,7 @@ def measure(pipeline: Pipeline, whole: Pipeline | None, size: int, batch: int, o
     )
     dtype = model.code_embedding.weight.dtype
     read = weights + KVCache.nbytes(model.config, 2 * batch, steps // 2, dtype)
-    llama = None if options.no_transformers else Llama(model, options.device)
+    llama = None if options.no_transformers else llama_of(model, options.device)
 
     def turn(size: int, steps: int) -> dict[str, float]:
         seconds = {"picture": picture(pipeline, size, batch, options.ahead, True)}
@@ -98,7 +98,7 @@ def measure(pipeline: Pipeline, whole: Pipeline | None, size: int, batch: int, o
         if whole:
             seconds["whole"] = picture(whole, size, batch, options.ahead, True)
         if llama:
-            seconds["transformers"] = llama.picture(steps, 2 * batch)
+            seconds["transformers"] = llama_picture(llama, steps, 2 * batch)
         return seconds
 
     turn(32 * window, 4)  # a picture of four windows, to load libraries and prepare the weights
@@ -124,34 +124,28 @@ def picture(pipeline: Pipeline, size: int, batch: int, ahead: int, engine: bool)
     return seconds_of(lambda: list(steps), device)
 
 
-class Llama:
+def llama_of(model, device: str):
     """`transformers`' LLaMA of the same size as a model, with its codes as the vocabulary."""
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    def __init__(self, model, device):
-        from transformers import LlamaConfig, LlamaForCausalLM
+    shape = model.config
+    config = LlamaConfig(
+        vocab_size=shape.codebook_size, hidden_size=shape.width,
+        intermediate_size=shape.hidden, num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=shape.context, pad_token_id=0, eos_token_id=None,
+    )  # fmt: skip
+    with torch.device(device):
+        return LlamaForCausalLM(config).to(model.code_embedding.weight.dtype).eval()
 
-        shape = model.config
-        config = LlamaConfig(
-            vocab_size=shape.codebook_size, hidden_size=shape.width,
-            intermediate_size=shape.hidden, num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
-            max_position_embeddings=shape.context, pad_token_id=0, eos_token_id=None,
-        )  # fmt: skip
-        with torch.device(device):
-            self.llama = LlamaForCausalLM(config).to(model.code_embedding.weight.dtype).eval()
 
-    @torch.inference_mode()
-    def picture(self, steps: int, rows: int) -> float:
-        """Seconds to generate as many tokens as a batch of pictures has steps."""
-        prompt = torch.ones(rows, 8, dtype=torch.int64, device=self.llama.device)
-        lengths = {"min_new_tokens": steps, "max_new_tokens": steps}
-        mask = torch.ones_like(prompt)
-        return seconds_of(
-            lambda: self.llama.generate(
-                prompt, attention_mask=mask, do_sample=True, top_k=0, **lengths
-            ),
-            prompt.device,
-        )
+@torch.inference_mode()
+def llama_picture(llama, steps: int, rows: int) -> float:
+    """Seconds to generate as many tokens as a batch of pictures has steps."""
+    prompt = torch.ones(rows, 8, dtype=torch.int64, device=llama.device)
+    options = {"do_sample": True, "top_k": 0, "min_new_tokens": steps, "max_new_tokens": steps}
+    mask = torch.ones_like(prompt)
+    return seconds_of(lambda: llama.generate(prompt, attention_mask=mask, **options), llama.device)
 
 
 def bandwidth(size: int, device: str) -> float:

@@ -10,7 +10,6 @@ its fastest.
 
 import argparse
 import json
-import multiprocessing
 import tempfile
 import time
 from pathlib import Path
@@ -18,11 +17,14 @@ from pathlib import Path
 import torch
 
 from tokenshuffle_core import checkpoints
+from tokenshuffle_core.checkpoints.janus import PROMPT
 from tokenshuffle_core.config import GenerationConfig
 from tokenshuffle_core.pipeline import load
+from tokenshuffle_core.text_tokenizer import TextTokenizer
 
-from .measure import machine, peak_mib, seconds_of
-from .models import JANUS_SPECIAL, write_tokenizer
+from .measure import in_a_process, machine, peak_mib, seconds_of
+
+DRAWN = "a red fox in deep snow at sunrise"
 
 
 def make(folder: Path, tokens: int) -> None:
@@ -43,7 +45,9 @@ def make(folder: Path, tokens: int) -> None:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     JanusForConditionalGeneration(config).save_pretrained(folder)
-    write_tokenizer(folder / "tokenizer.json", JANUS_SPECIAL)
+    tokenizer = TextTokenizer.train([DRAWN], 320, max_grid=1).tokenizer
+    tokenizer.add_special_tokens([*PROMPT.template[::2], PROMPT.pad])
+    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def ours(converted: Path, options) -> tuple[dict, list[int]]:
@@ -52,7 +56,7 @@ def ours(converted: Path, options) -> tuple[dict, list[int]]:
     pipeline = load(converted, options.device)
     results = {"load": time.perf_counter() - started}
     settings = GenerationConfig(options.width, options.height, cfg=5.0, schedule="constant")
-    ids = pipeline.encode_prompt("a red fox in deep snow at sunrise")
+    ids = pipeline.encode_prompt(DRAWN)
     started = time.perf_counter()
     for progress in pipeline.sample([ids], [], settings, [0]):
         if progress.position == 1:
@@ -71,8 +75,7 @@ def theirs(folder: Path, device: str, framed: list[int], tokens: int) -> float:
 
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     model = JanusForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(device).eval()
-    begin = JANUS_SPECIAL.index("<begin_of_image>")
-    model.generation_config.generation_kwargs = {"boi_token_id": begin}
+    model.generation_config.generation_kwargs = {"boi_token_id": framed[-1]}
     ids = torch.tensor([framed], device=device)
     options = {"generation_mode": "image", "do_sample": True, "guidance_scale": 5}
     mask = torch.ones_like(ids)
@@ -105,15 +108,10 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder, converted = Path(temporary) / "janus", Path(temporary) / "janus.safetensors"
-        # In a separate process, so that its memory does not count.
-        process = multiprocessing.get_context("spawn").Process(
-            target=make, args=(folder, options.tokens)
-        )
-        process.start()
-        process.join()
+        in_a_process(make, folder, options.tokens)
         results = {"convert": seconds_of(lambda: checkpoints.convert(folder, converted), "cpu")}
-        measured, framed = ours(converted, options)
-        results |= measured
+        seconds, framed = ours(converted, options)
+        results |= seconds
         print(json.dumps(results, indent=1), flush=True)
         results["theirs"] = theirs(folder, options.device, framed, options.tokens)
     results["tokens"] = options.tokens

@@ -1,10 +1,12 @@
 """What the scripts in this folder share: times, memory and tables."""
 
 import json
+import multiprocessing
 import platform
 import re
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -20,6 +22,12 @@ def seconds_of(function: Callable[[], object], device: str | torch.device) -> fl
     if cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - started
+
+
+def in_a_process(function: Callable, *arguments):
+    """What the function returns in a new process, so that its memory is separate."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def peak_mib(device: str) -> float:

@@ -1,9 +1,6 @@
 """Models with random weights in the measured sizes."""
 
-from pathlib import Path
-
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from tokenshuffle_core import checkpoints
 from tokenshuffle_core.config import LLAMAGEN_VQ16, PRESETS, Config, GenerationConfig, ModelConfig
@@ -20,9 +17,6 @@ SHAPES = {
     "775m": (1280, 36, 20, 3584),
     "2.7b": (3072, 20, 24, 8192),
 }
-JANUS_SPECIAL = [
-    "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>",
-]  # fmt: skip
 
 
 def random_pipeline(name: str, window: int, device="cpu") -> Pipeline:
@@ -40,15 +34,3 @@ def random_pipeline(name: str, window: int, device="cpu") -> Pipeline:
         images = ImageTokenizer(LLAMAGEN_VQ16).eval()
     model.initialise()
     return Pipeline(Config(LLAMAGEN_VQ16, shape, GenerationConfig()), model, images, text, {})
-
-
-def write_tokenizer(path: Path, special: list[str]) -> None:
-    """A byte-level tokenizer.json with few merges, `special` first."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=special, show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
-    tokenizer.train_from_iterator(["<|User|>: a red apple\n\n<|Assistant|>:"] * 3, trainer)
-    tokenizer.save(str(path))

@@ -9,11 +9,8 @@ relative to it. Memory is the peak of a separate process on top of the weights.
 
 import argparse
 import copy
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +24,7 @@ from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.pipeline import load
 from tokenshuffle_core.sampler import draw_noise, sample_windows
 
-from .measure import machine, numbers, peak_mib, seconds_of, write_rows
+from .measure import in_a_process, machine, numbers, peak_mib, seconds_of, write_rows
 from .models import random_pipeline
 
 BUFFER = 2**24  # bytes of a file to read at once
@@ -42,14 +39,10 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--alone", choices=("decode", "encode"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.manual_seed(0)
     with torch.inference_mode():
-        if options.alone:
-            print(json.dumps(alone(options)))
-        else:
-            write_rows(HEADER, line, rows(options), options.json, **machine(options.device))
+        write_rows(HEADER, line, rows(options), options.json, **machine(options.device))
 
 
 def rows(options) -> Iterator[dict]:
@@ -115,10 +108,10 @@ def image_tokenizer(options):
             lambda: images.quantizer.nearest(images.latent(picture)),  # noqa: B023
         )
         for part, pair in (("decode", times[:2]), ("encode", times[2:])):
-            yield f"VQ {part}, {size} px", *pair, in_a_process(options, part, size)[1]
+            yield f"VQ {part}, {size} px", *pair, in_a_process(alone, part, size, options.device)[1]
     for size in options.large:
         for part in ("decode", "encode"):
-            seconds, memory = in_a_process(options, part, size)
+            seconds, memory = in_a_process(alone, part, size, options.device)
             yield f"VQ {part}, {size} px", seconds, None, memory
 
 
@@ -167,23 +160,15 @@ def inputs(size: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     return codes, torch.rand(1, 3, size, size, device=device)
 
 
-def in_a_process(options, part: str, size: int) -> tuple[float, float]:
-    """Seconds and MiB to decode or encode once in a new process."""
-    command = [sys.executable, "-m", "benchmarks.parts", "--alone", part, "--large", str(size)]
-    output = subprocess.run(
-        [*command, "--device", options.device], check=True, stdout=subprocess.PIPE, text=True
-    )
-    return tuple(json.loads(output.stdout))
-
-
-def alone(options) -> tuple[float, float]:
-    images = vq16(options.device)
-    codes, picture = inputs(options.large[0], options.device)
+@torch.inference_mode()
+def alone(part: str, size: int, device: str) -> tuple[float, float]:
+    """Seconds and MiB to decode or encode once, in a process without other work."""
+    images = vq16(device)
+    codes, picture = inputs(size, device)
     images.decode(codes[:, :4, :4])  # libraries take what they need
-    before = peak_mib(options.device)
-    work = (images.decode, codes) if options.alone == "decode" else (images.encode, picture)
-    seconds = seconds_of(lambda: work[0](work[1]), options.device)
-    return seconds, peak_mib(options.device) - before
+    before = peak_mib(device)
+    function, argument = (images.decode, codes) if part == "decode" else (images.encode, picture)
+    return seconds_of(lambda: function(argument), device), peak_mib(device) - before
 
 
 HEADER = "| part | ms | x baseline | memory, MiB |\n| --- | --- | --- | --- |"

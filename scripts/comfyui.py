@@ -24,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 import venv
 from collections.abc import Iterator, Sequence
@@ -39,6 +38,7 @@ PACK_NAME = "ComfyUI-TokenShuffle"
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 # ComfyUI 0.3.64 imports it but does not require it: transformers used to install it.
 UNDECLARED = ("requests",)
+START = 180  # seconds that a host may take to start
 HOW_TO_GET_ONE = "python scripts/comfyui.py setup SOURCE (a git URL or a folder of ComfyUI)"
 
 
@@ -155,18 +155,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_until_ready(process: subprocess.Popen, url: str, timeout: float = 180) -> None:
-    """Returns once the server answers. Raises RuntimeError if it ends or stays silent."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"ComfyUI ended with exit status {process.returncode}")
-        try:
-            with urllib.request.urlopen(f"{url}/system_stats", timeout=5):
-                return
-        except (urllib.error.URLError, http.client.HTTPException, OSError):
-            time.sleep(0.3)
-    raise RuntimeError(f"ComfyUI did not answer at {url} within {timeout:.0f} s")
+def answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/system_stats", timeout=5):
+            return True
+    except (http.client.HTTPException, OSError):  # a URLError is an OSError
+        return False
 
 
 @contextmanager
@@ -182,7 +176,13 @@ def running(
     command += ["--database-url", f"sqlite:///{base / 'user' / 'comfyui.db'}", *extra]
     process = subprocess.Popen(command, cwd=host.clone, stdout=log, stderr=subprocess.STDOUT)
     try:
-        wait_until_ready(process, f"http://127.0.0.1:{port}")
+        deadline = time.monotonic() + START
+        while not answers(port):
+            if process.poll() is not None:
+                raise RuntimeError(f"ComfyUI ended with exit status {process.returncode}")
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"ComfyUI did not answer within {START} s")
+            time.sleep(0.3)
         yield process
     finally:
         process.terminate()

@@ -5,9 +5,21 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from benchmarks.models import JANUS_SPECIAL, write_tokenizer
+SPECIAL = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>"]
+
+
+def write_tokenizer(path: Path, special: list[str]) -> None:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(["<|User|>: a red apple\n\n<|Assistant|>:"] * 3, trainer)
+    tokenizer.save(str(path))
 
 
 def randomise(module: nn.Module, std: float = 0.1) -> nn.Module:
@@ -45,16 +57,14 @@ def janus(levels: tuple[int, ...] = (1, 1, 2), **changes):
     book.data = nn.functional.normalize(book.data, dim=-1)
     model.generation_config.pad_token_id = 2
     model.generation_config.bos_token_id = 0
-    model.generation_config.generation_kwargs = {
-        "boi_token_id": JANUS_SPECIAL.index("<begin_of_image>")
-    }
+    model.generation_config.generation_kwargs = {"boi_token_id": SPECIAL.index("<begin_of_image>")}
     return model
 
 
 def write_janus(model, folder: Path) -> Path:
     """In the layout of `transformers`."""
     model.save_pretrained(folder)
-    write_tokenizer(folder / "tokenizer.json", JANUS_SPECIAL)
+    write_tokenizer(folder / "tokenizer.json", SPECIAL)
     return folder
 
 
@@ -73,7 +83,7 @@ def write_original_janus(model, folder: Path, shards: int = 2) -> Path:
     text = model.config.text_config.to_dict()
     config = {"model_type": "multi_modality", "language_config": text}
     (folder / "config.json").write_text(json.dumps(config))
-    write_tokenizer(folder / "tokenizer.json", JANUS_SPECIAL)
+    write_tokenizer(folder / "tokenizer.json", SPECIAL)
     return folder
 
 
