@@ -15,6 +15,7 @@ import copy
 import statistics
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -56,18 +57,16 @@ def main() -> None:
 
 
 def rows(options) -> Iterator[dict]:
-    for name in options.models.split(","):
-        for window in options.windows:
-            pipeline = random_pipeline(name, window, options.device)
-            dtype = pipeline.model.code_embedding.weight.dtype
-            pipeline.model.to(getattr(torch, options.stored)).to(dtype)
-            whole = None
-            if options.weights:
-                whole = replace(pipeline, model=copy.deepcopy(pipeline.model))
-                quantize(pipeline.model, options.weights)
-            for size in options.sizes:
-                for batch in options.batches:
-                    yield {"model": name} | measure(pipeline, whole, size, batch, options)
+    for name, window in product(options.models.split(","), options.windows):
+        pipeline = random_pipeline(name, window, options.device)
+        dtype = pipeline.model.code_embedding.weight.dtype
+        pipeline.model.to(getattr(torch, options.stored)).to(dtype)
+        whole = None
+        if options.weights:
+            whole = replace(pipeline, model=copy.deepcopy(pipeline.model))
+            quantize(pipeline.model, options.weights)
+        for size, batch in product(options.sizes, options.batches):
+            yield {"model": name} | measure(pipeline, whole, size, batch, options)
 
 
 def measure(pipeline: Pipeline, whole: Pipeline | None, size: int, batch: int, options) -> dict:

@@ -13,6 +13,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -98,21 +99,19 @@ def sampling(options):
 def image_tokenizer(options):
     """LlamaGen's VQ-16 with random weights."""
     images = vq16(options.device)
-    for size in options.sizes:
+    for size in [*options.sizes, *options.large]:
         codes, picture = inputs(size, options.device)
-        times = turns(
-            options,
-            lambda: images.decode(codes),  # noqa: B023
-            lambda: images.pixels(images.quantizer.vectors(codes)),  # noqa: B023
-            lambda: images.encode(picture),  # noqa: B023
-            lambda: images.quantizer.nearest(images.latent(picture)),  # noqa: B023
-        )
-        for part, pair in (("decode", times[:2]), ("encode", times[2:])):
-            yield f"VQ {part}, {size} px", *pair, in_a_process(alone, part, size, options.device)[1]
-    for size in options.large:
-        for part in ("decode", "encode"):
+        whole_maps = {
+            "decode": lambda: images.pixels(images.quantizer.vectors(codes)),  # noqa: B023
+            "encode": lambda: images.quantizer.nearest(images.latent(picture)),  # noqa: B023
+        }
+        for part, argument in (("decode", codes), ("encode", picture)):
             seconds, memory = in_a_process(alone, part, size, options.device)
-            yield f"VQ {part}, {size} px", seconds, None, memory
+            times = [seconds, None]
+            if size in options.sizes:
+                function = partial(getattr(images, part), argument)
+                times = turns(options, function, whole_maps[part])
+            yield f"VQ {part}, {size} px", *times, memory
 
 
 def loading(options):
@@ -167,7 +166,8 @@ def alone(part: str, size: int, device: str) -> tuple[float, float]:
     codes, picture = inputs(size, device)
     images.decode(codes[:, :4, :4])  # libraries take what they need
     before = peak_mib(device)
-    function, argument = (images.decode, codes) if part == "decode" else (images.encode, picture)
+    function = getattr(images, part)
+    argument = codes if part == "decode" else picture
     return seconds_of(lambda: function(argument), device), peak_mib(device) - before
 
 

@@ -55,17 +55,13 @@ def read_table(name: str) -> Table:
 
 
 @cache
-def _variants() -> dict:
+def read_variants() -> dict:
     return parse_toml(ROOT / "variants.toml")
-
-
-def variant_names() -> list[str]:
-    return list(_variants()["variants"])
 
 
 def recipe_values(variant: str, data: str) -> dict:
     """The recipe of the variant's training on `data`, with the keys of OWN."""
-    variants = _variants()
+    variants = read_variants()
     shared, own = variants["shared"], dict(variants["variants"][variant])
     steps = round(own.pop("times", 1) * variants["data"][data]["steps"])
     model = shared["model"] | own.pop("model", {})

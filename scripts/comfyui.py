@@ -76,13 +76,11 @@ def find_host(version: str | None) -> Host:
     ready = hosts()
     if not ready:
         raise ValueError(f"there is no ComfyUI host in {hosts_folder()}: {HOW_TO_GET_ONE}")
-    if version is None:
-        return ready[-1]
-    for host in ready:
-        if version in (host.version, host.name):
-            return host
-    names = ", ".join(host.name for host in ready)
-    raise ValueError(f"there is no ComfyUI host {version} in {hosts_folder()}, only {names}")
+    fitting = [host for host in ready if version in (None, host.version, host.name)]
+    if not fitting:
+        names = ", ".join(host.name for host in ready)
+        raise ValueError(f"there is no ComfyUI host {version} in {hosts_folder()}, only {names}")
+    return fitting[-1]
 
 
 def setup(source: str, name: str | None = None) -> Host:

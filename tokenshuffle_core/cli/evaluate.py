@@ -173,10 +173,9 @@ def _retrieval(options) -> None:
             seed=options.seed, batch=options.batch, language=options.language,
         )  # fmt: skip
         estimates |= _proportions([f"{SPLITS[split]} "] * len(part), scores)
-        psnr = Estimate(
-            reconstruction_psnr(pipeline, options.data, part), math.nan, math.nan, len(part)
-        )
-        estimates[f"{SPLITS[split]} reconstruction PSNR (dB)"] = psnr
+        psnr = reconstruction_psnr(pipeline, options.data, part)
+        psnr_estimate = Estimate(psnr, math.nan, math.nan, len(part))
+        estimates[f"{SPLITS[split]} reconstruction PSNR (dB)"] = psnr_estimate
         sheet = sheet or images
     _report(options, pipeline, estimates, settings, sheet)
 
@@ -240,12 +239,17 @@ def _loss(options) -> None:
     _report(options, pipeline, estimates, codes=codes)
 
 
-def _say(summary) -> None:
+def _draw(options, draw, prompts, *more) -> tuple:
+    """The model, how this process draws, and the number of prompts that were cut."""
+    _check(options)
+    pipeline, run = run_of(options)
+    summary = draw(pipeline, prompts, options.output, run, *more)
     print(
         f"{summary.drawn} pictures drawn, {summary.kept} kept; {summary.cut} prompts cut to the "
         "length that the model reads",
         file=sys.stderr,
     )
+    return pipeline, run, summary.cut
 
 
 def _geneval(options) -> None:
@@ -255,12 +259,9 @@ def _geneval(options) -> None:
         raise ValueError(f"--samples must be at least 1, not {options.samples}")
     entries = read_geneval(options.prompts)
     estimates = geneval_scores(options.results) if options.results else None
-    _check(options)
-    pipeline, run = run_of(options)
-    summary = draw_geneval(pipeline, entries, options.output, run, options.samples)
-    _say(summary)
+    pipeline, run, cut = _draw(options, draw_geneval, entries, options.samples)
     if estimates and run.rank == 0:
-        _report(options, pipeline, estimates, run.settings, cut=summary.cut)
+        _report(options, pipeline, estimates, run.settings, cut=cut)
 
 
 def _genai_bench(options) -> None:
@@ -269,12 +270,9 @@ def _genai_bench(options) -> None:
     prompts = bench.read_genai_bench(options.prompts)
     scorer = bench.load_scorer(options.scorer) if options.scorer else None
     if scorer and process()[1] > 1:
-        raise ValueError("--scorer needs all pictures: score in a run of one process afterwards")
-    _check(options)
-    pipeline, run = run_of(options)
-    summary = bench.draw_genai_bench(pipeline, prompts, options.output, run)
-    _say(summary)
+        raise ValueError("--scorer needs all pictures: score afterwards, in a single process")
+    pipeline, run, cut = _draw(options, bench.draw_genai_bench, prompts)
     if scorer:
         scores = bench.score_genai_bench(prompts, options.output, scorer, options.batch)
         estimates = bench.skill_scores(scores, options.skills)
-        _report(options, pipeline, estimates, run.settings, cut=summary.cut, scores=scores)
+        _report(options, pipeline, estimates, run.settings, cut=cut, scores=scores)

@@ -34,11 +34,9 @@ def proportion(hits: int, n: int) -> Estimate:
 def mean(values: Sequence[float]) -> Estimate:
     """The mean of independent values, such as those of several seeds, with Student's t-interval."""
     n = len(values)
-    if n == 0:
-        return Estimate(math.nan, math.nan, math.nan, 0)
-    value = math.fsum(values) / n
-    if n == 1:
-        return Estimate(value, math.nan, math.nan, 1)
+    value = math.fsum(values) / n if n else math.nan
+    if n < 2:
+        return Estimate(value, math.nan, math.nan, n)
     variance = math.fsum((v - value) ** 2 for v in values) / (n - 1)
     half = t_quantile(n - 1) * math.sqrt(variance / n)
     return Estimate(value, value - half, value + half, n)

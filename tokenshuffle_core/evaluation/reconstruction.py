@@ -33,13 +33,11 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         raise ValueError(f"SSIM needs pictures of at least 11x11 pixels, not {width}x{height}")
     axis = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
-    line = torch.exp(-axis.square() / (2 * SIGMA**2))
-    line /= line.sum()
+    line = torch.softmax(-axis.square() / (2 * SIGMA**2), dim=0)
+    window = line.outer(line)[None, None]
 
     def blur(x: Tensor) -> Tensor:
-        flat = x.flatten(0, 1)[:, None]
-        x_blurred = F.conv2d(F.conv2d(flat, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
-        return x_blurred.unflatten(0, x.shape[:2])[:, :, 0]
+        return F.conv2d(x.flatten(0, 1)[:, None], window).unflatten(0, x.shape[:2])[:, :, 0]
 
     x, y = images.double().cpu(), references.double().cpu()
     mean_x, mean_y = blur(x), blur(y)
