@@ -5,11 +5,14 @@ import multiprocessing
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from tokenshuffle_core.files import atomic_path
 
 
 def seconds_of(function: Callable[[], object], device: str | torch.device) -> float:
@@ -48,6 +51,22 @@ def machine(device: str) -> dict:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+
+
+@contextmanager
+def svg_plot(path: Path, size: tuple[float, float]) -> Iterator:
+    """The axes of a plot with a legend, which is saved with the same bytes for the same data."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = path.stem
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=size, layout="constrained")
+    yield axes
+    axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
 
 
 def numbers(text: str) -> list[int]:

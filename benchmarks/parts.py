@@ -97,10 +97,8 @@ def sampling(options):
 
 
 def image_tokenizer(options):
-    """LlamaGen's VQ-16 with random weights."""
-    images = vq16(options.device)
     for size in [*options.sizes, *options.large]:
-        codes, picture = inputs(size, options.device)
+        images, codes, picture = vq16(size, options.device)
         whole_maps = {
             "decode": lambda: images.pixels(images.quantizer.vectors(codes)),  # noqa: B023
             "encode": lambda: images.quantizer.nearest(images.latent(picture)),  # noqa: B023
@@ -148,22 +146,18 @@ def forget(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def vq16(device: str) -> ImageTokenizer:
-    with torch.device(device):
-        return ImageTokenizer(LLAMAGEN_VQ16).eval()
-
-
-def inputs(size: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+def vq16(size: int, device: str) -> tuple[ImageTokenizer, torch.Tensor, torch.Tensor]:
+    """LlamaGen's VQ-16 with random weights; codes and a picture of `size` pixels a side."""
     side = size // LLAMAGEN_VQ16.stride
     codes = torch.randint(LLAMAGEN_VQ16.codebook_size, (1, side, side), device=device)
-    return codes, torch.rand(1, 3, size, size, device=device)
+    with torch.device(device):
+        return ImageTokenizer(LLAMAGEN_VQ16).eval(), codes, torch.rand(1, 3, size, size)
 
 
 @torch.inference_mode()
 def alone(part: str, size: int, device: str) -> tuple[float, float]:
     """Seconds and MiB to decode or encode once, in a process without other work."""
-    images = vq16(device)
-    codes, picture = inputs(size, device)
+    images, codes, picture = vq16(size, device)
     images.decode(codes[:, :4, :4])  # libraries take what they need
     before = peak_mib(device)
     function = getattr(images, part)

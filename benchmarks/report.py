@@ -13,6 +13,7 @@ from pathlib import Path
 from tokenshuffle_core.files import atomic_path
 
 from . import decode, janus, parts, quality
+from .measure import svg_plot
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
@@ -53,33 +54,27 @@ def _device(result: dict) -> str:
     return f"{result['device']}{threads}, torch {result['torch']}"
 
 
-def plot(path: Path) -> None:
+def plot() -> None:
     """Seconds a picture against its side, for each window, with the floor under each curve."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "resolutions"
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     ticks: set[int] = set()
-    for result in results("resolutions"):
-        for window in sorted({row["window"] for row in result["rows"]}):
-            rows = [row for row in result["rows"] if row["window"] == window]
-            rows.sort(key=lambda row: row["size"])
-            sizes = [row["size"] for row in rows]
-            ticks.update(sizes)
-            label = f"window {window}, {rows[0]['parameters'] / 1e6:.0f} M parameters"
-            (curve,) = axes.plot(sizes, [row["picture"] for row in rows], marker="o", label=label)
-            floor = [row["floor"] * row["steps"] for row in rows]
-            axes.plot(sizes, floor, linestyle=":", color=curve.get_color())
-    axes.plot([], [], linestyle=":", color="grey", label="floor: reading weights and cache")
-    axes.set(xscale="log", yscale="log", xlabel="pixels a side", ylabel="seconds a picture")
-    axes.set_xticks(sorted(ticks), map(str, sorted(ticks)))
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, format="svg", metadata={"Date": None})
+    with svg_plot(PLOT, (7, 4)) as axes:
+        for result in results("resolutions"):
+            for window in sorted({row["window"] for row in result["rows"]}):
+                rows = [row for row in result["rows"] if row["window"] == window]
+                rows.sort(key=lambda row: row["size"])
+                sizes = [row["size"] for row in rows]
+                ticks.update(sizes)
+                label = f"window {window}, {rows[0]['parameters'] / 1e6:.0f} M parameters"
+                (curve,) = axes.plot(
+                    sizes, [row["picture"] for row in rows], marker="o", label=label
+                )
+                floor = [row["floor"] * row["steps"] for row in rows]
+                axes.plot(sizes, floor, linestyle=":", color=curve.get_color())
+        axes.plot([], [], linestyle=":", color="grey", label="floor: reading weights and cache")
+        axes.set(xscale="log", yscale="log", xlabel="pixels a side", ylabel="seconds a picture")
+        axes.set_xticks(sorted(ticks), map(str, sorted(ticks)))
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
 
 
 HEAD = """
@@ -143,8 +138,7 @@ The baseline: torch's own linear layers for prefill and sampling, the image toke
 def main() -> None:
     with atomic_path(DOCUMENT) as temporary:
         temporary.write_text(document(), encoding="utf-8")
-    with atomic_path(PLOT) as temporary:
-        plot(temporary)
+    plot()
 
 
 if __name__ == "__main__":

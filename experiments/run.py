@@ -13,7 +13,6 @@ import argparse
 import csv
 import json
 import statistics
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from benchmarks.measure import seconds_of
 from tokenshuffle_core import checkpoints, pipeline
 from tokenshuffle_core.data.emoji import build as emoji
 from tokenshuffle_core.data.emoji import compose
@@ -206,16 +206,14 @@ def times_of(name: str, work: Path) -> dict[int, dict[str, float]]:
     times = {}
     for window in parts.config.model.windows:
         settings = replace(parts.config.generation, window=window)
-        started = time.perf_counter()
-        *_, _ = parts.sample([prompt], [], settings, [0])
-        picture = time.perf_counter() - started
+        sampled = parts.sample([prompt], [], settings, [0])
+        picture = seconds_of(lambda: list(sampled), "cpu")  # noqa: B023
         steps = [step for step in range(50) if task.batch(step)[-1] == window][:2]
-        started = time.perf_counter()
-        for step in steps:
-            task.loss(parts.model.train(), step)[0].backward()
+        training = parts.model.train()
+        step = seconds_of(lambda: [task.loss(training, s)[0].backward() for s in steps], "cpu")  # noqa: B023
         times[window] = {
             "picture": picture,
-            "step": (time.perf_counter() - started) / len(steps),
+            "step": step / len(steps),
             "flops": training_flops(parts.model, (variant.get("size", SIZE) // 8) ** 2, window),
         }
         parts.model.eval()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from benchmarks.measure import svg_plot
 from tokenshuffle_core.evaluation.intervals import mean, proportion
 from tokenshuffle_core.files import atomic_path
 from tokenshuffle_core.training.stages import parse_toml
@@ -95,27 +96,13 @@ def document() -> str:
 def write_document() -> None:
     with atomic_path(DOCUMENT) as temporary:
         temporary.write_text(document(), encoding="utf-8")
-    with atomic_path(DOCUMENT.with_name("growing.svg")) as temporary:
-        plot_growing(temporary)
-
-
-def plot_growing(path: Path) -> None:
-    """The loss curves of the table "growing", each variant's first seed, as SVG."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "growing"
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
-    for row in read_table("growing").rows:
-        if results := results_of(row.variant, "compositions"):
-            result = results[min(results)]
-            steps, losses = zip(*result["losses"]["validation_loss"], strict=True)
-            axes.plot(steps, losses, marker=".", label=row.label)
-    axes.set(xlabel="step of 16 pictures", ylabel="nats per code, held-out compositions")
-    axes.legend()
-    figure.savefig(path, format="svg", metadata={"Date": None})
+    # The loss curves of the table "growing", each variant's first seed.
+    with svg_plot(DOCUMENT.with_name("growing.svg"), (7, 3.5)) as axes:
+        for row in read_table("growing").rows:
+            if results := results_of(row.variant, "compositions"):
+                losses = results[min(results)]["losses"]["validation_loss"]
+                axes.plot(*zip(*losses, strict=True), marker=".", label=row.label)
+        axes.set(xlabel="step of 16 pictures", ylabel="nats per code, held-out compositions")
 
 
 HEAD = """

@@ -63,15 +63,9 @@ def read_prompts(
     Line i, from 0, is drawn with seed + i and becomes `OUTPUT/0000i.png` unless it says otherwise.
     Raises FileNotFoundError, or ValueError that names the line, also if the model cannot draw it.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist or is not a file")
     jobs: dict[Path, Job] = {}
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not text in UTF-8") from None
     # Not splitlines, which also splits at characters that a JSON string may contain.
-    for i, line in enumerate(text.removesuffix("\n").split("\n")):
+    for i, line in enumerate(read_text(path).removesuffix("\n").split("\n")):
         if not line.strip():
             raise ValueError(f"{path}, line {i + 1} is empty")
         try:
@@ -82,6 +76,16 @@ def read_prompts(
             raise ValueError(f"{path}, line {i + 1}: {job.path.name} is the file of another line")
         jobs[job.path] = job
     return list(jobs.values())
+
+
+def read_text(path: Path) -> str:
+    """Raises FileNotFoundError, or ValueError for text that is not in UTF-8."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist or is not a file")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text in UTF-8") from None
 
 
 def _job(

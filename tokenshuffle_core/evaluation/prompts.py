@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..bulk import Job, Run, Summary, claim, draw, share
+from ..bulk import Job, Run, Summary, claim, draw, read_text, share
 from ..files import atomic_path
 from ..pipeline import Pipeline
 from .intervals import Estimate, mean
@@ -25,23 +25,14 @@ Scorer = Callable[[list[Path], list[str]], list[float]]
 
 def read_geneval(path: Path) -> list[dict]:
     """The lines of GenEval's `evaluation_metadata.jsonl`. Raises FileNotFoundError, ValueError."""
-    entries = []
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
-        try:
-            entry = json.loads(line)
-            valid = isinstance(entry["tag"], str) and isinstance(entry["prompt"], str)
-        except (ValueError, TypeError, KeyError):
-            valid = False
-        if not valid:
-            raise ValueError(f"{path}, line {number}: expected a JSON object with tag and prompt")
-        entries.append(entry)
-    return entries
+    kinds = {"tag": str, "prompt": str}
+    return _json_lines(path, kinds, "a JSON object with tag and prompt")
 
 
 def read_genai_bench(path: Path) -> dict[str, str]:
     """Id -> prompt from GenAI-Bench's `genai_image.json`. Raises as `read_geneval`."""
     try:
-        entries = json.loads(_read_text(path))
+        entries = json.loads(read_text(path))
         prompts = {name: entry["prompt"] for name, entry in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(
@@ -96,16 +87,11 @@ def geneval_scores(path: Path) -> dict[str, Estimate]:
     are alike; overall is the mean over tasks. Raises FileNotFoundError, ValueError.
     """
     tasks: dict[str, dict[str, list[bool]]] = {}
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
-        try:
-            result = json.loads(line)
-            prompts = tasks.setdefault(result["tag"], {})
-            prompts.setdefault(result["metadata"], []).append(result["correct"])
-        except (ValueError, TypeError, KeyError):
-            raise ValueError(
-                f"{path}, line {number}: expected tag, metadata and correct, as GenEval's "
-                "evaluate_images.py writes them"
-            ) from None
+    kinds = {"tag": str, "metadata": str, "correct": bool}
+    expected = "tag, metadata and correct, as GenEval's evaluate_images.py writes them"
+    for result in _json_lines(path, kinds, expected):
+        prompts = tasks.setdefault(result["tag"], {})
+        prompts.setdefault(result["metadata"], []).append(result["correct"])
     if not tasks:
         raise ValueError(f"{path} holds no results")
     estimates = {
@@ -157,7 +143,7 @@ def skill_scores(scores: dict[str, float], skills: Path | None) -> dict[str, Est
     try:
         by_skill = {
             skill: [f"{number:05}" for number in numbers]
-            for skill, numbers in json.loads(_read_text(skills)).items()
+            for skill, numbers in json.loads(read_text(skills)).items()
         }
         estimates = {
             skill: mean([scores[name] for name in names]) for skill, names in by_skill.items()
@@ -203,7 +189,16 @@ def _vqascore_model():
     return t2v_metrics.VQAScore(model="clip-flant5-xxl")
 
 
-def _read_text(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist or is not a file")
-    return path.read_text(encoding="utf-8")
+def _json_lines(path: Path, kinds: dict[str, type], expected: str) -> list[dict]:
+    """The objects of a file with one JSON object a line, each with values of these `kinds`."""
+    entries = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            valid = all(isinstance(entry[key], kind) for key, kind in kinds.items())
+        except (ValueError, TypeError, KeyError):
+            valid = False
+        if not valid:
+            raise ValueError(f"{path}, line {number}: expected {expected}")
+        entries.append(entry)
+    return entries
