@@ -70,9 +70,7 @@ def measure(url: str, baseline: subprocess.Popen, seed: int, size: int) -> dict[
     for i, setting in enumerate(SETTINGS):
         prompt = json.loads(API.read_text())
         prompt["sampler"]["inputs"] |= {"width": size, "height": size, "seed": 2 * seed + i}
-        extra = {"preview_method": setting}
-        answer = workflows.http(f"{url}/prompt", {"prompt": prompt, "extra_data": extra})
-        entry = workflows.wait(url, json.loads(answer)["prompt_id"])
+        entry = workflows.wait(url, workflows.submit(url, prompt, preview_method=setting))
         stamps = {kind: data["timestamp"] for kind, data in entry["status"]["messages"]}
         seconds = (stamps["execution_success"] - stamps["execution_start"]) / 1000
         times[f"ComfyUI, previews {setting}"] = seconds

@@ -24,14 +24,12 @@ from pathlib import Path
 import torch
 
 from tokenshuffle_core.config import LLAMAGEN_VQ16
-from tokenshuffle_core.files import atomic_path
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.pipeline import Pipeline, load
 
-from .measure import machine, seconds_of
+from .measure import machine, seconds_of, write_json
 from .models import random_pipeline
 
-ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = ("a red apple", "a fox, flat style", "three dogs on blue")
 
 
@@ -50,8 +48,7 @@ def main() -> None:
 
     def keep() -> None:
         about["seconds"] = round(time.perf_counter() - started, 1)
-        with atomic_path(options.json) as temporary:
-            temporary.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(options.json, results)
 
     failed = False
     parts = {
@@ -155,25 +152,18 @@ def measured(function: Callable[[], object], options) -> dict:
 
 def pictures(options):
     """The time to sample one picture's codes, guidance on, in the device's usual dtype."""
-    yield picture("bundled", load(device=options.device), 64 if options.small else 128, options)
-    name, side = ("tiny", 64) if options.small else ("111m", 256)
-    for window in (1, 2):
-        yield picture(name, random_pipeline(name, window, options.device), side, options)
-
-
-def picture(name: str, loaded: Pipeline, side: int, options) -> dict:
-    settings = replace(loaded.config.generation, width=side, height=side)
-    prompt = loaded.encode_prompt(PROMPTS[0])
-
-    def sample():
-        return list(loaded.sample([prompt], [], settings, [0]))
-
-    sample()  # warms up
-    rows, columns = loaded.grid(settings)
-    times = measured(sample, options)
-    times["ms_per_window"] = 1000 * times["seconds"] / (rows * columns)
-    window = loaded.config.model.window
-    return {"model": name, "window": window, "pixels": side, "windows": rows * columns} | times
+    bundled = ("bundled", load(device=options.device), 64 if options.small else 128)
+    name, large = ("tiny", 64) if options.small else ("111m", 256)
+    random = ((name, random_pipeline(name, w, options.device), large) for w in (1, 2))
+    for model, loaded, side in (bundled, *random):
+        settings = replace(loaded.config.generation, width=side, height=side)
+        arguments = ([loaded.encode_prompt(PROMPTS[0])], [], settings, [0])
+        list(loaded.sample(*arguments))  # warms up
+        times = measured(lambda: list(loaded.sample(*arguments)), options)  # noqa: B023
+        rows, columns = loaded.grid(settings)
+        times["ms_per_window"] = 1000 * times["seconds"] / (rows * columns)
+        window = loaded.config.model.window
+        yield {"model": model, "window": window, "pixels": side, "windows": rows * columns} | times
 
 
 def cuda_tests(options):
@@ -181,10 +171,11 @@ def cuda_tests(options):
     if not importlib.util.find_spec("pytest"):
         yield {"summary": "not run: pytest is not installed"}
         return
+    root = Path(__file__).resolve().parent.parent
     left = max(1.0, options.deadline - time.perf_counter())
     command = [sys.executable, "-m", "pytest", "-q", "-m", "skipif", "tests/engine"]
     try:
-        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=left)
+        run = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=left)
     except subprocess.TimeoutExpired:
         yield {"summary": f"stopped after {left:.0f} s"}
         return

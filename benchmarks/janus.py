@@ -22,7 +22,7 @@ from tokenshuffle_core.config import GenerationConfig
 from tokenshuffle_core.pipeline import load
 from tokenshuffle_core.text_tokenizer import TextTokenizer
 
-from .measure import in_a_process, machine, peak_mib, seconds_of
+from .measure import in_a_process, machine, peak_mib, seconds_of, write_json
 
 DRAWN = "a red fox in deep snow at sunrise"
 
@@ -118,7 +118,7 @@ def main() -> None:
     results["ratio"] = results["theirs"] / results["ours"]
     print(json.dumps(results, indent=1))
     if options.json:
-        options.json.write_text(json.dumps(machine(options.device) | results, indent=1) + "\n")
+        write_json(options.json, machine(options.device) | results)
 
 
 if __name__ == "__main__":

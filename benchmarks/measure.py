@@ -84,4 +84,9 @@ def write_rows(
         written.append(row)
         print(line(row), flush=True)
     if path:
-        path.write_text(json.dumps(more | {"rows": written}, indent=1) + "\n")
+        write_json(path, more | {"rows": written})
+
+
+def write_json(path: Path, value) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 from tokenshuffle_core.config import WEIGHT_KINDS
@@ -33,22 +34,17 @@ def main() -> None:
 
 
 def rows(options) -> Iterator[dict]:
-    for weights in (None, *WEIGHT_KINDS):
-        for score, names in SCORES.items():
-            results = evaluate(options, score, weights)
-            for name in names:
-                yield {"weights": weights or "as stored", "score": name} | results[name]
-
-
-def evaluate(options, score: str, weights: str | None) -> dict:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "scores.json"
+    for weights, score in product((None, *WEIGHT_KINDS), SCORES):
         data = options.data / "composed" if score == "loss" else options.data
-        command = [sys.executable, "-m", "tokenshuffle_core", "eval", score, data]
-        command += ["--device", options.device, "--count", str(options.count), "--json", path]
-        command += ["--weights", weights] if weights else []
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return json.loads(path.read_text(encoding="utf-8"))["results"]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "scores.json"
+            command = [sys.executable, "-m", "tokenshuffle_core", "eval", score, data]
+            command += ["--device", options.device, "--count", str(options.count), "--json", path]
+            command += ["--weights", weights] if weights else []
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            results = json.loads(path.read_text(encoding="utf-8"))["results"]
+        for name in SCORES[score]:
+            yield {"weights": weights or "as stored", "score": name} | results[name]
 
 
 HEADER = "| weights | score | | 95 % interval | n |\n| --- | --- | --- | --- | --- |"

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from benchmarks.measure import seconds_of
+from benchmarks.measure import seconds_of, write_json
 from tokenshuffle_core import checkpoints, pipeline
 from tokenshuffle_core.data.emoji import build as emoji
 from tokenshuffle_core.data.emoji import compose
@@ -28,7 +28,7 @@ from tokenshuffle_core.data.emoji.pictures import on_white
 from tokenshuffle_core.data.shards import INDEX, CodeShards, extract
 from tokenshuffle_core.evaluation.reconstruction import psnr
 from tokenshuffle_core.evaluation.retrieval import choose, retrieval
-from tokenshuffle_core.files import atomic_path, sha256
+from tokenshuffle_core.files import sha256
 from tokenshuffle_core.training import state
 from tokenshuffle_core.training.loop import FINAL
 from tokenshuffle_core.training.model import CPU, ModelTask, train_model, training_flops
@@ -97,14 +97,14 @@ def measure(row: Row, data: str, seed: int, work: Path) -> None:
     if result.get("recipe") != variant:
         folder = train(row.variant, data, seed, work)
         result = {"recipe": variant, "losses": losses_of(folder)}
-        write(path, result)
+        write_json(path, result)
     if data == "singles":
         scores = result.setdefault("scores", [])
         settings = {"window": row.window, "generation": row.generation}
         if settings not in [{key: score[key] for key in settings} for score in scores]:
             folder = train(row.variant, data, seed, work)
             scores.append(settings | score(folder / FINAL, work / data, seed, row))
-            write(path, result)
+            write_json(path, result)
     print(f"{row.label}: {path.name}", flush=True)
 
 
@@ -194,7 +194,7 @@ def measure_times(rows: list[Row], work: Path) -> None:
         key: {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
         for key, rounds in timed.items()
     }
-    write(TIMES, read_json(TIMES) | medians)
+    write_json(TIMES, read_json(TIMES) | medians)
 
 
 def times_of(name: str, work: Path) -> dict[int, dict[str, float]]:
@@ -218,12 +218,6 @@ def times_of(name: str, work: Path) -> dict[int, dict[str, float]]:
         }
         parts.model.eval()
     return times
-
-
-def write(path: Path, value) -> None:
-    path.parent.mkdir(exist_ok=True)
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

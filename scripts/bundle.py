@@ -64,7 +64,11 @@ def main() -> None:
     text = HELP.read_text(encoding="utf-8").partition(MARKER)[0].rstrip()
     with atomic_path(HELP) as temporary:
         temporary.write_text(f"{text}\n\n{MARKER}\n\n{subjects}.\n", encoding="utf-8")
-    draw_largest()
+    pipeline = load()
+    width, height = LARGEST
+    settings = replace(pipeline.config.generation, width=width, height=height)
+    images = [pipeline.generate(text, settings=settings).images[0].movedim(-1, 0) for text in PAIRS]
+    save_sheet("largest", images, columns=4)
     print(parts.card["tokenshuffle.scores"])
 
 
@@ -144,14 +148,6 @@ def shares(scores: list[dict[str, bool]], digits: int) -> str:
 def save_sheet(name: str, images: list[Tensor], columns: int) -> None:
     with atomic_path(ROOT / "docs" / f"{name}.png") as temporary:
         sheet_of(images, columns).save(temporary, "PNG")
-
-
-def draw_largest() -> None:
-    pipeline = load()
-    width, height = LARGEST
-    settings = replace(pipeline.config.generation, width=width, height=height)
-    images = [pipeline.generate(text, settings=settings).images[0].movedim(-1, 0) for text in PAIRS]
-    save_sheet("largest", images, columns=4)
 
 
 if __name__ == "__main__":

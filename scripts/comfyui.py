@@ -153,14 +153,6 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def answers(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/system_stats", timeout=5):
-            return True
-    except (http.client.HTTPException, OSError):  # a URLError is an OSError
-        return False
-
-
 @contextmanager
 def running(
     host: Host, base: Path, port: int, extra: Sequence[str] = (), log: int | IO | None = None
@@ -175,12 +167,18 @@ def running(
     process = subprocess.Popen(command, cwd=host.clone, stdout=log, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + START
-        while not answers(port):
-            if process.poll() is not None:
-                raise RuntimeError(f"ComfyUI ended with exit status {process.returncode}")
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"ComfyUI did not answer within {START} s")
-            time.sleep(0.3)
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/system_stats", timeout=5).close()
+                break
+            except (http.client.HTTPException, OSError):  # a URLError is an OSError
+                if process.poll() is not None:
+                    raise RuntimeError(
+                        f"ComfyUI ended with exit status {process.returncode}"
+                    ) from None
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"ComfyUI did not answer within {START} s") from None
+                time.sleep(0.3)
         yield process
     finally:
         process.terminate()

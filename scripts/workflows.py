@@ -62,9 +62,8 @@ def inputs_of(info: dict) -> list[tuple[str, list]]:
     return [*info["input"]["required"].items(), *info["input"].get("optional", {}).items()]
 
 
-def submit(url: str, prompt: dict, workflow: dict | None = None) -> str:
-    """Queues a prompt in the API format and returns its id."""
-    extra = {"extra_pnginfo": {"workflow": workflow}} if workflow else {}
+def submit(url: str, prompt: dict, **extra) -> str:
+    """Queues a prompt in the API format with its extra data and returns its id."""
     return json.loads(http(f"{url}/prompt", {"prompt": prompt, "extra_data": extra}))["prompt_id"]
 
 
@@ -90,7 +89,8 @@ def images(url: str, entry: dict, node: str) -> list[bytes]:
 def render(url: str, path: Path) -> None:
     workflow = json.loads(path.read_text(encoding="utf-8"))
     object_info = json.loads(http(f"{url}/object_info"))
-    entry = wait(url, submit(url, to_api(workflow, object_info), workflow))
+    extra = {"extra_pnginfo": {"workflow": workflow}}
+    entry = wait(url, submit(url, to_api(workflow, object_info), **extra))
     if entry["status"]["status_str"] != "success":
         raise RuntimeError(f"{path.name} failed: {entry['status']['messages'][-1]}")
     (saver,) = (str(node["id"]) for node in workflow["nodes"] if node["type"] == "SaveImage")

@@ -134,17 +134,14 @@ def claim(output: Path, run: Run, prompts: list, **more: int) -> None:
     }
     output.mkdir(parents=True, exist_ok=True)
     path = output / RUN
-    try:
-        same = not path.exists() or json.loads(path.read_text(encoding="utf-8")) == record
-    except ValueError:
-        same = False
-    if not same:
+    text = json.dumps(record, indent=2) + "\n"
+    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
         raise ValueError(
             f"{output} holds pictures of other prompts, another model, seed or setting: choose "
             f"another folder ({path.name} says which they are)"
         )
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def share(items: Sequence, rank: int, world: int) -> Sequence:

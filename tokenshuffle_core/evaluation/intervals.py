@@ -48,12 +48,9 @@ def t_quantile(freedom: int) -> float:
     if freedom > 1000:  # the series below becomes long; Abramowitz and Stegun, 26.7.5
         return Z + (Z**3 + Z) / (4 * freedom)
     low, high = Z, 13.0  # 12.7 for one degree
-    while high - low > 1e-12 * high:
+    for _ in range(50):
         middle = (low + high) / 2
-        if _t_within(middle, freedom) < 0.95:
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if _t_within(middle, freedom) < 0.95 else (low, middle)
     return high
 
 
