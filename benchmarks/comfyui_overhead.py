@@ -1,11 +1,11 @@
-"""What ComfyUI adds to the time of a picture, with previews off and on, in the same run.
+"""The time that ComfyUI adds to a picture, with previews off and on, in the same run.
 
     python -m benchmarks.comfyui_overhead [--version 0.33.0] [--rounds 10] [--size 128]
 
-Each round makes one picture on the command line's path (a process of the host's Python that keeps
-the model loaded) and one through POST /prompt for each preview setting, with fresh seeds. Prints
-medians, and medians of the ratios within a round. Needs a host of scripts/comfyui.py that takes a
-preview setting with each prompt.
+Each round makes one picture the way the command line does (in a process of the host's Python that
+keeps the model loaded) and one through POST /prompt for each preview setting, with fresh seeds.
+Prints medians, and medians of the ratios within a round. Needs a host of scripts/comfyui.py that
+accepts a preview setting with each prompt.
 """
 
 import argparse
@@ -48,12 +48,11 @@ def main() -> None:
         command = [host.python, "-c", BASELINE, str(options.size), f"{base}/baseline.png"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         baseline = subprocess.Popen(command, cwd=comfyui.PACK, **pipes)
-        process = comfyui.launch(host, Path(base), port, log=subprocess.DEVNULL)
         try:
-            comfyui.wait_until_ready(process, url)
-            times = [measure(url, baseline, seed, options.size) for seed in range(options.rounds)]
+            with comfyui.running(host, Path(base), port, log=subprocess.DEVNULL):
+                seeds = range(options.rounds)
+                times = [measure(url, baseline, seed, options.size) for seed in seeds]
         finally:
-            comfyui.stop(process)
             baseline.kill()
     times = times[1:]  # the first round warms up
     print(f"ComfyUI {host.version}, {options.size} pixels a side, {len(times)} rounds")
@@ -64,16 +63,14 @@ def main() -> None:
 
 
 def measure(url: str, baseline: subprocess.Popen, seed: int, size: int) -> dict[str, float]:
-    """Seconds of one picture, by way of making it."""
+    """Seconds for one picture with each way of making it."""
     baseline.stdin.write(f"{seed}\n")
     baseline.stdin.flush()
     times = {"command line": float(baseline.stdout.readline())}
     for i, setting in enumerate(SETTINGS):
         prompt = json.loads(API.read_text())
         prompt["sampler"]["inputs"] |= {"width": size, "height": size, "seed": 2 * seed + i}
-        extra = {"preview_method": setting}
-        answer = workflows.http(f"{url}/prompt", {"prompt": prompt, "extra_data": extra})
-        entry = workflows.wait(url, json.loads(answer)["prompt_id"])
+        entry = workflows.wait(url, workflows.submit(url, prompt, preview_method=setting))
         stamps = {kind: data["timestamp"] for kind, data in entry["status"]["messages"]}
         seconds = (stamps["execution_success"] - stamps["execution_start"]) / 1000
         times[f"ComfyUI, previews {setting}"] = seconds

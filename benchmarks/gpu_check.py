@@ -3,15 +3,14 @@
     python -m benchmarks.gpu_check --json check.json
 
 Four parts, one after the other: codes of the bundled model, pictures of two image tokenizers, the
-time of one picture, the tests that need CUDA. The file is written again after each measurement, so
-that a run that is stopped keeps what it had. A part that fails leaves its error there and the next
-one begins; the exit status is then 1. Needs no more than the core's own requirements.
+time for one picture, the tests that need CUDA. The file is written again after each measurement,
+so that an interrupted run keeps its results. If a part fails, its error goes into the file and the
+next part begins; the exit status is then 1. Needs only the core's own requirements.
 """
 
 import argparse
 import importlib.util
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -24,13 +23,13 @@ from pathlib import Path
 
 import torch
 
-from tokenshuffle_core.config import LLAMAGEN_VQ16, GenerationConfig
+from tokenshuffle_core.config import LLAMAGEN_VQ16
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.pipeline import Pipeline, load
 
+from .measure import machine, seconds_of, write_json
 from .models import random_pipeline
 
-ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = ("a red apple", "a fox, flat style", "three dogs on blue")
 
 
@@ -43,22 +42,22 @@ def main() -> None:
     options = parser.parse_args()
     started = time.perf_counter()
     options.deadline = started + options.seconds
-    found = {"about": about(options.device)}
+    about = machine(options.device) | {"python": platform.python_version()}
+    about["cuda"] = torch.version.cuda if about["cuda"] else None
+    results: dict = {"about": about}
 
     def keep() -> None:
-        found["about"]["seconds"] = round(time.perf_counter() - started, 1)
-        written = options.json.with_suffix(".part")
-        written.write_text(json.dumps(found, indent=1) + "\n")
-        os.replace(written, options.json)
+        about["seconds"] = round(time.perf_counter() - started, 1)
+        write_json(options.json, results)
 
-    keep()
     failed = False
     parts = {
         "codes": codes, "image_tokenizers": image_tokenizers, "pictures": pictures,
         "tests": cuda_tests,
     }  # fmt: skip
     for name, part in parts.items():
-        rows = found[name] = []
+        rows = results[name] = []
+        keep()
         try:
             for row in part(options):
                 rows.append(row)
@@ -68,31 +67,19 @@ def main() -> None:
             failed = True
             rows.append({"error": traceback.format_exc(limit=-4)})
             print(name, rows[-1]["error"], file=sys.stderr, flush=True)
-        keep()
+    keep()
     sys.exit(failed)
-
-
-def about(device: str) -> dict:
-    """What the figures of this run belong to."""
-    cuda = device.startswith("cuda")
-    return {
-        "device": torch.cuda.get_device_name(device) if cuda else platform.machine(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda if cuda else None,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-    }
 
 
 def codes(options):
     """Greedy codes of the bundled model in float32, here and on the CPU."""
     side = 64 if options.small else 128
     for prompt in PROMPTS[:1] if options.small else PROMPTS:
-        expected, found = (
+        expected, actual = (
             greedy_codes(load(device=device, dtype=torch.float32), prompt, side)
             for device in ("cpu", options.device)
         )
-        same = (expected == found).flatten()
+        same = (expected == actual).flatten()
         yield {
             "prompt": prompt,
             "codes": same.numel(),
@@ -129,12 +116,10 @@ def image_tokenizers(options):
                 row["equal_codes"] = (again == on_cpu[1]).float().mean().item()
             random = random_codes(module, size).to(options.device)
             picture = module.decode(random)  # warms up
-            for save in (False, True):
-                what = "decode_saving_memory" if save else "decode"
-                call = lambda: module.decode(random, save)  # noqa: B023, E731
-                row[what] = measured(call, options)
-                said = module.working_nbytes(1, size**2, random.device, save)
-                row[what]["expected_mib"] = said / 2**20
+            for key, save in (("decode", False), ("decode_saving_memory", True)):
+                row[key] = measured(lambda: module.decode(random, save), options)  # noqa: B023
+                expected = module.working_nbytes(1, size**2, random.device, save)
+                row[key]["expected_mib"] = expected / 2**20
             row["encode"] = measured(lambda: module.encode(picture), options)  # noqa: B023
             yield row
         module.cpu()
@@ -154,61 +139,43 @@ def decoded_and_encoded(module: ImageTokenizer, size: int, device: str):
 
 
 def measured(function: Callable[[], object], options) -> dict:
-    """Median seconds of three calls, and the MiB that they allocated beside what was there before
-    (None on a CPU)."""
+    """Median seconds of three calls, and the peak of their memory in MiB (None on a CPU)."""
     cuda = options.device.startswith("cuda")
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        function()
-        if cuda:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
+    seconds = statistics.median(seconds_of(function, options.device) for _ in range(3))
     peak = (torch.cuda.max_memory_allocated() - before) / 2**20 if cuda else None
-    return {"seconds": statistics.median(seconds), "peak_mib": peak}
+    return {"seconds": seconds, "peak_mib": peak}
 
 
 def pictures(options):
-    """Codes of one picture, guidance on, in the dtype that the device is used with."""
-    dtype = torch.bfloat16 if options.device.startswith("cuda") else torch.float32
-    side = 64 if options.small else 128
-    loaded = load(device=options.device, dtype=dtype)
-    yield picture("bundled", loaded, side, options)
-    name, side = ("tiny", 64) if options.small else ("111m", 256)
-    for window in (1, 2):
-        loaded = random_pipeline(name, window, GenerationConfig(cfg=4.0), options.device, dtype)
-        yield picture(name, loaded, side, options)
-
-
-def picture(name: str, loaded: Pipeline, side: int, options) -> dict:
-    settings = replace(loaded.config.generation, width=side, height=side)
-    prompt = loaded.encode_prompt(PROMPTS[0])
-
-    def sample() -> None:
-        for _ in loaded.sample([prompt], [], settings, [0]):
-            pass
-
-    sample()  # warms up
-    rows, columns = loaded.grid(settings)
-    found = measured(sample, options)
-    found["ms_per_window"] = 1000 * found["seconds"] / (rows * columns)
-    window = loaded.config.model.window
-    return {"model": name, "window": window, "pixels": side, "windows": rows * columns} | found
+    """The time to sample one picture's codes, guidance on, in the device's usual dtype."""
+    bundled = ("bundled", load(device=options.device), 64 if options.small else 128)
+    name, large = ("tiny", 64) if options.small else ("111m", 256)
+    random = ((name, random_pipeline(name, w, options.device), large) for w in (1, 2))
+    for model, loaded, side in (bundled, *random):
+        settings = replace(loaded.config.generation, width=side, height=side)
+        arguments = ([loaded.encode_prompt(PROMPTS[0])], [], settings, [0])
+        list(loaded.sample(*arguments))  # warms up
+        times = measured(lambda: list(loaded.sample(*arguments)), options)  # noqa: B023
+        rows, columns = loaded.grid(settings)
+        times["ms_per_window"] = 1000 * times["seconds"] / (rows * columns)
+        window = loaded.config.model.window
+        yield {"model": model, "window": window, "pixels": side, "windows": rows * columns} | times
 
 
 def cuda_tests(options):
-    """Those of the engine that a marker skips where there is no CUDA."""
+    """The engine's tests that a marker skips without CUDA."""
     if not importlib.util.find_spec("pytest"):
         yield {"summary": "not run: pytest is not installed"}
         return
+    root = Path(__file__).resolve().parent.parent
     left = max(1.0, options.deadline - time.perf_counter())
     command = [sys.executable, "-m", "pytest", "-q", "-m", "skipif", "tests/engine"]
     try:
-        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=left)
+        run = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=left)
     except subprocess.TimeoutExpired:
         yield {"summary": f"stopped after {left:.0f} s"}
         return

@@ -1,5 +1,5 @@
-"""A model of Janus-Pro-1B's size with random weights: conversion, memory, and the time of a picture
-against `transformers`' own loop in the same run.
+"""A model of Janus-Pro-1B's size with random weights: conversion, memory, and the time for a
+picture against `transformers`' own loop in the same run.
 
     python -m benchmarks.janus --width 384 --height 384 --json janus.json
 
@@ -10,22 +10,21 @@ its fastest.
 
 import argparse
 import json
-import multiprocessing
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 
-from tests.support.published import SPECIAL, randomise, write_tokenizer
 from tokenshuffle_core import checkpoints
+from tokenshuffle_core.checkpoints.janus import PROMPT
 from tokenshuffle_core.config import GenerationConfig
 from tokenshuffle_core.pipeline import load
+from tokenshuffle_core.text_tokenizer import TextTokenizer
 
-from .decode import about
-from .parts import peak
+from .measure import in_a_process, machine, peak_mib, seconds_of, write_json
 
-PROMPT = "a red fox in deep snow at sunrise"
+DRAWN = "a red fox in deep snow at sunrise"
 
 
 def make(folder: Path, tokens: int) -> None:
@@ -37,51 +36,65 @@ def make(folder: Path, tokens: int) -> None:
         num_attention_heads=16, num_key_value_heads=16, max_position_embeddings=16_384,
         rms_norm_eps=1e-6, bos_token_id=0, pad_token_id=2,
     )  # fmt: skip
-    # What sees pictures does not draw them: it is left small.
+    # The part that sees pictures does not draw them: it stays small.
     vision = JanusVisionConfig(
         hidden_size=64, num_hidden_layers=1, num_attention_heads=2, num_image_tokens=tokens,
         projection_dim=2048,
     )  # fmt: skip
     config = JanusConfig(text_config=text, vision_config=vision, vq_config=JanusVQVAEConfig())
-    with torch.device("meta"):
-        model = JanusForConditionalGeneration(config)
-    model = randomise(model.to(torch.bfloat16).to_empty(device="cpu"), std=0.02)
-    model.save_pretrained(folder)
-    write_tokenizer(folder / "tokenizer.json", SPECIAL)
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    JanusForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer = TextTokenizer.train([DRAWN], 320, max_grid=1).tokenizer
+    tokenizer.add_special_tokens([*PROMPT.template[::2], PROMPT.pad])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def ours(converted: Path, options) -> tuple[dict, list[int]]:
+    """The results of this project, and the framed prompt."""
+    started = time.perf_counter()
+    pipeline = load(converted, options.device)
+    results = {"load": time.perf_counter() - started}
+    settings = GenerationConfig(options.width, options.height, cfg=5.0, schedule="constant")
+    ids = pipeline.encode_prompt(DRAWN)
+    started = time.perf_counter()
+    for progress in pipeline.sample([ids], [], settings, [0]):
+        if progress.position == 1:
+            results["first_step"] = time.perf_counter() - started
+    results["ours"] = (time.perf_counter() - started) / progress.positions
+    results["steps"] = progress.positions
+    results["vq_decode"] = seconds_of(lambda: pipeline.decode(progress.codes), options.device)
+    results["peak_mib"] = peak_mib(options.device)
+    return results, pipeline.text_tokenizer.frame(ids, *pipeline.grid(settings))
 
 
 @torch.inference_mode()
-def theirs(folder: Path, device: str, framed: list[int]) -> float:
-    """Seconds a step of `transformers`."""
+def theirs(folder: Path, device: str, framed: list[int], tokens: int) -> float:
+    """Seconds a step in `transformers`."""
     from transformers import JanusForConditionalGeneration
 
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     model = JanusForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(device).eval()
-    model.generation_config.generation_kwargs = {"boi_token_id": SPECIAL.index("<begin_of_image>")}
+    model.generation_config.generation_kwargs = {"boi_token_id": framed[-1]}
     ids = torch.tensor([framed], device=device)
-    started = time.perf_counter()
-    codes = model.generate(
-        ids, attention_mask=torch.ones_like(ids), generation_mode="image", do_sample=True,
-        guidance_scale=5,
-    )  # fmt: skip
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - started) / codes.shape[1]
+    options = {"generation_mode": "image", "do_sample": True, "guidance_scale": 5}
+    mask = torch.ones_like(ids)
+    return seconds_of(lambda: model.generate(ids, attention_mask=mask, **options), device) / tokens
 
 
-def table(found: dict) -> str:
+def table(run: dict) -> str:
     rows = {
-        "convert": f"{found['convert']:.1f} s",
-        "load": f"{found['load']:.1f} s",
-        f"a picture of {found['steps']} steps": f"{found['ours'] * found['steps']:.0f} s",
-        "of which the first step": f"{found['first_step']:.0f} s",
-        "a step": f"{1e3 * found['ours']:.0f} ms",
-        f"a step of `transformers`, {found['tokens']} tokens": f"{1e3 * found['theirs']:.0f} ms",
-        "x transformers": f"{found['ratio']:.2f}",
-        "VQ decode": f"{found['vq_decode']:.1f} s",
-        "memory at most": f"{found['peak_mib'] / 1024:.1f} GiB",
+        "convert": f"{run['convert']:.1f} s",
+        "load": f"{run['load']:.1f} s",
+        f"a picture of {run['steps']} steps": f"{run['ours'] * run['steps']:.0f} s",
+        "of which the first step": f"{run['first_step']:.0f} s",
+        "a step": f"{1e3 * run['ours']:.0f} ms",
+        f"a step of `transformers`, {run['tokens']} tokens": f"{1e3 * run['theirs']:.0f} ms",
+        "x transformers": f"{run['ratio']:.2f}",
+        "VQ decode": f"{run['vq_decode']:.1f} s",
+        "memory at most": f"{run['peak_mib'] / 1024:.1f} GiB",
     }
-    head = f"| {found['device']} | |\n| --- | --- |\n"
+    head = f"| {run['device']} | |\n| --- | --- |\n"
     return head + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
 
 
@@ -94,40 +107,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "janus"
-        # In a process of its own, whose memory is not this one's.
-        process = multiprocessing.get_context("spawn").Process(
-            target=make, args=(folder, options.tokens)
-        )
-        process.start()
-        process.join()
-        converted = Path(temporary) / "janus.safetensors"
-        started = time.perf_counter()
-        checkpoints.convert(folder, converted)
-        found = {"convert": time.perf_counter() - started}
-        started = time.perf_counter()
-        pipeline = load(converted, options.device)
-        found["load"] = time.perf_counter() - started
-        settings = GenerationConfig(options.width, options.height, cfg=5.0, schedule="constant")
-        ids = pipeline.encode_prompt(PROMPT)
-        framed = pipeline.text_tokenizer.frame(ids, *pipeline.grid(settings))
-        started = time.perf_counter()
-        for progress in pipeline.sample([ids], [], settings, [0]):
-            if progress.position == 1:
-                found["first_step"] = time.perf_counter() - started
-        found["ours"] = (time.perf_counter() - started) / progress.positions
-        found["steps"] = progress.positions
-        started = time.perf_counter()
-        pipeline.decode(progress.codes)
-        found["vq_decode"] = time.perf_counter() - started
-        found["peak_mib"] = peak(options.device)
-        print(json.dumps(found, indent=1), flush=True)
-        del pipeline, progress
-        found["theirs"], found["tokens"] = theirs(folder, options.device, framed), options.tokens
-    found["ratio"] = found["theirs"] / found["ours"]
-    print(json.dumps(found, indent=1))
+        folder, converted = Path(temporary) / "janus", Path(temporary) / "janus.safetensors"
+        in_a_process(make, folder, options.tokens)
+        results = {"convert": seconds_of(lambda: checkpoints.convert(folder, converted), "cpu")}
+        seconds, framed = ours(converted, options)
+        results |= seconds
+        print(json.dumps(results, indent=1), flush=True)
+        results["theirs"] = theirs(folder, options.device, framed, options.tokens)
+    results["tokens"] = options.tokens
+    results["ratio"] = results["theirs"] / results["ours"]
+    print(json.dumps(results, indent=1))
     if options.json:
-        options.json.write_text(json.dumps(about(options.device) | found, indent=1) + "\n")
+        write_json(options.json, machine(options.device) | results)
 
 
 if __name__ == "__main__":

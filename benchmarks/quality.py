@@ -1,10 +1,10 @@
-"""What weights of one byte cost in quality, by the bundled model.
+"""The quality that 8-bit weights cost the bundled model.
 
     python -m benchmarks.quality DATA --json quality.json
 
 DATA is a folder of `tokenshuffle data emoji --compositions N`. The scores are those of
-`tokenshuffle eval`: the loss on held-out compositions, and how often the nearest picture is the
-prompted one.
+`tokenshuffle eval`: the loss on held-out compositions, and the share of pictures whose nearest
+reference is the prompted one.
 """
 
 import argparse
@@ -12,27 +12,15 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 from tokenshuffle_core.config import WEIGHT_KINDS
 
-SCORES = {
-    "loss": ("nats per code",),
-    "retrieval": ("trained top-1", "held-out top-1"),
-}
+from .measure import write_rows
 
-
-@dataclass
-class Row:
-    """One line of the table: a score and the ends of its 95 % interval, if it has one."""
-
-    weights: str
-    score: str
-    value: float
-    low: float | None
-    high: float | None
-    n: int
+SCORES = {"loss": ("nats per code",), "retrieval": ("trained top-1", "held-out top-1")}
 
 
 def main() -> None:
@@ -42,36 +30,29 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    print(HEADER)
-    rows = []
-    for weights in (None, *WEIGHT_KINDS):
-        for score, names in SCORES.items():
-            results = evaluate(options, score, weights)
-            for name in names:
-                rows.append(Row(weights or "as stored", name, **results[name]))
-                print(line(rows[-1]), flush=True)
-    if options.json:
-        values = {"rows": [asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(values, indent=1) + "\n")
+    write_rows(HEADER, line, rows(options), options.json)
 
 
-def evaluate(options, score: str, weights: str | None) -> dict:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "scores.json"
+def rows(options) -> Iterator[dict]:
+    for weights, score in product((None, *WEIGHT_KINDS), SCORES):
         data = options.data / "composed" if score == "loss" else options.data
-        command = [sys.executable, "-m", "tokenshuffle_core", "eval", score, data]
-        command += ["--device", options.device, "--count", str(options.count), "--json", path]
-        command += ["--weights", weights] if weights else []
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return json.loads(path.read_text(encoding="utf-8"))["results"]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "scores.json"
+            command = [sys.executable, "-m", "tokenshuffle_core", "eval", score, data]
+            command += ["--device", options.device, "--count", str(options.count), "--json", path]
+            command += ["--weights", weights] if weights else []
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            results = json.loads(path.read_text(encoding="utf-8"))["results"]
+        for name in SCORES[score]:
+            yield {"weights": weights or "as stored", "score": name} | results[name]
 
 
 HEADER = "| weights | score | | 95 % interval | n |\n| --- | --- | --- | --- | --- |"
 
 
-def line(row: Row) -> str:
-    interval = "" if row.low is None else f"{row.low:.3f} to {row.high:.3f}"
-    return f"| {row.weights} | {row.score} | {row.value:.4g} | {interval} | {row.n} |"
+def line(row: dict) -> str:
+    interval = "" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
+    return f"| {row['weights']} | {row['score']} | {row['value']:.4g} | {interval} | {row['n']} |"
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from tokenshuffle_core.files import atomic_path
 
 from . import decode, janus, parts, quality
+from .measure import svg_plot
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
@@ -20,75 +21,60 @@ DOCUMENT = ROOT.parent / "docs" / "performance.md"
 PLOT = DOCUMENT.with_name("resolutions.svg")
 
 
-def read(name: str) -> dict:
-    """What one run found; its rows as those of the module that measured them."""
-    found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    script = {"parts": parts, "quality": quality}.get(name.split("-")[0], decode)
-    found["rows"] = [script.Row(**row) for row in found["rows"]]
-    return found
-
-
-def names(start: str) -> list[str]:
-    return sorted(path.stem for path in RESULTS.glob(f"{start}*.json"))
+def results(script: str) -> list[dict]:
+    """The results of a script, in the order of their files' names."""
+    paths = sorted(RESULTS.glob(f"{script}*.json"), key=lambda path: path.stem)
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def document() -> str:
     sections = [HEAD.strip()]
-    for name in names("decode"):
-        found = read(name)
-        weights = f", {found['weights']} weights" if found["weights"] else ""
-        if (stored := found.get("stored", "float32")) != "float32":
+    for result in results("decode"):
+        weights = f", {result['weights']} weights" if result["weights"] else ""
+        if (stored := result.get("stored", "float32")) != "float32":
             weights += f", from a file in {stored}"
-        sections.append(f"### {_device(found)}{weights}")
-        sections.append("\n".join([decode.HEADER, *map(decode.line, found["rows"])]))
+        sections += [f"### {_device(result)}{weights}", _table(decode, result)]
     sections.append(RESOLUTIONS.strip())
-    for name in names("quality"):
-        sections.append(QUALITY.strip())
-        sections.append("\n".join([quality.HEADER, *map(quality.line, read(name)["rows"])]))
-    for name in names("janus"):
-        sections.append(JANUS.strip())
-        found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        sections.append(janus.table(found))
+    for result in results("quality"):
+        sections += [QUALITY.strip(), _table(quality, result)]
+    for result in results("janus"):
+        sections += [JANUS.strip(), janus.table(result)]
     sections.append(PARTS.strip())
-    for name in names("parts"):
-        found = read(name)
-        sections.append(f"### {_device(found)}")
-        sections.append("\n".join([parts.HEADER, *map(parts.line, found["rows"])]))
+    for result in results("parts"):
+        sections += [f"### {_device(result)}", _table(parts, result)]
     return "\n\n".join(sections) + "\n"
 
 
-def _device(found: dict) -> str:
-    threads = "" if found["cuda"] else f", {found['threads']} threads"
-    return f"{found['device']}{threads}, torch {found['torch']}"
+def _table(script, result: dict) -> str:
+    return "\n".join([script.HEADER, *map(script.line, result["rows"])])
 
 
-def plot(path: Path) -> None:
+def _device(result: dict) -> str:
+    threads = "" if result["cuda"] else f", {result['threads']} threads"
+    return f"{result['device']}{threads}, torch {result['torch']}"
+
+
+def plot() -> None:
     """Seconds a picture against its side, for each window, with the floor under each curve."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "resolutions"
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     ticks: set[int] = set()
-    for name in names("resolutions"):
-        rows = read(name)["rows"]
-        for window in sorted({row.window for row in rows}):
-            of = sorted((row for row in rows if row.window == window), key=lambda row: row.size)
-            sizes = [row.size for row in of]
-            ticks.update(sizes)
-            label = f"window {window}, {of[0].parameters / 1e6:.0f} M parameters"
-            (curve,) = axes.plot(sizes, [row.picture for row in of], marker="o", label=label)
-            floor = [row.floor * row.steps for row in of]
-            axes.plot(sizes, floor, linestyle=":", color=curve.get_color())
-    axes.plot([], [], linestyle=":", color="grey", label="floor: reading weights and cache")
-    axes.set(xscale="log", yscale="log", xlabel="pixels a side", ylabel="seconds a picture")
-    axes.set_xticks(sorted(ticks), map(str, sorted(ticks)))
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, format="svg", metadata={"Date": None})
+    with svg_plot(PLOT, (7, 4)) as axes:
+        for result in results("resolutions"):
+            for window in sorted({row["window"] for row in result["rows"]}):
+                rows = [row for row in result["rows"] if row["window"] == window]
+                rows.sort(key=lambda row: row["size"])
+                sizes = [row["size"] for row in rows]
+                ticks.update(sizes)
+                label = f"window {window}, {rows[0]['parameters'] / 1e6:.0f} M parameters"
+                (curve,) = axes.plot(
+                    sizes, [row["picture"] for row in rows], marker="o", label=label
+                )
+                floor = [row["floor"] * row["steps"] for row in rows]
+                axes.plot(sizes, floor, linestyle=":", color=curve.get_color())
+        axes.plot([], [], linestyle=":", color="grey", label="floor: reading weights and cache")
+        axes.set(xscale="log", yscale="log", xlabel="pixels a side", ylabel="seconds a picture")
+        axes.set_xticks(sorted(ticks), map(str, sorted(ticks)))
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
 
 
 HEAD = """
@@ -152,8 +138,7 @@ The baseline: torch's own linear layers for prefill and sampling, the image toke
 def main() -> None:
     with atomic_path(DOCUMENT) as temporary:
         temporary.write_text(document(), encoding="utf-8")
-    with atomic_path(PLOT) as temporary:
-        plot(temporary)
+    plot()
 
 
 if __name__ == "__main__":

@@ -1,20 +1,18 @@
-"""Trains and scores what the tables compare, and writes docs/experiments.md.
+"""Trains and scores the models that the tables compare, and writes docs/experiments.md.
 
     python -m experiments.run windows elastic -o WORK --seeds 0,1,2
     python -m experiments.run windows elastic -o WORK --times
 
-The data set, the codes and the checkpoints go to WORK, the scores to experiments/results. What is
-there already is kept, unless its recipe has changed; an interrupted training goes on. One run at a
-time writes to a WORK. `--times` measures instead how long a training step and a picture take, all
-rows in turn, on an idle machine.
+The data set, the codes and the checkpoints go to WORK, the scores to experiments/results. Existing
+results are kept unless their recipe has changed; an interrupted training resumes. Only one run at a
+time may write to a WORK. `--times` measures instead how long a training step and a picture take,
+all rows in turn, on an idle machine.
 """
 
 import argparse
 import csv
-import hashlib
 import json
 import statistics
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from benchmarks.measure import seconds_of, write_json
 from tokenshuffle_core import checkpoints
 from tokenshuffle_core.data.emoji import build as emoji
 from tokenshuffle_core.data.emoji import compose
@@ -29,12 +28,12 @@ from tokenshuffle_core.data.emoji.pictures import on_white
 from tokenshuffle_core.data.shards import INDEX, CodeShards, extract
 from tokenshuffle_core.evaluation.reconstruction import psnr
 from tokenshuffle_core.evaluation.retrieval import choose, retrieval
-from tokenshuffle_core.files import atomic_path
+from tokenshuffle_core.files import sha256
 from tokenshuffle_core.pipeline import load
 from tokenshuffle_core.training import state
 from tokenshuffle_core.training.loop import FINAL
 from tokenshuffle_core.training.model import CPU, ModelTask, train_model, training_flops
-from tokenshuffle_core.training.stages import Stages, parse_stages, stage_pipeline
+from tokenshuffle_core.training.stages import parse_stages, stage_pipeline
 
 from .tables import (
     ORDER,
@@ -42,6 +41,7 @@ from .tables import (
     ROOT,
     TIMES,
     Row,
+    read_json,
     read_table,
     recipe_values,
     result_path,
@@ -49,7 +49,7 @@ from .tables import (
 )
 
 STYLES, SIZE = ("3d", "flat"), 128
-BUILT = {  # data set -> share of the subject-style pairs held out, compositions and their kinds
+BUILT = {  # data set -> share of held-out subject-style pairs, number of compositions, their kinds
     "singles": (0.1, 160, ("single",)),
     "compositions": (0.0, 8000, compose.KINDS),
 }
@@ -76,7 +76,8 @@ def main() -> None:
 
 
 def build_data(name: str, work: Path, size: int = SIZE) -> Path:
-    """The folder of the codes of a data set at `size` pixels, which lies beside it."""
+    """The folder of a data set's codes at `size` pixels, beside the data set; both are built if
+    they do not exist."""
     data, codes = work / name, work / f"{name}-codes{'' if size == SIZE else f'-{size}'}"
     if not (codes / INDEX).exists():
         held_out, count, kinds = BUILT[name]
@@ -89,48 +90,47 @@ def build_data(name: str, work: Path, size: int = SIZE) -> Path:
 
 
 def measure(row: Row, data: str, seed: int, work: Path) -> None:
-    """Train the row's variant on `data` with `seed`, and score it as the row asks, unless that is
-    done."""
+    """Train the row's variant on `data` with `seed`, and score it with the row's settings, unless
+    the results exist."""
     variant = recipe_values(row.variant, data)
     path = result_path(row.variant, data, seed)
-    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    result = read_json(path)
     if result.get("recipe") != variant:
         folder = train(row.variant, data, seed, work)
         result = {"recipe": variant, "losses": losses_of(folder)}
-        write(path, result)
+        write_json(path, result)
     if data == "singles":
         scores = result.setdefault("scores", [])
-        asked = {"window": row.window, "generation": row.generation}
-        if asked not in [{key: score[key] for key in asked} for score in scores]:
+        settings = {"window": row.window, "generation": row.generation}
+        if settings not in [{key: score[key] for key in settings} for score in scores]:
             folder = train(row.variant, data, seed, work)
-            scores.append(asked | score(folder / FINAL, work / data, seed, row))
-            write(path, result)
+            scores.append(settings | score(folder / FINAL, work / data, seed, row))
+            write_json(path, result)
     print(f"{row.label}: {path.name}", flush=True)
 
 
 def train(name: str, data: str, seed: int, work: Path) -> Path:
-    """The folder of the trained variant, which is trained if it is not there."""
+    """The folder of the trained variant, which is trained if it does not exist."""
     variant = recipe_values(name, data)
-    codes = build_data(data, work, variant.get("size", SIZE))
-    digest = hashlib.sha256(json.dumps(variant, sort_keys=True).encode()).hexdigest()
+    digest = sha256([json.dumps(variant, sort_keys=True).encode()])
     folder = work / f"{name}-{data}-{seed}-{digest[:8]}"
     if not (folder / FINAL).exists():
-        before = train(variant["after"], data, seed, work) if "after" in variant else None
-        recipe = recipe_of(variant, seed, codes)
-        shards = CodeShards(codes)
-        pipeline = stage_pipeline(recipe, 0, before and before / FINAL, shards)
+        before = train(variant["after"], data, seed, work) / FINAL if "after" in variant else None
+        shards, pipeline, stage = start(variant, data, seed, work, before)
         if "rank" in variant:
             limit_rank(pipeline.model, variant["rank"])
-        stage = recipe.stages[0]
         resume = state.latest(folder) is not None
         train_model(shards, folder, pipeline, stage.loop, stage.recipe, resume=resume)
     return folder
 
 
-def recipe_of(variant: dict, seed: int, codes: Path) -> Stages:
-    """A variant's values as a recipe of one stage."""
+def start(variant: dict, data: str, seed: int, work: Path, before: Path | None = None) -> tuple:
+    """The codes, the new model, which continues `before`, and the only stage of a training."""
+    codes = build_data(data, work, variant.get("size", SIZE))
     values = {key: value for key, value in variant.items() if key not in OWN}
-    return parse_stages(values | {"stage": [{"codes": str(codes), "seed": seed}]})
+    recipe = parse_stages(values | {"stage": [{"codes": str(codes), "seed": seed}]})
+    shards = CodeShards(codes)
+    return shards, stage_pipeline(recipe, 0, before, shards), recipe.stages[0]
 
 
 class LowRank(nn.Module):
@@ -150,8 +150,8 @@ class LowRank(nn.Module):
 
 
 def limit_rank(model: nn.Module, rank: int) -> None:
-    """Squeeze the code embeddings and the head's input through `rank` dimensions: two linear
-    layers, d -> rank -> d, that are multiplied out."""
+    """Squeeze the code embeddings and the head's input through `rank` dimensions: the product of
+    two linear layers, d -> rank -> d."""
     for part in (model.code_embedding, model.head):
         parametrize.register_parametrization(part, "weight", LowRank(rank))
 
@@ -167,72 +167,58 @@ def losses_of(folder: Path) -> dict[str, list[list[float]]]:
 
 
 def score(path: Path, data: Path, seed: int, row: Row) -> dict:
-    """Split -> pictures whose nearest reference is the prompted subject, and how many there are;
-    "psnr" of the training pictures drawn again, in dB."""
-    pipeline = load(path)
-    asked = recipe_values(row.variant, "singles")["generation"] | row.generation
-    settings = replace(pipeline.config.generation, window=row.window, **asked)
-    found = {}
+    """Split -> [pictures whose nearest reference is the prompted subject, all pictures]; "psnr" in
+    dB between the generated pictures of the training split and their originals."""
+    loaded = load(path)
+    changes = recipe_values(row.variant, "singles")["generation"] | row.generation
+    settings = replace(loaded.config.generation, window=row.window, **changes)
+    results = {}
     for split in ("train", "held-out"):
         records = choose(emoji.read_manifest(data), split, None, seed)
-        scores, images = retrieval(pipeline, data, records, settings, seed=1000 * seed, batch=48)
-        found[split] = [round(scores["top-1"] * len(records)), len(records)]
+        scores, images = retrieval(loaded, data, records, settings, seed=1000 * seed, batch=48)
+        results[split] = [sum(score["top-1"] for score in scores), len(records)]
         if split == "train":
-            learnt = torch.cat(list(on_white(data, records)))
-            found["psnr"] = psnr(torch.stack(images), learnt).mean().item()
-    return found
+            originals = torch.cat(list(on_white(data, records)))
+            results["psnr"] = psnr(torch.stack(images), originals).mean().item()
+    return results
 
 
 def measure_times(rows: list[Row], work: Path) -> None:
-    """Seconds of a training step, and of sampling one picture, by variant and window:
-    medians of rounds in which all take turns. Also the FLOPs of training on a picture."""
-    timed: dict[str, dict] = {}
+    """Writes the seconds of a training step and of sampling one picture for each variant and
+    window: medians of rounds in which all take turns. Also the FLOPs of training on a picture."""
+    timed: dict[str, list[dict]] = {}
     for _ in range(ROUNDS):
         for row in rows:
             for window, seconds in times_of(row.variant, work).items():
-                known = timed.setdefault(f"{row.variant} at {window}", {})
-                for name, value in seconds.items():
-                    known.setdefault(name, []).append(value)
-    medians = {key: {n: statistics.median(v) for n, v in of.items()} for key, of in timed.items()}
-    before = json.loads(TIMES.read_text(encoding="utf-8")) if TIMES.exists() else {}
-    write(TIMES, before | medians)
+                timed.setdefault(f"{row.variant} at {window}", []).append(seconds)
+    medians = {
+        key: {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
+        for key, rounds in timed.items()
+    }
+    write_json(TIMES, read_json(TIMES) | medians)
 
 
 def times_of(name: str, work: Path) -> dict[int, dict[str, float]]:
-    """Window -> what is measured once, with fresh weights."""
+    """Window -> one measurement with new weights."""
     variant = recipe_values(name, "singles")
-    size = variant.get("size", SIZE)
-    codes = build_data("singles", work, size)
-    recipe = recipe_of(variant, 0, codes)
-    stage = recipe.stages[0]
-    shards = CodeShards(codes)
-    pipeline = stage_pipeline(recipe, 0, None, shards)
+    shards, pipeline, stage = start(variant, "singles", 0, work)
     task = ModelTask(shards, pipeline, stage.loop, stage.recipe, CPU)
-    shape = pipeline.config.model
     prompt = pipeline.encode_prompt("a red apple, 3d style")
-    found = {}
-    for window in shape.windows:
+    times = {}
+    for window in pipeline.config.model.windows:
         settings = replace(pipeline.config.generation, window=window)
-        started = time.perf_counter()
-        *_, _ = pipeline.sample([prompt], [], settings, [0])
-        picture = time.perf_counter() - started
+        sampled = pipeline.sample([prompt], [], settings, [0])
+        picture = seconds_of(lambda: list(sampled), "cpu")  # noqa: B023
         steps = [step for step in range(50) if task.batch(step)[-1] == window][:2]
-        started = time.perf_counter()
-        for step in steps:
-            task.loss(pipeline.model.train(), step)[0].backward()
-        found[window] = {
+        training = pipeline.model.train()
+        step = seconds_of(lambda: [task.loss(training, s)[0].backward() for s in steps], "cpu")  # noqa: B023
+        times[window] = {
             "picture": picture,
-            "step": (time.perf_counter() - started) / len(steps),
-            "flops": training_flops(pipeline.model, (size // 8) ** 2, window),
+            "step": step / len(steps),
+            "flops": training_flops(pipeline.model, (variant.get("size", SIZE) // 8) ** 2, window),
         }
         pipeline.model.eval()
-    return found
-
-
-def write(path: Path, value) -> None:
-    path.parent.mkdir(exist_ok=True)
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    return times
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from benchmarks.measure import svg_plot
 from tokenshuffle_core.evaluation.intervals import mean, proportion
 from tokenshuffle_core.files import atomic_path
 from tokenshuffle_core.training.stages import parse_toml
@@ -20,6 +21,7 @@ TIMES = RESULTS / "times.json"
 DOCUMENT = ROOT.parent / "docs" / "experiments.md"
 SEEDS = range(10)
 OWN = ("rank", "size", "after", "parent")  # keys of a variant that a recipe does not have
+SAMPLED = ("train", "held-out", "psnr")  # scores of sampled pictures
 ORDER = ("windows", "compression", "fuse_blocks", "guidance", "elastic", "window_head", "growing")
 
 
@@ -27,7 +29,7 @@ ORDER = ("windows", "compression", "fuse_blocks", "guidance", "elastic", "window
 class Row:
     """A line of a table: a variant, sampled at one of its windows with some settings.
 
-    `against` is the label of the row that it is compared with, seed by seed.
+    `against` is the label of the row to compare it with, seed by seed.
     """
 
     label: str
@@ -39,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """`data` are the data sets that its models are trained on, each on its own."""
+    """`data` names the data sets; a model is trained on each of them separately."""
 
     title: str
     text: str
@@ -48,28 +50,24 @@ class Table:
 
 
 def read_table(name: str) -> Table:
-    about = parse_toml(ROOT / f"{name}.toml")
-    rows = tuple(Row(**row) for row in about["row"])
-    return Table(about["title"], about["text"].strip(), tuple(about["data"]), rows)
+    values = parse_toml(ROOT / f"{name}.toml")
+    rows = tuple(Row(**row) for row in values["row"])
+    return Table(values["title"], values["text"].strip(), tuple(values["data"]), rows)
 
 
 @cache
-def _variants() -> dict:
+def read_variants() -> dict:
     return parse_toml(ROOT / "variants.toml")
 
 
-def variant_names() -> list[str]:
-    return list(_variants()["variants"])
-
-
 def recipe_values(variant: str, data: str) -> dict:
-    """What the variant is trained with on `data`: the values of a recipe, and those of OWN."""
-    about = _variants()
-    shared, own = about["shared"], dict(about["variants"][variant])
-    steps = round(own.pop("times", 1) * about["data"][data]["steps"])
+    """The recipe of the variant's training on `data`, with the keys of OWN."""
+    variants = read_variants()
+    shared, own = variants["shared"], dict(variants["variants"][variant])
+    steps = round(own.pop("times", 1) * variants["data"][data]["steps"])
     model = shared["model"] | own.pop("model", {})
     values = shared | {"steps": steps, "model": model} | own
-    if "after" in own:  # so that what comes of it is stale once its parent changes
+    if "after" in own:  # so that its results are stale once its parent changes
         values["parent"] = recipe_values(own["after"], data)
     return values
 
@@ -78,16 +76,16 @@ def result_path(variant: str, data: str, seed: int) -> Path:
     return RESULTS / f"{variant}-{data}-{seed}.json"
 
 
+def read_json(path: Path) -> dict:
+    """The content of a file, or {} if it does not exist."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
 def results_of(variant: str, data: str) -> dict[int, dict]:
-    """By seed, of the recipe as it stands; those of another one do not count."""
-    paths = {seed: result_path(variant, data, seed) for seed in SEEDS}
-    found = {
-        seed: json.loads(path.read_text(encoding="utf-8"))
-        for seed, path in paths.items()
-        if path.exists()
-    }
+    """Seed -> result with the current recipe; results with an earlier recipe do not count."""
     recipe = recipe_values(variant, data)
-    return {seed: result for seed, result in found.items() if result["recipe"] == recipe}
+    results = {seed: read_json(result_path(variant, data, seed)) for seed in SEEDS}
+    return {seed: result for seed, result in results.items() if result.get("recipe") == recipe}
 
 
 def document() -> str:
@@ -98,27 +96,13 @@ def document() -> str:
 def write_document() -> None:
     with atomic_path(DOCUMENT) as temporary:
         temporary.write_text(document(), encoding="utf-8")
-    with atomic_path(DOCUMENT.with_name("growing.svg")) as temporary:
-        plot_growing(temporary)
-
-
-def plot_growing(path: Path) -> None:
-    """The loss curves of the table "growing", each variant's first seed, as SVG."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "growing"
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
-    for row in read_table("growing").rows:
-        if results := results_of(row.variant, "compositions"):
-            result = results[min(results)]
-            steps, losses = zip(*result["losses"]["validation_loss"], strict=True)
-            axes.plot(steps, losses, marker=".", label=row.label)
-    axes.set(xlabel="step of 16 pictures", ylabel="nats per code, held-out compositions")
-    axes.legend()
-    figure.savefig(path, format="svg", metadata={"Date": None})
+    # The loss curves of the table "growing", each variant's first seed.
+    with svg_plot(DOCUMENT.with_name("growing.svg"), (7, 3.5)) as axes:
+        for row in read_table("growing").rows:
+            if results := results_of(row.variant, "compositions"):
+                losses = results[min(results)]["losses"]["validation_loss"]
+                axes.plot(*zip(*losses, strict=True), marker=".", label=row.label)
+        axes.set(xlabel="step of 16 pictures", ylabel="nats per code, held-out compositions")
 
 
 HEAD = """
@@ -144,26 +128,18 @@ Pictures are sampled without guidance, unless the table says otherwise. Times ar
 without decoding it to pixels, and for one training step of 16 pictures.
 """
 
-COLUMNS = (
-    "model", "seeds", "loss", "difference", "fit", "retrieval", "difference",
-    "retrieval, held-out", "PSNR", "ms / picture", "ms / step", "FLOPs of a step",
-)  # fmt: skip
-
 
 def section(table: Table) -> str:
-    """A table with its heading, as Markdown, or "" while fewer than two of its rows have scores:
-    one alone compares nothing. Rows without scores and columns that no row fills are left out."""
+    """A table with its heading, as Markdown, or "" if fewer than two of its rows have scores: one
+    alone compares nothing. Rows without scores and empty columns are left out."""
     measured = {row.label: measured_of(row, table.data) for row in table.rows}
-    scored = [row for row in table.rows if any(vars(measured[row.label]).values())]
-    if len(scored) < 2:
+    rows = [row for row in table.rows if any(measured[row.label].values())]
+    if len(rows) < 2:
         return ""
-    rows = [
-        cells(row, measured[row.label], measured[row.against] if row.against else None)
-        for row in scored
-    ]
-    used = [i for i in range(len(COLUMNS)) if any(row[i] for row in rows)]
-    lines = [[COLUMNS[i] for i in used], ["---"] * len(used)]
-    lines += [[row[i] for i in used] for row in rows]
+    columns = zip(*(cells(row, measured) for row in rows), strict=True)
+    shown = [column for column in columns if any(cell for _, cell in column)]
+    lines = [[column[0][0] for column in shown], ["---"] * len(shown)]
+    lines += [[cell for _, cell in line] for line in zip(*shown, strict=True)]
     markdown = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"## {table.title}\n\n{table.text}\n\n{markdown}"
 
@@ -172,58 +148,58 @@ def window_of(row: Row) -> int:
     return row.window or recipe_values(row.variant, "singles")["windows"][0]
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What was measured of a row, by seed; `train` and `held_out` are (hits, n) of retrieval."""
-
-    loss: dict[int, float]
-    fit: dict[int, float]
-    train: dict[int, tuple[int, int]]
-    held_out: dict[int, tuple[int, int]]
-    psnr: dict[int, float]
-
-
-def measured_of(row: Row, data: tuple[str, ...]) -> Measured:
+def measured_of(row: Row, data: tuple[str, ...]) -> dict[str, dict[int, float | list[int]]]:
+    """Score -> seed -> value; the values of retrieval are [hits, n]."""
     composed, single = (
         results_of(row.variant, name) if name in data else {}
         for name in ("compositions", "singles")
     )
     several = len(recipe_values(row.variant, "singles")["windows"]) > 1
     suffix = f"_window_{window_of(row)}" if several else ""
-    asked = {"window": row.window, "generation": row.generation}
+    settings = {"window": row.window, "generation": row.generation}
     scores = {
         seed: score
         for seed, result in single.items()
-        for score in result.get("scores", [])  # of one that was interrupted
-        if {key: score[key] for key in asked} == asked
+        for score in result.get("scores", [])  # an interrupted run has none
+        if {key: score[key] for key in settings} == settings
     }
-    return Measured(
-        loss={s: r["losses"][f"validation_loss{suffix}"][-1][1] for s, r in composed.items()},
-        fit={s: r["losses"][f"trained_loss{suffix}"][-1][1] for s, r in single.items()},
-        train={seed: tuple(score["train"]) for seed, score in scores.items()},
-        held_out={seed: tuple(score["held-out"]) for seed, score in scores.items()},
-        psnr={seed: score["psnr"] for seed, score in scores.items()},
+    return {
+        "loss": {s: r["losses"][f"validation_loss{suffix}"][-1][1] for s, r in composed.items()},
+        "fit": {s: r["losses"][f"trained_loss{suffix}"][-1][1] for s, r in single.items()},
+        **{name: {s: score[name] for s, score in scores.items()} for name in SAMPLED},
+    }
+
+
+def cells(row: Row, measured: dict[str, dict]) -> list[tuple[str, str]]:
+    """(column, cell) from left to right; `measured` has the scores of each row's label."""
+    own = measured[row.label]
+    against = measured[row.against] if row.against else {score: {} for score in own}
+    percent, percent_against = (
+        {seed: 100 * hits / n for seed, (hits, n) in scores["train"].items()}
+        for scores in (own, against)
     )
-
-
-def cells(row: Row, own: Measured, against: Measured | None) -> list[str]:
-    seeds = " / ".join(str(len(of)) for of in (own.loss, own.fit) if of)
-    found = [row.label, seeds, _mean(own.loss.values())]
-    found += [_difference(own.loss, against.loss) if against else "", _mean(own.fit.values())]
-    found.append(_shares(own.train))
-    shares = [{s: 100 * hits / n for s, (hits, n) in m.train.items()} for m in (own, against) if m]
-    found.append(_difference(*shares, digits=1) if against else "")
-    found += [_shares(own.held_out), _mean(own.psnr.values(), 2)]
-    times = json.loads(TIMES.read_text(encoding="utf-8")) if TIMES.exists() else {}
-    timed = times.get(f"{row.variant} at {window_of(row)}")
+    timed = read_json(TIMES).get(f"{row.variant} at {window_of(row)}")
     if timed is None or row.generation:  # other guidance takes other times
-        return [*found, "", "", ""]
-    milliseconds = [f"{1000 * timed[name]:.0f}" for name in ("picture", "step")]
-    return [*found, *milliseconds, f"{16 * timed['flops'] / 1e9:.0f} G"]
+        times = ("", "", "")
+    else:
+        milliseconds = (f"{1000 * timed[name]:.0f}" for name in ("picture", "step"))
+        times = (*milliseconds, f"{16 * timed['flops'] / 1e9:.0f} G")
+    return [
+        ("model", row.label),
+        ("seeds", " / ".join(str(len(own[name])) for name in ("loss", "fit") if own[name])),
+        ("loss", _mean(own["loss"].values())),
+        ("difference", _difference(own["loss"], against["loss"])),
+        ("fit", _mean(own["fit"].values())),
+        ("retrieval", _shares(own["train"])),
+        ("difference", _difference(percent, percent_against, digits=1)),
+        ("retrieval, held-out", _shares(own["held-out"])),
+        ("PSNR", _mean(own["psnr"].values(), 2)),
+        *zip(("ms / picture", "ms / step", "FLOPs of a step"), times, strict=True),
+    ]
 
 
 def _difference(of: dict[int, float], against: dict[int, float], digits: int = 3) -> str:
-    """Over the seeds that both have."""
+    """The mean over the seeds that both have."""
     return _mean([of[seed] - against[seed] for seed in of if seed in against], digits, "+")
 
 
@@ -231,13 +207,12 @@ def _mean(values: Collection[float], digits: int = 3, sign: str = "") -> str:
     if not values:
         return ""
     e, form = mean(list(values)), f"{sign}.{digits}f"
-    return f"{e.value:{form}}" + (
-        "" if math.isnan(e.low) else f" [{e.low:{form}}, {e.high:{form}}]"
-    )
+    interval = "" if math.isnan(e.low) else f" [{e.low:{form}}, {e.high:{form}}]"
+    return f"{e.value:{form}}{interval}"
 
 
-def _shares(counts: dict[int, tuple[int, int]]) -> str:
-    """(hits, n) of each seed -> a percentage."""
+def _shares(counts: dict[int, list[int]]) -> str:
+    """[hits, n] of each seed -> a percentage."""
     if not counts:
         return ""
     pairs = list(counts.values())

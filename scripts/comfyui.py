@@ -7,10 +7,10 @@
 Each host lies in its own folder outside this repository, `$TOKENSHUFFLE_HOSTS/<name>/`
 (by default `~/.cache/tokenshuffle/hosts/<name>/`):
 
-    ComfyUI/    the host's source, left as it came
+    ComfyUI/    the host's source, unmodified
     venv/       its virtual environment, about 6 GB
     base/       models, input, output and custom_nodes of `start`; this pack is linked there
-    ready       the host's version, written last: without it `setup` picks up where it stopped
+    ready       the host's version, written last: without it `setup` resumes
 """
 
 import argparse
@@ -24,18 +24,21 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 import venv
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 PACK = Path(__file__).resolve().parent.parent
 PACK_NAME = "ComfyUI-TokenShuffle"
 # One matching set: torchvision and torchaudio fail to import beside any other torch.
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
-# ComfyUI 0.3.64 imports it without requiring it: transformers used to bring it along.
+# ComfyUI 0.3.64 imports it but does not require it: transformers used to install it.
 UNDECLARED = ("requests",)
+START = 180  # seconds that a host may take to start
 HOW_TO_GET_ONE = "python scripts/comfyui.py setup SOURCE (a git URL or a folder of ComfyUI)"
 
 
@@ -51,11 +54,7 @@ class Host:
 
     @property
     def python(self) -> Path:
-        return venv_python(self.root)
-
-
-def venv_python(root: Path) -> Path:
-    return root / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        return self.root / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 def hosts_folder() -> Path:
@@ -65,33 +64,31 @@ def hosts_folder() -> Path:
 
 def hosts() -> list[Host]:
     """Every host whose setup finished, oldest version first."""
-    found = [
+    ready = [
         Host(marker.parent.name, marker.read_text().strip(), marker.parent)
         for marker in hosts_folder().glob("*/ready")
     ]
-    return sorted(found, key=lambda host: [int(n) for n in re.findall(r"\d+", host.version)])
+    return sorted(ready, key=lambda host: [int(n) for n in re.findall(r"\d+", host.version)])
 
 
 def find_host(version: str | None) -> Host:
-    """The host of that version or name; the newest one for None. Raises ValueError."""
-    found = hosts()
-    if not found:
+    """The host with that version or name; the newest for None. Raises ValueError."""
+    ready = hosts()
+    if not ready:
         raise ValueError(f"there is no ComfyUI host in {hosts_folder()}: {HOW_TO_GET_ONE}")
-    if version is None:
-        return found[-1]
-    for host in found:
-        if version in (host.version, host.name):
-            return host
-    known = ", ".join(host.name for host in found)
-    raise ValueError(f"there is no ComfyUI host {version} in {hosts_folder()}, only {known}")
+    fitting = [host for host in ready if version in (None, host.version, host.name)]
+    if not fitting:
+        names = ", ".join(host.name for host in ready)
+        raise ValueError(f"there is no ComfyUI host {version} in {hosts_folder()}, only {names}")
+    return fitting[-1]
 
 
 def setup(source: str, name: str | None = None) -> Host:
-    """Makes the host ready, doing only what is not done yet. `name` defaults to its version."""
+    """Sets up the host, or what is missing of it. `name` defaults to its version."""
     folder = hosts_folder()
     folder.mkdir(parents=True, exist_ok=True)
     if name is None or not (folder / name / "ComfyUI").exists():
-        # The version, and so the folder's name, is known only once the source is here.
+        # The version, and so the folder's name, is in the source.
         with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as new:
             copy_source(source, Path(new) / "ComfyUI")
             name = name or source_version(Path(new) / "ComfyUI")
@@ -115,7 +112,7 @@ def copy_source(source: str, target: Path) -> None:
     depth = [] if path.exists() else ["--depth", "1"]
     subprocess.run(["git", "clone", "--no-checkout", *depth, source, target], check=True)
     # A mirror may lack its largest files. Git then checks out all others and complains, which
-    # `git clone` would take for a failure; the host starts without its tokenizers' tables.
+    # `git clone` would treat as a failure; the host starts without its tokenizers' tables.
     subprocess.run(["git", "-C", target, "checkout", "--quiet"], check=False)
     status = ["git", "-C", target, "ls-files", "--deleted"]
     missing = subprocess.run(status, capture_output=True, text=True, check=True).stdout.split()
@@ -142,7 +139,7 @@ def install(host: Host) -> None:
 
 
 def prepare_base(base: Path) -> None:
-    """Makes a base directory that has this repository in its custom_nodes."""
+    """Makes a base directory with this repository in its custom_nodes."""
     for folder in ("custom_nodes", "input", "output", "models", "user"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     link = base / "custom_nodes" / PACK_NAME
@@ -156,37 +153,40 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def launch(host: Host, base: Path, port: int, extra: list[str] = (), log=None) -> subprocess.Popen:
-    """Starts the host on the CPU with this pack; both its streams go to the file `log`."""
+@contextmanager
+def running(
+    host: Host, base: Path, port: int, extra: Sequence[str] = (), log: int | IO | None = None
+) -> Iterator[subprocess.Popen]:
+    """The host on the CPU with this pack, from its first answer to the end of the block; both its
+    streams go to the file `log`. Raises RuntimeError if it ends or stays silent."""
     prepare_base(base)
     command = [host.python, "-s", host.clone / "main.py", "--cpu", "--port", str(port)]
     command += ["--disable-api-nodes", "--disable-auto-launch", "--base-directory", base]
-    # The database is the one thing that would not follow the base directory.
+    # The database alone does not follow the base directory.
     command += ["--database-url", f"sqlite:///{base / 'user' / 'comfyui.db'}", *extra]
-    return subprocess.Popen(command, cwd=host.clone, stdout=log, stderr=subprocess.STDOUT)
-
-
-def wait_until_ready(process: subprocess.Popen, url: str, timeout: float = 180) -> None:
-    """Returns once the server answers. Raises RuntimeError if it ends or stays silent."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"ComfyUI ended with exit status {process.returncode}")
-        try:
-            with urllib.request.urlopen(f"{url}/system_stats", timeout=5):
-                return
-        except (urllib.error.URLError, http.client.HTTPException, OSError):
-            time.sleep(0.3)
-    raise RuntimeError(f"ComfyUI did not answer at {url} within {timeout:.0f} s")
-
-
-def stop(process: subprocess.Popen) -> None:
-    process.terminate()
+    process = subprocess.Popen(command, cwd=host.clone, stdout=log, stderr=subprocess.STDOUT)
     try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        deadline = time.monotonic() + START
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/system_stats", timeout=5).close()
+                break
+            except (http.client.HTTPException, OSError):  # a URLError is an OSError
+                if process.poll() is not None:
+                    raise RuntimeError(
+                        f"ComfyUI ended with exit status {process.returncode}"
+                    ) from None
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"ComfyUI did not answer within {START} s") from None
+                time.sleep(0.3)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def start(version: str | None, port: int, extra: list[str]) -> int:
@@ -194,18 +194,15 @@ def start(version: str | None, port: int, extra: list[str]) -> int:
     host = find_host(version)
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise ValueError(f"port {port} is in use: choose another one with --port")
-    # `kill` ends the server as Ctrl-C does; by default it would end this script alone.
+            raise ValueError(f"port {port} is in use: choose another with --port")
+    # `kill` ends the server as Ctrl-C does; by default it would end only this script.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    process = launch(host, host.root / "base", port, extra)
     try:
-        wait_until_ready(process, f"http://127.0.0.1:{port}")
-        print(f"ComfyUI {host.version}: http://127.0.0.1:{port}", flush=True)
-        return process.wait()
+        with running(host, host.root / "base", port, extra) as process:
+            print(f"ComfyUI {host.version}: http://127.0.0.1:{port}", flush=True)
+            return process.wait()
     except KeyboardInterrupt:
         return 0
-    finally:
-        stop(process)
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Runs the example workflows on a ComfyUI host and keeps what SaveImage wrote beside each.
+"""Runs the example workflows on a ComfyUI host and saves the picture of each beside it.
 
     python -m scripts.workflows [--version 0.33.0]
 
@@ -23,7 +23,7 @@ from . import comfyui
 
 WORKFLOWS = comfyui.PACK / "workflows"
 PATHS = sorted(WORKFLOWS.glob("*.json"))
-# Checkpoints of other projects.
+# They use checkpoints of other projects.
 NEEDS_DOWNLOAD = {"beside_diffusion", "janus_pro", "llamagen_classes"}
 THUMBNAIL = (400, 400)
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
@@ -38,7 +38,7 @@ def http(url: str, data: dict | None = None) -> bytes:
 
 
 def to_api(workflow: dict, object_info: dict) -> dict:
-    """The page's format -> the one that POST /prompt takes, as the page itself does on Run."""
+    """Converts the page's format to that of POST /prompt, as the page does on Run."""
     sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     prompt = {}
     for node in workflow["nodes"]:
@@ -48,7 +48,7 @@ def to_api(workflow: dict, object_info: dict) -> dict:
         for name, (kind, *options) in inputs_of(object_info[node["type"]]):
             settings = options[0] if options else {}
             if (isinstance(kind, list) or kind in WIDGETS) and not settings.get("forceInput"):
-                # An input that is younger than the workflow has its default.
+                # An input that is newer than the workflow has its default.
                 inputs[name] = next(values, settings.get("default"))
                 if settings.get("control_after_generate"):
                     next(values)  # fixed, increment, decrement or randomize: the page's business
@@ -62,14 +62,13 @@ def inputs_of(info: dict) -> list[tuple[str, list]]:
     return [*info["input"]["required"].items(), *info["input"].get("optional", {}).items()]
 
 
-def submit(url: str, prompt: dict, workflow: dict | None = None) -> str:
-    """Queues a prompt in the API format and returns its id."""
-    extra = {"extra_pnginfo": {"workflow": workflow}} if workflow else {}
+def submit(url: str, prompt: dict, **extra) -> str:
+    """Queues a prompt in the API format with its extra data and returns its id."""
     return json.loads(http(f"{url}/prompt", {"prompt": prompt, "extra_data": extra}))["prompt_id"]
 
 
 def wait(url: str, prompt_id: str, timeout: float = 600) -> dict:
-    """The history entry of a prompt, once it has ended in whatever way."""
+    """The history entry of a prompt, once it has succeeded, failed or been interrupted."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         history = json.loads(http(f"{url}/history/{prompt_id}"))
@@ -90,17 +89,12 @@ def images(url: str, entry: dict, node: str) -> list[bytes]:
 def render(url: str, path: Path) -> None:
     workflow = json.loads(path.read_text(encoding="utf-8"))
     object_info = json.loads(http(f"{url}/object_info"))
-    entry = wait(url, submit(url, to_api(workflow, object_info), workflow))
+    extra = {"extra_pnginfo": {"workflow": workflow}}
+    entry = wait(url, submit(url, to_api(workflow, object_info), **extra))
     if entry["status"]["status_str"] != "success":
         raise RuntimeError(f"{path.name} failed: {entry['status']['messages'][-1]}")
     (saver,) = (str(node["id"]) for node in workflow["nodes"] if node["type"] == "SaveImage")
     path.with_suffix(".png").write_bytes(images(url, entry, saver)[0])
-
-
-def draw_thumbnail(path: Path) -> None:
-    with Image.open(path.with_suffix(".png")) as picture:
-        small = ImageOps.pad(picture.convert("RGB"), THUMBNAIL, color="white")
-    small.save(path.with_suffix(".jpg"), quality=85)
 
 
 def main() -> int:
@@ -111,16 +105,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as base:
         try:
             host = comfyui.find_host(arguments.version)
-            process = comfyui.launch(host, Path(base), port)
-            try:
-                comfyui.wait_until_ready(process, url)
+            with comfyui.running(host, Path(base), port):
                 for path in PATHS:
                     if path.stem not in NEEDS_DOWNLOAD:
                         render(url, path)
-                    draw_thumbnail(path)
+                    with Image.open(path.with_suffix(".png")) as picture:
+                        small = ImageOps.pad(picture.convert("RGB"), THUMBNAIL, color="white")
+                    small.save(path.with_suffix(".jpg"), quality=85)
                     print(path.with_suffix(".png"))
-            finally:
-                comfyui.stop(process)
         except (ValueError, RuntimeError, TimeoutError, urllib.error.HTTPError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

@@ -1,4 +1,4 @@
-"""Pictures of many prompts: shared out to processes, in batches, each exactly once."""
+"""Pictures for many prompts: in batches, on one process or many, each picture once."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from .files import atomic_path, sha256
 from .images import write_png
 from .pipeline import Pipeline, check_seed
 
-RUN = "run.json"  # in the output folder: what its pictures were drawn with
+RUN = "run.json"  # in the output folder: the model and settings of its pictures
 SETTINGS = [field.name for field in fields(GenerationConfig)]
 KEYS = {"prompt": str, "negative": str, "seed": int, "file": str}
 
@@ -22,7 +22,7 @@ KEYS = {"prompt": str, "negative": str, "seed": int, "file": str}
 class Run:
     """How pictures are drawn; `model` identifies the weights, in JSON's types.
 
-    Process `rank` of `world` draws a share of the prompts of its own.
+    Process `rank` of `world` draws its own share of the prompts.
     """
 
     model: dict
@@ -46,8 +46,8 @@ class Job:
 
 @dataclass
 class Summary:
-    """What one process did: pictures drawn, found there already, and prompts that were cut to the
-    length that the model reads."""
+    """What one process did: pictures drawn, existing pictures kept, and prompts cut to the length
+    that the model reads."""
 
     drawn: int = 0
     kept: int = 0
@@ -57,21 +57,15 @@ class Summary:
 def read_prompts(
     pipeline: Pipeline, path: Path, output: Path, settings: GenerationConfig, seed: int = 0
 ) -> list[Job]:
-    """The jobs of a file of JSON lines with a "prompt" each, and where they like "negative",
-    "seed", "file" and the fields of `GenerationConfig`, which change `settings`.
+    """The jobs in a file of JSON lines. Each line has a "prompt", and may have "negative", "seed",
+    "file" and fields of `GenerationConfig`, which replace those of `settings`.
 
     Line i, from 0, is drawn with seed + i and becomes `OUTPUT/0000i.png` unless it says otherwise.
-    Raises FileNotFoundError, or ValueError that names the line, also of what the model cannot draw.
+    Raises FileNotFoundError, or ValueError that names the line, also if the model cannot draw it.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist or is not a file")
     jobs: dict[Path, Job] = {}
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not text in UTF-8") from None
-    # Not splitlines, which also cuts at characters that a JSON string may hold.
-    for i, line in enumerate(text.removesuffix("\n").split("\n")):
+    # Not splitlines, which also splits at characters that a JSON string may contain.
+    for i, line in enumerate(read_text(path).removesuffix("\n").split("\n")):
         if not line.strip():
             raise ValueError(f"{path}, line {i + 1} is empty")
         try:
@@ -84,14 +78,24 @@ def read_prompts(
     return list(jobs.values())
 
 
+def read_text(path: Path) -> str:
+    """Raises FileNotFoundError, or ValueError for text that is not in UTF-8."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist or is not a file")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text in UTF-8") from None
+
+
 def _job(
     pipeline: Pipeline, entry, i: int, output: Path, settings: GenerationConfig, seed: int
 ) -> Job:
     if not isinstance(entry, dict) or "prompt" not in entry:
         raise ValueError('expected a JSON object such as {"prompt": "a red apple"}')
-    known = [*KEYS, *SETTINGS]
-    if unknown := [key for key in entry if key not in known]:
-        raise ValueError(f"there is no key {unknown[0]!r}, only {', '.join(known)}")
+    keys = [*KEYS, *SETTINGS]
+    if unknown := [key for key in entry if key not in keys]:
+        raise ValueError(f"there is no key {unknown[0]!r}, only {', '.join(keys)}")
     for key, kind in KEYS.items():
         if key in entry and type(entry[key]) is not kind:
             raise ValueError(
@@ -100,12 +104,12 @@ def _job(
     name = entry.get("file", f"{i:05}.png")
     if name != Path(name).name or Path(name).suffix != ".png":
         raise ValueError(f"file must be a name that ends in .png, not {name!r}")
-    own = {key: entry[key] for key in SETTINGS if key in entry}
+    changes = {key: entry[key] for key in SETTINGS if key in entry}
     job = Job(
         prompt=entry["prompt"],
         seed=entry.get("seed", seed + i),
         path=output / name,
-        settings=replace(settings, **own),
+        settings=replace(settings, **changes),
         negative=entry.get("negative", ""),
     )
     check_seed(job.seed)
@@ -116,12 +120,12 @@ def _job(
 
 
 def claim(output: Path, run: Run, prompts: list, **more: int) -> None:
-    """Note in the folder what its pictures are drawn with, or check that it is the same.
+    """Record in the folder how its pictures are drawn, or check that an earlier run did the same.
 
-    `prompts` are of JSON's types, and so is what else the pictures depend on, `more`. Raises
-    ValueError where the folder is another run's.
+    `prompts` and `more`, anything else that the pictures depend on, are of JSON's types. Raises
+    ValueError if the folder belongs to a different run.
     """
-    about = {
+    record = {
         "model": run.model,
         "prompts": sha256([json.dumps(prompts).encode()]),
         "seed": run.seed,
@@ -130,36 +134,30 @@ def claim(output: Path, run: Run, prompts: list, **more: int) -> None:
     }
     output.mkdir(parents=True, exist_ok=True)
     path = output / RUN
-    if path.exists() and _read_json(path) != about:
+    text = json.dumps(record, indent=2) + "\n"
+    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
         raise ValueError(
             f"{output} holds pictures of other prompts, another model, seed or setting: choose "
             f"another folder ({path.name} says which they are)"
         )
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
+        temporary.write_text(text, encoding="utf-8")
 
 
 def share(items: Sequence, rank: int, world: int) -> Sequence:
-    """Those of `items` that process `rank` of `world` takes: neighbours, all of them once."""
+    """The consecutive `items` of process `rank` of `world`; every item belongs to one process."""
     return items[len(items) * rank // world : len(items) * (rank + 1) // world]
 
 
 def draw(pipeline: Pipeline, jobs: list[Job], batch: int = 16, *, cut: bool = False) -> Summary:
-    """Draw the jobs whose pictures are not there yet, up to `batch` of them at once.
+    """Draw the jobs whose pictures do not exist yet, up to `batch` of them at once.
 
     Raises ValueError for a prompt that is longer than the model reads, unless it may be `cut`, and
     for settings that do not fit the model.
     """
     summary = Summary()
     longest = pipeline.config.model.max_prompt
-    # What is drawn in one batch shares its settings and its negative prompt.
+    # The jobs of a batch have the same settings and the same negative prompt.
     alike: dict[tuple[GenerationConfig, str], list[tuple[Job, list[int]]]] = {}
     for job in jobs:
         encode = pipeline.text_tokenizer.encode if cut else pipeline.encode_prompt
@@ -176,8 +174,8 @@ def draw(pipeline: Pipeline, jobs: list[Job], batch: int = 16, *, cut: bool = Fa
             negative_ids = pipeline.encode_prompt(negative)
             images = pictures(pipeline, prompts, seeds, settings, negative_ids, batch)
             for (job, _), image in zip(todo, images, strict=True):
-                about = {"prompt": job.prompt, "negative": negative, "seed": job.seed}
-                write_png(job.path, image, **about, **asdict(settings))
+                texts = {"prompt": job.prompt, "negative": negative}
+                write_png(job.path, image, **texts, seed=job.seed, **asdict(settings))
                 summary.drawn += 1
                 bar.update()
     return summary
@@ -191,12 +189,12 @@ def pictures(
     negative: Sequence[int] = (),
     batch: int = 16,
 ) -> Iterator[Tensor]:
-    """A picture float32 (H, W, 3) in 0..1 for each of the prompts, text ids, in turn; up to `batch`
-    of them are sampled at once."""
+    """A picture float32 (H, W, 3) in 0..1 for each prompt, in order. `prompts` and `negative` are
+    text ids; up to `batch` pictures are sampled at once."""
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
-        own = seeds[start : start + batch]
-        *_, last = pipeline.sample(part, list(negative), settings, own)
+        part_seeds = seeds[start : start + batch]
+        *_, last = pipeline.sample(part, list(negative), settings, part_seeds)
         for codes in last.codes:
-            # One at a time: in a batch, convolutions may round in another way.
+            # One at a time: in a batch, convolutions may round differently.
             yield pipeline.decode(codes[None])[0]

@@ -129,7 +129,10 @@ def test_genai_bench_end_to_end(evaluate, prompts):
         (("loss", "DATA"), "have no caption"),
         (("geneval", "gone.jsonl", "-o", "out"), "gone.jsonl does not exist"),
         (("geneval", "geneval.jsonl", "-o", "out", "--samples", "0"), "--samples must be"),
-        (("genai-bench", "genai.json", "-o", "out", "--scorer", "nope:f"), "scorer 'nope:f' is no"),
+        (
+            ("genai-bench", "genai.json", "-o", "out", "--scorer", "nope:f"),
+            "scorer 'nope:f' is not a",
+        ),
     ],
 )
 def test_bad_input(data, composed, tiny, prompts, capsys, arguments, message):

@@ -210,17 +210,17 @@ def test_bad_prompt_files_are_named(tmp_path):
         read_geneval(path)
     for content in ("[]", '{"00000": "a boat"}', "boat"):
         path.write_text(content)
-        with pytest.raises(ValueError, match="is no prompt file of GenAI-Bench"):
+        with pytest.raises(ValueError, match="is not a prompt file of GenAI-Bench"):
             read_genai_bench(path)
     path.write_text('{"../outside": {"prompt": "a boat"}}')
-    with pytest.raises(ValueError, match=r"'\.\./outside' is no id with a prompt"):
+    with pytest.raises(ValueError, match=r"'\.\./outside' is not an id with a prompt"):
         read_genai_bench(path)
 
 
 def test_scorers_are_found_by_name():
     assert load_scorer("math:fsum")([1, 2]) == 3
     for name in ("math", "math:missing", "no_such_module:f", ":f"):
-        with pytest.raises(ValueError, match=rf"scorer '{name}' is no MODULE:FUNCTION"):
+        with pytest.raises(ValueError, match=rf"scorer '{name}' is not a MODULE:FUNCTION"):
             load_scorer(name)
 
 

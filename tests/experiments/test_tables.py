@@ -17,9 +17,9 @@ from experiments.tables import (
     TIMES,
     document,
     read_table,
+    read_variants,
     recipe_values,
     result_path,
-    variant_names,
 )
 from tokenshuffle_core.training.stages import parse_stages
 
@@ -32,7 +32,7 @@ def test_every_table_is_listed():
     assert {path.stem for path in ROOT.glob("*.toml")} - {"variants"} == set(ORDER)
 
 
-@pytest.mark.parametrize("name", variant_names())
+@pytest.mark.parametrize("name", read_variants()["variants"])
 def test_every_variant_is_a_recipe_and_in_a_table(name):
     for data in ("singles", "compositions"):
         values = {k: v for k, v in recipe_values(name, data).items() if k not in OWN}
@@ -43,7 +43,7 @@ def test_every_variant_is_a_recipe_and_in_a_table(name):
 def test_every_result_counts():
     counted = {
         result_path(name, data, seed)
-        for name in variant_names()
+        for name in read_variants()["variants"]
         for data in ("singles", "compositions")
         for seed in SEEDS
     }

@@ -103,17 +103,11 @@ def server(request, tiny, tmp_path_factory):
     write_random_lora(base / "models" / "loras" / "tiny.safetensors", tiny)
     port = comfyui.free_port()
     log_path = base / "log.txt"
-    with log_path.open("w") as log:
-        process = comfyui.launch(host, base, port, ["--preview-method", "auto"], log)
-        url = f"http://127.0.0.1:{port}"
-        server = Server(host, url, base, log_path, process.pid, [])
-        try:
-            comfyui.wait_until_ready(process, server.url)
-            server.start.extend(server.log.read_text().splitlines())
-            yield server
-            assert process.poll() is None, "the server died during the tests"
-        finally:
-            comfyui.stop(process)
+    extra = ["--preview-method", "auto"]
+    with log_path.open("w") as log, comfyui.running(host, base, port, extra, log) as process:
+        url, started = f"http://127.0.0.1:{port}", log_path.read_text().splitlines()
+        yield Server(host, url, base, log_path, process.pid, started)
+        assert process.poll() is None, "the server died during the tests"
 
 
 @pytest.fixture

@@ -20,17 +20,56 @@ from .options import (
     settings_of,
 )
 
+SPLITS = {"train": "trained", "held-out": "held-out"}  # as they are called in the results
+
 
 def add(commands) -> None:
     """Add the command `eval`."""
     parser = commands.add_parser("eval", help="Score a model.")
     scores = parser.add_subparsers(required=True, metavar="SCORE")
-    _add_retrieval(scores)
-    _add_compositional(scores)
-    _add_reconstruction(scores)
-    _add_loss(scores)
-    _add_geneval(scores)
-    _add_genai_bench(scores)
+
+    text = "Is the nearest reference of a generated picture the prompted subject?"
+    parser = command(scores, "retrieval", _retrieval, text)
+    parser.add_argument("data", type=Path, metavar="DATA", help="folder of `data emoji`")
+    parser.add_argument("--count", type=int, default=200, help="trained pairs to generate")
+    _add_generated(parser)
+
+    text = (
+        "Does a generated picture show what its prompt composes: colour, count, subjects, places?"
+    )
+    parser = command(scores, "compositional", _compositional, text)
+    parser.add_argument(
+        "data", type=Path, metavar="DATA", help="folder of `data emoji --compositions`"
+    )
+    parser.add_argument(
+        "--count", type=int, default=50, help="pictures of each kind and split (default: 50)"
+    )
+    _add_generated(parser)
+
+    text = "What does the image tokenizer keep of pictures, and how much of its codebook is used?"
+    _add_source(command(scores, "reconstruction", _reconstruction, text))
+
+    text = "How many nats does each code of given pictures cost the model?"
+    _add_source(command(scores, "loss", _loss, text))
+
+    text = (
+        "Draw GenEval's prompts in the layout of its scorer; under torchrun, each process a share."
+    )
+    parser = command(scores, "geneval", _geneval, text)
+    _add_prompts(parser, "GenEval's evaluation_metadata.jsonl")
+    parser.add_argument("--samples", type=int, default=4, help="pictures of a prompt (default: 4)")
+    parser.add_argument(
+        "--results", type=Path, metavar="results.jsonl", help="of GenEval's evaluate_images.py"
+    )
+
+    text = "Draw GenAI-Bench's prompts and score them; under torchrun, each process draws a share."
+    parser = command(scores, "genai-bench", _genai_bench, text)
+    _add_prompts(parser, "GenAI-Bench's genai_image.json")
+    parser.add_argument(
+        "--scorer", metavar="NAME",
+        help="vqascore (needs t2v_metrics), or MODULE:FUNCTION that takes paths and texts",
+    )  # fmt: skip
+    parser.add_argument("--skills", type=Path, metavar="genai_skills.json", help="scores by skill")
 
 
 def _add_common(parser, *, samples: bool) -> None:
@@ -48,185 +87,144 @@ def _add_generated(parser) -> None:
     _add_common(parser, samples=True)
 
 
-def _pipeline(options):
-    """The model, after checks that need none."""
-    _check(options)
-    return load(options)
+def _add_source(parser) -> None:
+    parser.add_argument(
+        "source", type=Path, metavar="SOURCE",
+        help="pictures with captions: a folder, an image folder, or .tar shards",
+    )  # fmt: skip
+    parser.add_argument("--split", default="held-out", choices=[*SPLITS])
+    parser.add_argument("--count", type=int, default=200, help="pictures (default: 200)")
+    parser.add_argument("--size", metavar="WxH", help="to crop to (default: the model's own)")
+    _add_common(parser, samples=False)
+
+
+def _add_prompts(parser, file: str) -> None:
+    parser.add_argument("prompts", type=Path, metavar="PROMPTS", help=file)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--width", type=int, help="pixels")
+    parser.add_argument("--height", type=int, help="pixels")
+    _add_common(parser, samples=True)
 
 
 def _check(options) -> None:
+    """What can be refused before the model is loaded."""
     check_batch(options)
-    if options.json:
-        check_output(options.json, ".json")
+    for name, suffix in (("json", ".json"), ("sheet", ".png")):
+        if path := getattr(options, name, None):
+            check_output(path, suffix)
 
 
-def _report(options, pipeline, settings, estimates: dict, **more) -> None:
-    """Print the estimates as a table, and write them with all that led to them."""
+def _report(options, pipeline, estimates: dict, settings=None, images=(), **more) -> None:
+    """Print the estimates as a table, and write them with everything that they depend on; also a
+    sheet of the images."""
     from ..files import atomic_path
+    from ..images import sheet_of
 
     width = max(map(len, estimates))
     for name, e in estimates.items():
         interval = "" if math.isnan(e.low) else f"[{e.low:.3f}, {e.high:.3f}]"
         print(f"{name:<{width}}  {e.value:7.3f}  {interval:<18}  n={e.n}")
-    if not options.json:
-        return
-    result = {
-        "model": {"title": pipeline.card.get("modelspec.title", ""), **identity(options)},
-        "options": {k: v for k, v in vars(options).items() if k != "run" and v is not None},
-        "settings": asdict(settings) if settings else None,
-        "results": {name: asdict(e) for name, e in estimates.items()},
-        **more,
-    }
-    for values in result["results"].values():
-        values |= {k: None for k, v in values.items() if not math.isfinite(v)}
-    with atomic_path(options.json) as temporary:
-        text = json.dumps(result, indent=2, ensure_ascii=False, default=str) + "\n"
-        temporary.write_text(text, encoding="utf-8")
+    if options.json:
+        result = {
+            "model": {"title": pipeline.card.get("modelspec.title", ""), **identity(options)},
+            "options": {k: v for k, v in vars(options).items() if k != "run" and v is not None},
+            "settings": asdict(settings) if settings else None,
+            "results": {
+                name: {k: v if math.isfinite(v) else None for k, v in asdict(e).items()}
+                for name, e in estimates.items()
+            },
+            **more,
+        }
+        with atomic_path(options.json) as temporary:
+            text = json.dumps(result, indent=2, ensure_ascii=False, default=str) + "\n"
+            temporary.write_text(text, encoding="utf-8")
+    if images and options.sheet:
+        with atomic_path(options.sheet) as temporary:
+            sheet_of(images, columns=20).save(temporary, "PNG")
 
 
-def _write_sheet(options, images) -> None:
-    from ..files import atomic_path
-    from ..images import sheet_of
+def _proportions(names: list[str], scores: list[dict[str, bool]]) -> dict:
+    """The share of pictures that are right, for each name and score."""
+    from ..evaluation.intervals import proportion
 
-    with atomic_path(options.sheet) as temporary:
-        sheet_of(images, columns=20).save(temporary, "PNG")
-
-
-# retrieval, compositional
-
-
-def _add_retrieval(scores) -> None:
-    text = "Is the nearest reference of a generated picture the prompted subject?"
-    parser = command(scores, "retrieval", _retrieval, text)
-    parser.add_argument("data", type=Path, metavar="DATA", help="folder of `data emoji`")
-    parser.add_argument("--count", type=int, default=200, help="trained pairs to generate")
-    _add_generated(parser)
+    right: dict[str, list[bool]] = {}
+    for name, score in zip(names, scores, strict=True):
+        for key, value in score.items():
+            right.setdefault(name + key, []).append(value)
+    return {name: proportion(sum(values), len(values)) for name, values in right.items()}
 
 
 def _retrieval(options) -> None:
     from ..data.emoji.build import read_manifest
-    from ..evaluation.intervals import Estimate, proportion
+    from ..evaluation.intervals import Estimate
     from ..evaluation.retrieval import choose, reconstruction_psnr, retrieval
 
-    if options.sheet:
-        check_output(options.sheet, ".png")
+    _check(options)
     records = read_manifest(options.data)
-    pipeline = _pipeline(options)
+    pipeline = load(options)
     settings = settings_of(options, pipeline.config.generation)
-    estimates, images = {}, []
+    estimates, sheet = {}, []
     for split, count in (("train", options.count), ("held-out", None)):
-        chosen = choose(records, split, count, options.seed)
-        if not chosen:
+        part = choose(records, split, count, options.seed)
+        if not part:
             continue
-        scores, generated = retrieval(
-            pipeline, options.data, chosen, settings,
+        scores, images = retrieval(
+            pipeline, options.data, part, settings,
             seed=options.seed, batch=options.batch, language=options.language,
         )  # fmt: skip
-        name = "trained" if split == "train" else split
-        for score, value in scores.items():
-            estimates[f"{name} {score}"] = proportion(round(value * len(chosen)), len(chosen))
-        psnr = reconstruction_psnr(pipeline, options.data, chosen)
-        nan = math.nan
-        estimates[f"{name} reconstruction PSNR (dB)"] = Estimate(psnr, nan, nan, len(chosen))
-        images.append(generated)
-    _report(options, pipeline, settings, estimates)
-    if options.sheet:
-        _write_sheet(options, images[0])
-
-
-def _add_compositional(scores) -> None:
-    text = (
-        "Does a generated picture show what its prompt composes: colour, count, subjects, places?"
-    )
-    parser = command(scores, "compositional", _compositional, text)
-    parser.add_argument(
-        "data", type=Path, metavar="DATA", help="folder of `data emoji --compositions`"
-    )
-    parser.add_argument(
-        "--count", type=int, default=50, help="pictures of each kind and split (default: 50)"
-    )
-    _add_generated(parser)
+        estimates |= _proportions([f"{SPLITS[split]} "] * len(part), scores)
+        psnr = reconstruction_psnr(pipeline, options.data, part)
+        psnr_estimate = Estimate(psnr, math.nan, math.nan, len(part))
+        estimates[f"{SPLITS[split]} reconstruction PSNR (dB)"] = psnr_estimate
+        sheet = sheet or images
+    _report(options, pipeline, estimates, settings, sheet)
 
 
 def _compositional(options) -> None:
     from ..checkpoints import SIZES
-    from ..config import parse_sizes
     from ..evaluation.compositional import choose_compositions, compositional
-    from ..evaluation.intervals import proportion
 
-    if options.sheet:
-        check_output(options.sheet, ".png")
+    _check(options)
     names, compositions = [], []
-    for split in ("train", "held-out"):
-        chosen = choose_compositions(options.data, split, options.count, options.seed)
-        compositions += chosen
-        names += [f"{'trained' if split == 'train' else split} {each.kind}" for each in chosen]
-    pipeline = _pipeline(options)
+    for split, called in SPLITS.items():
+        part = choose_compositions(options.data, split, options.count, options.seed)
+        compositions += part
+        names += [f"{called} {composition.kind}: " for composition in part]
+    pipeline = load(options)
     settings = settings_of(options, pipeline.config.generation)
     scores, images = compositional(
         pipeline, options.data, compositions, settings,
         seed=options.seed, batch=options.batch, language=options.language,
         sizes=parse_sizes(pipeline.card.get(SIZES, "")),
     )  # fmt: skip
-    right: dict[str, list[bool]] = {}
-    for name, found in zip(names, scores, strict=True):
-        for score, value in found.items():
-            right.setdefault(f"{name}: {score}", []).append(value)
-    estimates = {name: proportion(sum(right[name]), len(right[name])) for name in sorted(right)}
-    _report(options, pipeline, settings, estimates)
-    if options.sheet:
-        _write_sheet(options, images)
+    estimates = dict(sorted(_proportions(names, scores).items()))
+    _report(options, pipeline, estimates, settings, images)
 
 
-# reconstruction, loss
-
-
-def _add_source(parser) -> None:
-    parser.add_argument(
-        "source", type=Path, metavar="SOURCE",
-        help="pictures with captions: a folder, an image folder, or .tar shards",
-    )  # fmt: skip
-    parser.add_argument("--split", default="held-out", choices=["train", "held-out"])
-    parser.add_argument("--count", type=int, default=200, help="pictures (default: 200)")
-    parser.add_argument("--size", metavar="WxH", help="to crop to (default: the model's own)")
-    _add_common(parser, samples=False)
-
-
-def _items_and_size(options, pipeline):
+def _source(options) -> tuple:
+    """The model, the pictures and the size to crop them to."""
     from ..evaluation.items import choose
 
+    _check(options)
+    pipeline = load(options)
     items = choose(options.source, options.split, options.count, options.seed)
     generation = pipeline.config.generation
-    if not options.size:
-        return items, (generation.width, generation.height)
-    (size,) = parse_sizes(options.size)[:1] or [(generation.width, generation.height)]
-    return items, size
-
-
-def _add_reconstruction(scores) -> None:
-    text = "What does the image tokenizer keep of pictures, and how much of its codebook is used?"
-    _add_source(command(scores, "reconstruction", _reconstruction, text))
+    sizes = [*parse_sizes(options.size or ""), (generation.width, generation.height)]
+    return pipeline, items, sizes[0]
 
 
 def _reconstruction(options) -> None:
     from ..evaluation.reconstruction import reconstruction
 
-    pipeline = _pipeline(options)
-    items, size = _items_and_size(options, pipeline)
-    _report(options, pipeline, None, reconstruction(pipeline, items, size, options.batch))
-
-
-def _add_loss(scores) -> None:
-    text = "How many nats does a code cost that the model did not choose itself?"
-    _add_source(command(scores, "loss", _loss, text))
+    pipeline, items, size = _source(options)
+    _report(options, pipeline, reconstruction(pipeline, items, size, options.batch))
 
 
 def _loss(options) -> None:
     from ..evaluation.items import load as load_pictures
     from ..evaluation.loss import validation_loss
 
-    pipeline = _pipeline(options)
-    items, size = _items_and_size(options, pipeline)
+    pipeline, items, size = _source(options)
     pairs = []
     for start in range(0, len(items), options.batch):
         part = items[start : start + options.batch]
@@ -238,38 +236,20 @@ def _loss(options) -> None:
         name = f"nats per code, window {window}" if len(windows) > 1 else "nats per code"
         estimates[name] = validation_loss(pipeline, pairs, options.batch, window)
     codes = sum(codes.numel() for _, codes in pairs)
-    _report(options, pipeline, None, estimates, codes=codes)
+    _report(options, pipeline, estimates, codes=codes)
 
 
-# geneval, genai-bench
-
-
-def _add_prompts(parser, file: str) -> None:
-    parser.add_argument("prompts", type=Path, metavar="PROMPTS", help=file)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--width", type=int, help="pixels")
-    parser.add_argument("--height", type=int, help="pixels")
-    _add_common(parser, samples=True)
-
-
-def _say(summary) -> None:
+def _draw(options, draw, prompts, *more) -> tuple:
+    """The model, how this process draws, and the number of prompts that were cut."""
+    _check(options)
+    pipeline, run = run_of(options)
+    summary = draw(pipeline, prompts, options.output, run, *more)
     print(
         f"{summary.drawn} pictures drawn, {summary.kept} kept; {summary.cut} prompts cut to the "
         "length that the model reads",
         file=sys.stderr,
     )
-
-
-def _add_geneval(scores) -> None:
-    text = (
-        "Draw GenEval's prompts in the layout of its scorer; under torchrun, each process a share."
-    )
-    parser = command(scores, "geneval", _geneval, text)
-    _add_prompts(parser, "GenEval's evaluation_metadata.jsonl")
-    parser.add_argument("--samples", type=int, default=4, help="pictures of a prompt (default: 4)")
-    parser.add_argument(
-        "--results", type=Path, metavar="results.jsonl", help="of GenEval's evaluate_images.py"
-    )
+    return pipeline, run, summary.cut
 
 
 def _geneval(options) -> None:
@@ -279,23 +259,9 @@ def _geneval(options) -> None:
         raise ValueError(f"--samples must be at least 1, not {options.samples}")
     entries = read_geneval(options.prompts)
     estimates = geneval_scores(options.results) if options.results else None
-    _check(options)
-    pipeline, run = run_of(options)
-    summary = draw_geneval(pipeline, entries, options.output, run, options.samples)
-    _say(summary)
+    pipeline, run, cut = _draw(options, draw_geneval, entries, options.samples)
     if estimates and run.rank == 0:
-        _report(options, pipeline, run.settings, estimates, cut=summary.cut)
-
-
-def _add_genai_bench(scores) -> None:
-    text = "Draw GenAI-Bench's prompts and score them; under torchrun, each process draws a share."
-    parser = command(scores, "genai-bench", _genai_bench, text)
-    _add_prompts(parser, "GenAI-Bench's genai_image.json")
-    parser.add_argument(
-        "--scorer", metavar="NAME",
-        help="vqascore (needs t2v_metrics), or MODULE:FUNCTION that takes paths and texts",
-    )  # fmt: skip
-    parser.add_argument("--skills", type=Path, metavar="genai_skills.json", help="scores by skill")
+        _report(options, pipeline, estimates, run.settings, cut=cut)
 
 
 def _genai_bench(options) -> None:
@@ -304,12 +270,9 @@ def _genai_bench(options) -> None:
     prompts = bench.read_genai_bench(options.prompts)
     scorer = bench.load_scorer(options.scorer) if options.scorer else None
     if scorer and process()[1] > 1:
-        raise ValueError("--scorer needs all pictures: score in a run of one process afterwards")
-    _check(options)
-    pipeline, run = run_of(options)
-    summary = bench.draw_genai_bench(pipeline, prompts, options.output, run)
-    _say(summary)
+        raise ValueError("--scorer needs all pictures: score afterwards, in a single process")
+    pipeline, run, cut = _draw(options, bench.draw_genai_bench, prompts)
     if scorer:
         scores = bench.score_genai_bench(prompts, options.output, scorer, options.batch)
         estimates = bench.skill_scores(scores, options.skills)
-        _report(options, pipeline, run.settings, estimates, cut=summary.cut, scores=scores)
+        _report(options, pipeline, estimates, run.settings, cut=cut, scores=scores)

@@ -1,13 +1,13 @@
 """Compositional scores: does a generated picture show what its prompt composes?
 
-The prompts are those of the composed pictures, and the scores compare with how these are made:
+The prompts are those of the composed pictures. The scores compare with how these are composed:
 
-- background: the nearest colour of the palette to the mean of the border;
+- background: the palette's nearest colour to the mean of the border;
 - count: the nearest of the pictures with one to four copies of the subject;
-- subjects: in each box, the nearest of all subjects in that style. "position" asks for the right
-  one in each box, "subjects" for the right ones in any order.
+- subjects: in each box, the nearest of all subjects in that style. "position" requires the right
+  subject in each box, "subjects" the right subjects in any order.
 
-Distances are those of `retrieval`, to references on the background that the picture has.
+Distances are those of `retrieval`, to references on the background of the generated picture.
 """
 
 from collections.abc import Sequence
@@ -20,18 +20,9 @@ from torch import Tensor
 
 from ..config import GenerationConfig
 from ..data.buckets import Size
-from ..data.emoji import captions
+from ..data.emoji import captions, compose
 from ..data.emoji.build import read_manifest
-from ..data.emoji.compose import (
-    FOLDER,
-    ROWS,
-    Composition,
-    arrange,
-    render,
-    resize,
-    roomiest,
-    square_in,
-)
+from ..data.emoji.compose import Composition
 from ..data.emoji.pictures import BACKGROUNDS
 from ..images import to_tensor
 from ..pipeline import Pipeline
@@ -61,10 +52,10 @@ class References:
         key = (style, side)
         if key not in self.pooled:
             cut_outs = [self.pictures[subject, style] for subject in self.subjects(style)]
-            rgba = to_tensor([resize(cut_out, side) for cut_out in cut_outs])
+            rgba = to_tensor([compose.resize(cut_out, side) for cut_out in cut_outs])
             colour, alpha = rgba[:, :3], rgba[:, 3:]
             self.pooled[key] = features(colour * alpha), features((1 - alpha).expand_as(colour))
-        # Laying on a background and averaging can change places: both are linear.
+        # Compositing and averaging are linear, so their order does not matter.
         drawn, clear = self.pooled[key]
         behind = torch.tensor(BACKGROUNDS[background]) / 255
         return drawn + clear * behind.repeat_interleave(clear.shape[1] // 3)
@@ -75,13 +66,13 @@ def choose_compositions(data: Path, split: str, count: int, seed: int) -> list[C
 
     Raises as `items.choose`.
     """
-    taken, chosen = dict.fromkeys(SCORES, 0), []
-    for item in choose(data / FOLDER, split, None, seed):
+    left, compositions = dict.fromkeys(SCORES, count), []
+    for item in choose(data / compose.FOLDER, split, None, seed):
         composition = Composition.of(item.extra)
-        if taken[composition.kind] < count:
-            taken[composition.kind] += 1
-            chosen.append(composition)
-    return chosen
+        if left[composition.kind] > 0:
+            left[composition.kind] -= 1
+            compositions.append(composition)
+    return compositions
 
 
 def compositional(
@@ -97,10 +88,10 @@ def compositional(
 ) -> tuple[list[dict[str, bool]], list[Tensor]]:
     """Generate each composition's canonical prompt and score the picture.
 
-    Returns the scores of each (see `score`) and the images (3, H, W). `compositions` are made
-    of the data set in `data`; picture i is drawn with seed + i, in that of `sizes` which gives its
-    subjects the most room, in that of the settings where there are none. Raises ValueError for a
-    language that the data set has no names in.
+    Returns the scores of each (see `score`) and the images (3, H, W). `compositions` consist of
+    subjects of the data set in `data`. Picture i is drawn with seed + i, in the one of `sizes` that
+    gives its subjects the most room, or in the settings' size if there are no `sizes`. Raises
+    ValueError for a language in which the data set has no names.
     """
     records = read_manifest(data)
     check_language(records, language)
@@ -117,33 +108,33 @@ def compositional(
     sizes = sizes or [(settings.width, settings.height)]
     by_size: dict[Size, list[int]] = {}
     for i, composition in enumerate(compositions):
-        by_size.setdefault(roomiest(composition, sizes), []).append(i)
-    images: list[Tensor] = [torch.empty(0)] * len(compositions)
+        by_size.setdefault(compose.roomiest(composition, sizes), []).append(i)
+    images: dict[int, Tensor] = {}
     for (width, height), places in by_size.items():
         sized = replace(settings, width=width, height=height)
         part, seeds = [prompts[i] for i in places], [seed + i for i in places]
-        for i, image in zip(places, generate(pipeline, part, seeds, sized, batch), strict=True):
-            images[i] = image
-    scores = [score(*pair, references) for pair in zip(images, compositions, strict=True)]
-    return scores, images
+        images |= zip(places, generate(pipeline, part, seeds, sized, batch), strict=True)
+    in_order = [images[i] for i in range(len(compositions))]
+    scores = [score(*pair, references) for pair in zip(in_order, compositions, strict=True)]
+    return scores, in_order
 
 
 def score(image: Tensor, composition: Composition, references: References) -> dict[str, bool]:
-    """What is right in an image (3, H, W) in 0..1: the scores that SCORES has for its kind."""
+    """Whether an image (3, H, W) in 0..1 is right, for each score that SCORES has for its kind."""
     background = background_of(image)
     right = {"background": background == composition.background}
     if composition.kind == "count":
         count = count_of(image, composition, background, references)
         right["count"] = count == len(composition.subjects)
     else:
-        found = subjects_of(image, composition, background, references)
-        right["subjects"] = sorted(found) == sorted(composition.subjects)
-        right["position"] = found == list(composition.subjects)
+        subjects = subjects_of(image, composition, background, references)
+        right["subjects"] = sorted(subjects) == sorted(composition.subjects)
+        right["position"] = subjects == list(composition.subjects)
     return {name: right[name] for name in SCORES[composition.kind]}
 
 
 def background_of(image: Tensor) -> str:
-    """The background that is nearest to the mean of the border, one 32nd of the sides wide."""
+    """The nearest background to the mean of the border, which is 1/32 of the shorter side wide."""
     height, width = image.shape[-2:]
     inner = torch.zeros(height, width, dtype=torch.bool)
     edge = max(1, min(height, width) // 32)
@@ -156,31 +147,26 @@ def background_of(image: Tensor) -> str:
 def count_of(
     image: Tensor, composition: Composition, background: str, references: References
 ) -> int:
-    """How many copies of the composition's subject the image shows most likely, 1 to 4."""
+    """The most likely number of copies of the composition's subject in the image, 1 to 4."""
     subject, style = composition.subjects[0], composition.style
-    known = [
-        render(
-            arrange("count", (subject,) * copies, style, background),
-            references.pictures,
-            (image.shape[-1], image.shape[-2]),
-        )
-        for copies in ROWS
-    ]
-    nearest = nearest_first(features(image[None]), features(to_tensor(known)))[0, 0]
-    return list(ROWS)[int(nearest)]
+    size = (image.shape[-1], image.shape[-2])
+    pictures = []
+    for copies in compose.ROWS:
+        shown = compose.arrange("count", (subject,) * copies, style, background)
+        pictures.append(compose.render(shown, references.pictures, size))
+    nearest = nearest_first(features(image[None]), features(to_tensor(pictures)))[0, 0]
+    return list(compose.ROWS)[int(nearest)]
 
 
 def subjects_of(
     image: Tensor, composition: Composition, background: str, references: References
 ) -> list[str]:
-    """The subject that each of the composition's boxes shows most likely."""
+    """The most likely subject in each of the composition's boxes."""
     height, width = image.shape[-2:]
-    subjects = references.subjects(composition.style)
-    found = []
+    subjects, shown = references.subjects(composition.style), []
     for box in composition.boxes:
-        left, top, side = square_in(box, (width, height))
-        known = references.features(composition.style, background, side)
-        shown = image[None, :, top : top + side, left : left + side]
-        nearest = nearest_first(features(shown), known)[0, 0]
-        found.append(subjects[int(nearest)])
-    return found
+        left, top, side = compose.square_in(box, (width, height))
+        part = image[None, :, top : top + side, left : left + side]
+        alone = references.features(composition.style, background, side)
+        shown.append(subjects[int(nearest_first(features(part), alone)[0, 0])])
+    return shown

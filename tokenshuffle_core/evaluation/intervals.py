@@ -4,13 +4,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import NormalDist
 
-Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+Z = NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value measured on `n` items; the interval is nan where n is too small for one."""
+    """A value measured on `n` items; the interval is nan if n is too small for one."""
 
     value: float
     low: float
@@ -31,13 +32,11 @@ def proportion(hits: int, n: int) -> Estimate:
 
 
 def mean(values: Sequence[float]) -> Estimate:
-    """The mean of independent values, of several seeds for one, with Student's t-interval."""
+    """The mean of independent values, such as those of several seeds, with Student's t-interval."""
     n = len(values)
-    if n == 0:
-        return Estimate(math.nan, math.nan, math.nan, 0)
-    value = math.fsum(values) / n
-    if n == 1:
-        return Estimate(value, math.nan, math.nan, 1)
+    value = math.fsum(values) / n if n else math.nan
+    if n < 2:
+        return Estimate(value, math.nan, math.nan, n)
     variance = math.fsum((v - value) ** 2 for v in values) / (n - 1)
     half = t_quantile(n - 1) * math.sqrt(variance / n)
     return Estimate(value, value - half, value + half, n)
@@ -45,16 +44,13 @@ def mean(values: Sequence[float]) -> Estimate:
 
 @lru_cache
 def t_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t with `freedom` degrees, to five digits or more."""
-    if freedom > 1000:  # the series below grows long; Abramowitz and Stegun, 26.7.5
+    """The 97.5 % quantile of Student's t with `freedom` degrees, to at least five digits."""
+    if freedom > 1000:  # the series below becomes long; Abramowitz and Stegun, 26.7.5
         return Z + (Z**3 + Z) / (4 * freedom)
-    low, high = Z, 13.0  # the one of a single degree is 12.7
-    while high - low > 1e-12 * high:
+    low, high = Z, 13.0  # 12.7 for one degree
+    for _ in range(50):
         middle = (low + high) / 2
-        if _t_within(middle, freedom) < 0.95:
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if _t_within(middle, freedom) < 0.95 else (low, middle)
     return high
 
 
@@ -62,14 +58,10 @@ def _t_within(t: float, freedom: int) -> float:
     """P(|T| < t), by the finite series of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
     angle = math.atan(t / math.sqrt(freedom))
     square = math.cos(angle) ** 2
-    if freedom % 2:
-        term, total = math.cos(angle), 0.0
-        for i in range(1, (freedom - 1) // 2 + 1):
-            total += term
-            term *= square * 2 * i / (2 * i + 1)
-        return 2 / math.pi * (angle + math.sin(angle) * total)
-    term, total = 1.0, 0.0
-    for i in range(1, freedom // 2 + 1):
+    odd = freedom % 2
+    term, total = math.cos(angle) if odd else 1.0, 0.0
+    for k in range(2 + odd, freedom + 1, 2):
         total += term
-        term *= square * (2 * i - 1) / (2 * i)
-    return math.sin(angle) * total
+        term *= square * (k - 1) / k
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total

@@ -11,9 +11,9 @@ from ..images import to_tensor
 
 
 def choose(source: Path, split: str, count: int | None, seed: int) -> list[Item]:
-    """`count` items of a split in random order, all of them where None.
+    """`count` items of a split in random order, or all if None.
 
-    Raises ValueError where the split has none, and as `read_items`.
+    Raises ValueError if the split is empty, and as `read_items`.
     """
     everything = read_items(source)
     items = [item for item in everything if item.split == split]
@@ -29,6 +29,6 @@ def choose(source: Path, split: str, count: int | None, seed: int) -> list[Item]
 def load(items: list[Item], size: Size) -> Tensor:
     """The pictures, scaled and cropped to `size` (width, height), as float32 (N, 3, H, W) in 0..1.
 
-    Raises ValueError for what is no readable picture.
+    Raises ValueError for a file that is not a readable picture.
     """
     return to_tensor([scale_and_crop(item.picture(), size) for item in items])

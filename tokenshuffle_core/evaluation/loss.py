@@ -1,4 +1,4 @@
-"""Validation loss: nats per code of pictures that are given as codes."""
+"""Validation loss: nats per code of pictures given as codes."""
 
 from collections.abc import Sequence
 
@@ -19,8 +19,8 @@ def validation_loss(
 ) -> Estimate:
     """Cross-entropy in nats per code over pairs of a prompt and codes (H, W) int64.
 
-    Every code counts the same, whatever the size of its picture and the batch; the interval is
-    over pictures. `window` is one of the model's, its default where None; sides must be multiples
+    Every code has the same weight, whatever the size of its picture and the batch; the interval is
+    over pictures. `window` is one of the model's, by default its first; H and W must be multiples
     of it. A prompt that is too long is cut.
     """
     window = window or pipeline.config.model.window
@@ -46,7 +46,7 @@ def picture_nats(pipeline: Pipeline, prompts: Sequence[str], codes: Tensor, wind
     model, tokenizer = pipeline.model, pipeline.text_tokenizer
     rows, columns = codes.shape[1] // window, codes.shape[2] // window
     device = model.head.weight.device
-    longest = pipeline.config.model.max_prompt  # what is longer is cut, as in training
+    longest = pipeline.config.model.max_prompt  # longer prompts are cut, as in training
     framed = [tokenizer.frame(tokenizer.encode(p)[:longest], rows, columns) for p in prompts]
     text, padding = pad_left(framed, tokenizer.pad, device)
     codes = codes.to(device)

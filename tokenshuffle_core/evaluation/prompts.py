@@ -1,7 +1,7 @@
 """Public prompt sets: draws their pictures in the layout that the official scorers read.
 
-GenEval (arXiv 2310.11513) and GenAI-Bench (arXiv 2406.13743). Neither prompts nor pictures of
-theirs are part of this package: the prompt files come from their authors.
+GenEval (arXiv 2310.11513) and GenAI-Bench (arXiv 2406.13743). This package contains neither their
+prompts nor their pictures: the prompt files come from their authors.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..bulk import Job, Run, Summary, claim, draw, share
+from ..bulk import Job, Run, Summary, claim, draw, read_text, share
 from ..files import atomic_path
 from ..pipeline import Pipeline
 from .intervals import Estimate, mean
@@ -25,32 +25,23 @@ Scorer = Callable[[list[Path], list[str]], list[float]]
 
 def read_geneval(path: Path) -> list[dict]:
     """The lines of GenEval's `evaluation_metadata.jsonl`. Raises FileNotFoundError, ValueError."""
-    entries = []
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            entry = None
-        if not isinstance(entry, dict) or not all(
-            isinstance(entry.get(name), str) for name in ("tag", "prompt")
-        ):
-            raise ValueError(f"{path}, line {number}: expected a JSON object with tag and prompt")
-        entries.append(entry)
-    return entries
+    kinds = {"tag": str, "prompt": str}
+    return _json_lines(path, kinds, "a JSON object with tag and prompt")
 
 
 def read_genai_bench(path: Path) -> dict[str, str]:
     """Id -> prompt from GenAI-Bench's `genai_image.json`. Raises as `read_geneval`."""
     try:
-        entries = json.loads(_read_text(path))
+        entries = json.loads(read_text(path))
         prompts = {name: entry["prompt"] for name, entry in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(
-            f'{path} is no prompt file of GenAI-Bench: expected {{"00000": {{"prompt": ...}}, ...}}'
+            f"{path} is not a prompt file of GenAI-Bench: expected "
+            '{"00000": {"prompt": ...}, ...}'
         ) from None
     for name in prompts:
         if name != Path(name).name or not isinstance(prompts[name], str):
-            raise ValueError(f"{path}: {name!r} is no id with a prompt")
+            raise ValueError(f"{path}: {name!r} is not an id with a prompt")
     return prompts
 
 
@@ -59,8 +50,8 @@ def draw_geneval(
 ) -> Summary:
     """Write `OUTPUT/00000/metadata.jsonl` and `samples/0000.png`, ... for every entry.
 
-    Sample k of entry i is drawn with seed + i * samples + k. What lies there is kept. Raises
-    ValueError where the folder's pictures were drawn otherwise.
+    Sample k of entry i is drawn with seed + i * samples + k. Existing pictures are kept. Raises
+    ValueError if they were drawn with other settings.
     """
     claim(output, run, [entry["prompt"] for entry in entries], samples=samples)
     jobs = []
@@ -79,7 +70,8 @@ def draw_geneval(
 def draw_genai_bench(
     pipeline: Pipeline, prompts: dict[str, str], output: Path, run: Run
 ) -> Summary:
-    """Write `OUTPUT/ID.png` for every prompt; number i is drawn with seed + i. As above."""
+    """Write `OUTPUT/ID.png` for every prompt; prompt i is drawn with seed + i. Otherwise as
+    `draw_geneval`."""
     claim(output, run, list(prompts.values()))
     jobs = [
         Job(prompt, run.seed + i, output / f"{name}.png", run.settings)
@@ -89,22 +81,17 @@ def draw_genai_bench(
 
 
 def geneval_scores(path: Path) -> dict[str, Estimate]:
-    """Each task's score and the overall one from the official `results.jsonl`.
+    """Each task's score and the overall score from the official `results.jsonl`.
 
-    The share of correct pictures, with the interval over prompts, as the pictures of a prompt
+    The share of correct pictures, with the interval over prompts, because the pictures of a prompt
     are alike; overall is the mean over tasks. Raises FileNotFoundError, ValueError.
     """
     tasks: dict[str, dict[str, list[bool]]] = {}
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
-        try:
-            result = json.loads(line)
-            prompts = tasks.setdefault(result["tag"], {})
-            prompts.setdefault(result["metadata"], []).append(result["correct"])
-        except (ValueError, TypeError, KeyError):
-            raise ValueError(
-                f"{path}, line {number}: expected tag, metadata and correct, as GenEval's "
-                "evaluate_images.py writes them"
-            ) from None
+    kinds = {"tag": str, "metadata": str, "correct": bool}
+    expected = "tag, metadata and correct, as GenEval's evaluate_images.py writes them"
+    for result in _json_lines(path, kinds, expected):
+        prompts = tasks.setdefault(result["tag"], {})
+        prompts.setdefault(result["metadata"], []).append(result["correct"])
     if not tasks:
         raise ValueError(f"{path} holds no results")
     estimates = {
@@ -123,20 +110,20 @@ def score_genai_bench(
 ) -> dict[str, float]:
     """Id -> the scorer's value for each picture and its prompt.
 
-    Raises FileNotFoundError where pictures are missing, ValueError for what is no score.
+    Raises FileNotFoundError if pictures are missing, ValueError for a result that is not a score.
     """
     paths = {name: output / f"{name}.png" for name in prompts}
     if missing := [path for path in paths.values() if not path.is_file()]:
         raise FileNotFoundError(
             f"{len(missing)} of {len(paths)} pictures are missing, the first is {missing[0]}: "
-            "draw them all before they are scored"
+            "draw them all before scoring"
         )
     names = list(prompts)
     scores: dict[str, float] = {}
     for start in tqdm(range(0, len(names), batch), desc="scoring", disable=None):
         part = names[start : start + batch]
-        found = scorer([paths[name] for name in part], [prompts[name] for name in part])
-        values = [float(value) for value in found]
+        results = scorer([paths[name] for name in part], [prompts[name] for name in part])
+        values = [float(value) for value in results]
         if len(values) != len(part) or not all(map(math.isfinite, values)):
             raise ValueError(
                 f"the scorer returned {values} for {len(part)} pictures: expected as many numbers"
@@ -146,7 +133,7 @@ def score_genai_bench(
 
 
 def skill_scores(scores: dict[str, float], skills: Path | None) -> dict[str, Estimate]:
-    """The mean score of each skill, and of all prompts that have one.
+    """The mean score of each skill, and of all prompts that have a skill.
 
     `skills` is GenAI-Bench's `genai_skills.json`, skill -> numbers of prompts; without it there is
     only the mean over all prompts. Raises FileNotFoundError, ValueError.
@@ -156,22 +143,21 @@ def skill_scores(scores: dict[str, float], skills: Path | None) -> dict[str, Est
     try:
         by_skill = {
             skill: [f"{number:05}" for number in numbers]
-            for skill, numbers in json.loads(_read_text(skills)).items()
+            for skill, numbers in json.loads(read_text(skills)).items()
         }
         estimates = {
             skill: mean([scores[name] for name in names]) for skill, names in by_skill.items()
         }
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(
-            f"{skills} does not go with the prompts: expected skills, each with the numbers of "
-            "some of the prompts"
+            f"{skills} does not go with the prompts: expected skills, each with numbers of prompts"
         ) from None
     tagged = {name for names in by_skill.values() for name in names}
     return estimates | {"all": mean([scores[name] for name in sorted(tagged)])}
 
 
 def load_scorer(name: str) -> Scorer:
-    """The callable "MODULE:FUNCTION", or "vqascore". Raises ValueError where there is none."""
+    """The callable "MODULE:FUNCTION", or "vqascore". Raises ValueError if it does not exist."""
     if name == "vqascore":
         return vqascore
     module, _, function = name.partition(":")
@@ -180,11 +166,11 @@ def load_scorer(name: str) -> Scorer:
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"scorer {name!r} is no MODULE:FUNCTION to import: {error}") from None
+        raise ValueError(f"scorer {name!r} is not a MODULE:FUNCTION to import: {error}") from None
 
 
 def vqascore(images: list[Path], texts: list[str]) -> list[float]:
-    """VQAScore with CLIP-FlanT5 XXL, GenAI-Bench's own. Raises ValueError where its package is
+    """VQAScore with CLIP-FlanT5 XXL, GenAI-Bench's own score. Raises ValueError if its package is
     missing."""
     dataset = [
         {"images": [str(image)], "texts": [text]} for image, text in zip(images, texts, strict=True)
@@ -203,7 +189,16 @@ def _vqascore_model():
     return t2v_metrics.VQAScore(model="clip-flant5-xxl")
 
 
-def _read_text(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist or is not a file")
-    return path.read_text(encoding="utf-8")
+def _json_lines(path: Path, kinds: dict[str, type], expected: str) -> list[dict]:
+    """The objects of a file with one JSON object a line, each with values of these `kinds`."""
+    entries = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            valid = all(isinstance(entry[key], kind) for key, kind in kinds.items())
+        except (ValueError, TypeError, KeyError):
+            valid = False
+        if not valid:
+            raise ValueError(f"{path}, line {number}: expected {expected}")
+        entries.append(entry)
+    return entries

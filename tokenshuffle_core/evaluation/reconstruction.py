@@ -1,4 +1,5 @@
-"""Reconstruction: what the image tokenizer alone keeps of pictures, and how it uses its codes."""
+"""Reconstruction: how much of a picture the image tokenizer preserves, and how much of its codebook
+it uses."""
 
 import math
 
@@ -17,7 +18,7 @@ C1, C2 = 0.01**2, 0.03**2
 
 
 def psnr(images: Tensor, references: Tensor) -> Tensor:
-    """Images (N, C, H, W) in 0..1, twice -> PSNR (N,) in dB; infinite where they are equal."""
+    """Images (N, C, H, W) in 0..1, twice -> PSNR (N,) in dB; infinite for equal images."""
     return -10 * (images - references).square().mean((1, 2, 3)).log10()
 
 
@@ -25,20 +26,18 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
     """Images (N, C, H, W) in 0..1, twice -> structural similarity (N,).
 
     Wang et al. (IEEE Trans. Image Process. 13, 2004): Gaussian window of 11 x 11 pixels with
-    sigma 1.5, K1 0.01, K2 0.03, where the window lies inside the picture; the mean over channels.
+    sigma 1.5, K1 0.01, K2 0.03, only where it lies inside the picture; the mean over channels.
     Raises ValueError for a picture smaller than the window.
     """
     if min(images.shape[-2:]) < WINDOW:
         height, width = images.shape[-2:]
         raise ValueError(f"SSIM needs pictures of at least 11x11 pixels, not {width}x{height}")
     axis = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
-    line = torch.exp(-axis.square() / (2 * SIGMA**2))
-    line /= line.sum()
+    line = torch.softmax(-axis.square() / (2 * SIGMA**2), dim=0)
+    window = line.outer(line)[None, None]
 
     def blur(x: Tensor) -> Tensor:
-        flat = x.flatten(0, 1)[:, None]
-        x_blurred = F.conv2d(F.conv2d(flat, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
-        return x_blurred.unflatten(0, x.shape[:2])[:, :, 0]
+        return F.conv2d(x.flatten(0, 1)[:, None], window).unflatten(0, x.shape[:2])[:, :, 0]
 
     x, y = images.double().cpu(), references.double().cpu()
     mean_x, mean_y = blur(x), blur(y)
@@ -54,15 +53,14 @@ def reconstruction(
 ) -> dict[str, Estimate]:
     """PSNR in dB and SSIM over pictures of `size` (width, height), and the share of the codebook
     that they use."""
-    found: dict[str, list[float]] = {"PSNR (dB)": [], "SSIM": []}
+    values: dict[str, list[float]] = {"PSNR (dB)": [], "SSIM": []}
     used = torch.zeros(pipeline.config.image_tokenizer.codebook_size, dtype=torch.bool)
     for start in range(0, len(items), batch):
         images = load(items[start : start + batch], size)
         codes = pipeline.encode(images.movedim(1, -1))
         decoded = pipeline.decode(codes).movedim(-1, 1)
-        found["PSNR (dB)"] += psnr(decoded, images).tolist()
-        found["SSIM"] += ssim(decoded, images).tolist()
+        values["PSNR (dB)"] += psnr(decoded, images).tolist()
+        values["SSIM"] += ssim(decoded, images).tolist()
         used[codes.unique()] = True
-    estimates = {name: mean(values) for name, values in found.items()}
-    part = used.float().mean().item()
-    return estimates | {"codebook used": Estimate(part, math.nan, math.nan, len(used))}
+    share = Estimate(used.float().mean().item(), math.nan, math.nan, len(used))
+    return {name: mean(of) for name, of in values.items()} | {"codebook used": share}
