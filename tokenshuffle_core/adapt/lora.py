@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import engine
 from ..checkpoints.native import open_safetensors
 from ..engine.quantize import check_whole
 from ..files import write_safetensors
@@ -41,6 +42,7 @@ def add_lora(model: nn.Module, rank: int, alpha: float | None = None) -> nn.Modu
     rank. Raises ValueError for a rank below 1."""
     if rank < 1:
         raise ValueError(f"the rank of a LoRA must be at least 1, not {rank}")
+    engine.release(model)
     model.requires_grad_(False)
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     for name in layers:
@@ -70,6 +72,7 @@ def read_lora(path: str | Path, model: nn.Module) -> dict[str, tuple[Tensor, Ten
     that model had another shape, or if `model` is quantised.
     """
     check_whole(model)
+    engine.release(model)  # after sampling, some layers are the engine's
     with open_safetensors(path) as file:
         if METADATA not in (file.metadata() or {}):
             raise ValueError(f"{path} is not a LoRA of a Token-Shuffle model")
