@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tokenshuffle_core import engine
 from tokenshuffle_core.adapt.lora import METADATA, add_lora, merge_lora, read_lora, save_lora
 from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.model import TokenShuffleModel
@@ -36,6 +37,17 @@ def trained(tmp_path):
     path = tmp_path / "lora.safetensors"
     save_lora(path, model)
     return model, path
+
+
+def test_a_model_that_has_sampled_takes_a_lora(trained):
+    """The engine has then replaced some of its layers."""
+    before, after = base(), base()
+    merge_lora(before, trained[1])
+    engine.prepare(after, torch.device("cpu"))
+    merge_lora(after, trained[1])
+    assert torch.equal(logits(before), logits(after))
+    engine.prepare(after, torch.device("cpu"))
+    assert add_lora(after, 3).head.down.shape == (3, 32)
 
 
 def test_it_starts_without_effect_and_trains_alone():
