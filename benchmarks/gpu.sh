@@ -8,9 +8,9 @@
 #   benchmarks/gpu.sh check | data | tokenizer | codes | model | score | decode
 #
 # RUN is the folder for everything; results go to OUT if that is set. Runs from a checkout, with the
-# python3 in PATH. For a trial on a CPU: DEVICE=cpu, SMALL=1 (of check), SUBJECTS
-# (a list), SIDE (pixels instead of 2048), COMPOSITIONS and STEPS (of each training, in fp32 and
-# without compiling) and MODELS (of decode).
+# python3 in PATH. For a trial on a CPU: DEVICE=cpu, SMALL=1 (of check), SUBJECTS (a list), SIDE
+# (pixels instead of 2048), COMPOSITIONS and STEPS (of each training, in fp32 and without compiling)
+# and MODELS (of decode).
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "${RUN:=run-gpu}" "${OUT:=$RUN}"
@@ -72,5 +72,5 @@ decode)
     "${decode[@]}" --models "${MODELS:-2.7b}" --windows 2 --sizes "$side" --rounds 1 \
         --no-plain --no-transformers --json "$OUT/decode-2048.json"
     ;;
-*) sed -n '2,15p' "$here/benchmarks/gpu.sh" && exit 2 ;;
+*) sed -n '2,13p' "$here/benchmarks/gpu.sh" && exit 2 ;;
 esac
