@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# What still waits for a GPU: whether it computes what a CPU does, one model that grows from 256 to
-# 2048 px, and the time of a 2048 x 2048 picture from a model of the paper's size. `check` takes three
-# minutes at most; the trainings stop after nine minutes, as a borrowed GPU may be had for ten at a
-# time. Every step but `check` and `score` goes on where it stopped when it is run again.
-# `data` alone needs the network.
+# The work that needs a GPU: whether it computes what a CPU does, one model that grows from 256 to
+# 2048 px, and the time for a 2048 x 2048 picture with a model of the paper's size. `check` takes at
+# most three minutes; the trainings stop after nine, because a borrowed GPU may be available for only
+# ten at a time. Every step but `check` and `score` resumes when it is run again. Only `data` needs
+# the network.
 #
 #   benchmarks/gpu.sh check | data | tokenizer | codes | model | score | decode
 #
-# RUN names the folder that all of it goes to; results go to OUT where that is set. Runs from a
-# checkout, with the python3 of PATH. For a trial on a CPU: DEVICE=cpu, SMALL=1 (of check), SUBJECTS
-# (a list), SIDE (pixels instead of 2048), COMPOSITIONS and STEPS (of each training, in fp32 and
-# without compiling) and MODELS (of decode).
+# RUN is the folder for everything; results go to OUT if that is set. Runs from a checkout, with the
+# python3 in PATH. For a trial on a CPU: DEVICE=cpu, SMALL=1 (of check), SUBJECTS (a list), SIDE
+# (pixels instead of 2048), COMPOSITIONS and STEPS (of each training, in fp32 and without compiling)
+# and MODELS (of decode).
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "${RUN:=run-gpu}" "${OUT:=$RUN}"
@@ -72,5 +72,5 @@ decode)
     "${decode[@]}" --models "${MODELS:-2.7b}" --windows 2 --sizes "$side" --rounds 1 \
         --no-plain --no-transformers --json "$OUT/decode-2048.json"
     ;;
-*) sed -n '2,15p' "$here/benchmarks/gpu.sh" && exit 2 ;;
+*) sed -n '2,13p' "$here/benchmarks/gpu.sh" && exit 2 ;;
 esac

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from scripts.comfyui import PACK
 from tokenshuffle_core.config import LLAMAGEN_VQ16
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.pipeline import Pipeline, load
@@ -171,11 +172,10 @@ def cuda_tests(options):
     if not importlib.util.find_spec("pytest"):
         yield {"summary": "not run: pytest is not installed"}
         return
-    root = Path(__file__).resolve().parent.parent
     left = max(1.0, options.deadline - time.perf_counter())
     command = [sys.executable, "-m", "pytest", "-q", "-m", "skipif", "tests/engine"]
     try:
-        run = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=left)
+        run = subprocess.run(command, cwd=PACK, capture_output=True, text=True, timeout=left)
     except subprocess.TimeoutExpired:
         yield {"summary": f"stopped after {left:.0f} s"}
         return

@@ -172,12 +172,11 @@ def running(
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/system_stats", timeout=5).close()
                 break
             except (http.client.HTTPException, OSError):  # a URLError is an OSError
-                if process.poll() is not None:
-                    raise RuntimeError(
-                        f"ComfyUI ended with exit status {process.returncode}"
-                    ) from None
-                if time.monotonic() > deadline:
-                    raise RuntimeError(f"ComfyUI did not answer within {START} s") from None
+                status, failure = process.poll(), f"did not answer within {START} s"
+                if status is not None:
+                    failure = f"ended with exit status {status}"
+                if status is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"ComfyUI {failure}") from None
                 time.sleep(0.3)
         yield process
     finally:

@@ -32,8 +32,7 @@ def read_geneval(path: Path) -> list[dict]:
 def read_genai_bench(path: Path) -> dict[str, str]:
     """Id -> prompt from GenAI-Bench's `genai_image.json`. Raises as `read_geneval`."""
     try:
-        entries = json.loads(read_text(path))
-        prompts = {name: entry["prompt"] for name, entry in entries.items()}
+        prompts = {name: entry["prompt"] for name, entry in json.loads(read_text(path)).items()}
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(
             f"{path} is not a prompt file of GenAI-Bench: expected "
@@ -141,18 +140,15 @@ def skill_scores(scores: dict[str, float], skills: Path | None) -> dict[str, Est
     if skills is None:
         return {"all": mean(list(scores.values()))}
     try:
-        by_skill = {
-            skill: [f"{number:05}" for number in numbers]
-            for skill, numbers in json.loads(read_text(skills)).items()
-        }
-        estimates = {
-            skill: mean([scores[name] for name in names]) for skill, names in by_skill.items()
-        }
+        estimates, tagged = {}, set()
+        for skill, numbers in json.loads(read_text(skills)).items():
+            names = [f"{number:05}" for number in numbers]
+            estimates[skill] = mean([scores[name] for name in names])
+            tagged |= {*names}
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(
             f"{skills} does not go with the prompts: expected skills, each with numbers of prompts"
         ) from None
-    tagged = {name for names in by_skill.values() for name in names}
     return estimates | {"all": mean([scores[name] for name in sorted(tagged)])}
 
 
