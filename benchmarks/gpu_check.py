@@ -23,7 +23,6 @@ from pathlib import Path
 
 import torch
 
-from scripts.comfyui import PACK
 from tokenshuffle_core.config import LLAMAGEN_VQ16
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.pipeline import Pipeline, load
@@ -31,6 +30,7 @@ from tokenshuffle_core.pipeline import Pipeline, load
 from .measure import machine, seconds_of, write_json
 from .models import random_pipeline
 
+ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = ("a red apple", "a fox, flat style", "three dogs on blue")
 
 
@@ -175,7 +175,7 @@ def cuda_tests(options):
     left = max(1.0, options.deadline - time.perf_counter())
     command = [sys.executable, "-m", "pytest", "-q", "-m", "skipif", "tests/engine"]
     try:
-        run = subprocess.run(command, cwd=PACK, capture_output=True, text=True, timeout=left)
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=left)
     except subprocess.TimeoutExpired:
         yield {"summary": f"stopped after {left:.0f} s"}
         return

@@ -119,8 +119,8 @@ class TokenShuffleModel(nn.Module):
 
     def embed_codes(self, codes: Tensor, window: int | None = None) -> Tensor:
         """Codes (B, H, W) -> fused tokens (B, windows, d)."""
-        shuffle = self.shuffle[str(window or self.config.window)]
-        return shuffle(self.code_embedding(codes)).flatten(1, 2)
+        fused = self.shuffle[str(window or self.config.window)](self.code_embedding(codes))
+        return fused.flatten(1, 2)
 
     def code_states(self, hidden: Tensor, window: int | None = None) -> Tensor:
         """Hidden states (B, n, d) -> a vector for each code of a window (B, n, s * s, d)."""

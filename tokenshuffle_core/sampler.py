@@ -126,7 +126,7 @@ def sample(
     over the plain model.
     """
     rows, columns = grid
-    window, windows = settings.window or model.config.window, rows * columns
+    window, positions = settings.window or model.config.window, rows * columns
     batch, device = len(prompts), generators[0].device
     if engine:
         engines.prepare(model, device)
@@ -136,8 +136,8 @@ def sample(
         ahead = ahead or 1
     noise_shape = (window**2, model.config.codebook_size)
     picture = torch.zeros(batch, rows * window, columns * window, dtype=torch.int64, device=device)
-    # All windows (B, windows, s, s): finished codes, then guesses; 0 or -1 before the first guess.
-    codes = torch.zeros(batch, windows, window, window, dtype=torch.int64, device=device)
+    # All windows (B, positions, s, s): finished codes, then guesses; 0 or -1 before a first guess.
+    codes = torch.zeros(batch, positions, window, window, dtype=torch.int64, device=device)
     kept, done = None, 0
     if given is not None:
         codes += shuffle(given[..., None], window).view_as(codes)
@@ -145,24 +145,24 @@ def sample(
         done = int(kept.flatten().int().cumprod(0).sum()) // columns * columns
     scales = None
     if guided := settings.cfg != 1:
-        scales = [scale_at(settings.schedule, settings.cfg, i, windows) for i in range(windows)]
+        scales = [scale_at(settings.schedule, settings.cfg, i, positions) for i in range(positions)]
         scales = torch.tensor(scales, device=device)
     text, padding = pad_left(prompts + negatives if guided else prompts, pad, device)
     layout = model.layout(text.shape[1], columns * window, window)
-    cache, states = model.prefill(text, padding, windows - 1, window, layout)
+    cache, states = model.prefill(text, padding, positions - 1, window, layout)
     if done:
         picture[:, : done // columns * window] = given[:, : done // columns * window]
         for _ in range(done):  # so that a window's noise does not depend on where sampling starts
             draw_noise(noise_shape, generators)
-        yield Progress(done, windows, window, picture)
-        if done < windows:
+        yield Progress(done, positions, window, picture)
+        if done < positions:
             states = model.step(cache, codes[:, :done], window)[:, -1:]
     sample_step = partial(sample_windows, model, window, settings)
     step = partial(model.step, cache, window=window)
     if engine and (graphs := engines.capture(model, cache, window, ahead, sample_step)):
         sample_step, step, cache = graphs
     noise = torch.empty(batch, 0, *noise_shape, device=device)
-    while done < windows:  # `states` belong to the windows from `done` on
+    while done < positions:  # `states` belong to the windows from `done` on
         end = done + states.shape[1]
         while noise.shape[1] < end - done:
             noise = torch.cat([noise, draw_noise(noise_shape, generators)[:, None]], 1)
@@ -181,8 +181,8 @@ def sample(
             top, left = done // columns * window, done % columns * window
             picture[:, top : top + window, left : left + window] = codes[:, done]
             done += 1
-            yield Progress(done, windows, window, picture)
-        count = min(ahead, windows - done)
+            yield Progress(done, positions, window, picture)
+        count = min(ahead, positions - done)
         if count:
             for i in range(end, done + count - 1):  # first guess: the window before it
                 if kept is None or not kept[0, i]:

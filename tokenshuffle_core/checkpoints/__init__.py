@@ -1,7 +1,8 @@
 """Checkpoint files, our own and those published by other projects, behind one interface.
 
-A family is a module with a function `read` that returns a `Checkpoint`; `read` here detects which
-family a file or a folder belongs to.
+A family of published models is a module with MARKS, tensor names that only its files have, and a
+function `read` that returns a `Checkpoint`. To add one, write the module and list it in MODELS here
+and in `config.FAMILIES`.
 """
 
 from functools import partial
@@ -20,6 +21,7 @@ from .source import PICKLES, Source
 __all__ = ["BUNDLED", "Checkpoint", "convert", "load_image_tokenizer", "read", "save", "skeleton"]
 
 BUNDLED = Path(__file__).parent.parent / "weights" / "emoji.safetensors"
+MODELS = {"llamagen": llamagen, "janus": janus, "llama": llama}  # recognised in this order
 
 
 def read(
@@ -42,13 +44,13 @@ def read(
         return native.read(path)
     source = Source(path)
     image_tokenizer = image_tokenizer and Path(image_tokenizer)
-    if windows and family != "llama":
+    if family not in MODELS:
+        raise ValueError(f"{path}: a model's family is one of {', '.join(MODELS)}, not {family}")
+    if family == "llama":
+        return llama.read(source, image_tokenizer, side, windows or (2,))
+    if windows:
         raise ValueError("windows can only be set for a LLaMA; grow changes those of other models")
-    start = partial(llama.read, windows=windows or (2,))
-    readers = {"llamagen": llamagen.read, "janus": janus.read, "llama": start}
-    if family not in readers:
-        raise ValueError(f"{path}: a model's family is one of {', '.join(readers)}, not {family}")
-    return readers[family](source, image_tokenizer, side)
+    return MODELS[family].read(source, image_tokenizer, side)
 
 
 def load_image_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> ImageTokenizer:
@@ -112,9 +114,8 @@ def _family_of(path: str | Path) -> str | None:
     """Which of FAMILIES it is, by tensor names that only this family has; None for any other
     safetensors file, such as our own. Raises FileNotFoundError or ValueError."""
     source = Source(path)
-    marks = {"llamagen": (llamagen.MARK,), "janus": janus.MARKS, "llama": (llama.MARK,)}
-    for family, names in (marks | {"vq": (vq.MARK,)}).items():
-        if any(name in source for name in names):
+    for family, module in (MODELS | {"vq": vq}).items():
+        if any(mark in source for mark in module.MARKS):
             return family
     if source.path.is_dir() or source.path.suffix in PICKLES:
         raise ValueError(

@@ -14,7 +14,7 @@ from . import native, vq
 from .checkpoint import Checkpoint, Weights
 from .source import Source
 
-MARK = "model.embed_tokens.weight"
+MARKS = ("model.embed_tokens.weight",)
 MAX_GRID, MAX_PROMPT = 256, 512
 # With other values, the transformer would not be the one implemented here.
 PLAIN = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
@@ -44,7 +44,7 @@ def read(
     config = Config(images, model, GenerationConfig(side, side))
     weights: Weights = {name: lambda x=x: x for name, x in _new_layers(model).items()}
     weights |= llama_layers(source, "model.", model.layers)
-    weights["text_embedding.weight"] = lambda: _longer(source[MARK], model.text_vocabulary)
+    weights["text_embedding.weight"] = lambda: _longer(source[MARKS[0]], model.text_vocabulary)
     if model.text_head:
         weights["text_head.weight"] = lambda: _longer(
             source["lm_head.weight"], model.text_vocabulary

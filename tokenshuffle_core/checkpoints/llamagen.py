@@ -15,7 +15,7 @@ from .source import Source
 
 HEADS = {3200: 32, 4096: 32}  # by dim; the other models have a head size of 64
 TOKENIZERS = ("vq_ds16_c2i.pt", "vq_ds8_c2i.pt")
-MARK = "cls_embedding.embedding_table.weight"  # only these models have it
+MARKS = ("cls_embedding.embedding_table.weight",)  # only these models have it
 
 
 def read(
@@ -28,7 +28,7 @@ def read(
     """
     images, image_weights = vq.read(image_tokenizer or _beside(source))
     codes, dim = source.shape_of("tok_embeddings.weight", 2)
-    classes = source.shape_of(MARK, 2)[0] - 1
+    classes = source.shape_of(MARKS[0], 2)[0] - 1
     layers = source.count("layers.{}.attention.wqkv.weight")
     side = side or int((re.findall(r"(?:_|\b)(256|384|512)(?:_|\b)", source.path.stem) or [256])[0])
     heads = HEADS.get(dim) or dim // 64
@@ -64,7 +64,7 @@ def _beside(source: Source) -> Path:
 
 def _model(source: Source, model: ModelConfig) -> Weights:
     names = {
-        "text_embedding.weight": MARK,
+        "text_embedding.weight": MARKS[0],
         "code_embedding.weight": "tok_embeddings.weight",
         "transformer.norm.weight": "norm.weight",
         "head.weight": "output.weight",

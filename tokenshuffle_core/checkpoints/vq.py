@@ -9,7 +9,7 @@ from ..config import ImageTokenizerConfig
 from .checkpoint import Weights, skeleton
 from .source import WRAPPERS, Source
 
-MARK = "quantize.embedding.weight"  # in a file of its own
+MARKS = ("quantize.embedding.weight",)  # in a file of its own
 # Parts of names, ours -> LlamaGen's, and ours -> those of the `transformers` library.
 LLAMAGEN = {
     "encoder": "conv_blocks", "decoder": "conv_blocks", "block": "res",
