@@ -5,14 +5,17 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..tokenshuffle_core import checkpoints
-from ..tokenshuffle_core.config import parse_sizes
+from ..tokenshuffle_core.config import Config, parse_sizes
+from ..tokenshuffle_core.text_tokenizer import PromptEncoder
 
 # `modified`, the time stamp of the file, is there for the cache: a changed file is read again.
 
 
 @lru_cache(maxsize=4)
-def _read(path: Path, modified: float) -> checkpoints.Checkpoint:
-    return checkpoints.read(path)
+def _read(path: Path, modified: float) -> tuple[Config, dict[str, str], PromptEncoder]:
+    """Configuration, card and prompt encoder. The checkpoint itself would keep the file open."""
+    checkpoint = checkpoints.read(path)
+    return checkpoint.config, checkpoint.card, checkpoint.text_tokenizer
 
 
 def describe(path: Path, modified: float) -> dict:
@@ -21,8 +24,7 @@ def describe(path: Path, modified: float) -> dict:
 
     `sizes` are those that the model was trained at, the default one first.
     """
-    found = _read(path, modified)
-    config, card = found.config, found.card
+    config, card, _ = _read(path, modified)
     model, default = config.model, (config.generation.width, config.generation.height)
     trained = parse_sizes(card.get(checkpoints.SIZES, ""))
     return {
@@ -37,6 +39,5 @@ def describe(path: Path, modified: float) -> dict:
 
 
 def count_tokens(path: Path, modified: float, text: str) -> dict:
-    found = _read(path, modified)
-    tokens = len(found.text_tokenizer.encode(text))
-    return {"tokens": tokens, "limit": found.config.model.max_prompt}
+    config, _, encoder = _read(path, modified)
+    return {"tokens": len(encoder.encode(text)), "limit": config.model.max_prompt}

@@ -250,7 +250,7 @@ class Config:
         try:
             parts = json.loads(text)
             model = parts["model"]
-            if "width" in model:  # its name in older files
+            if "width" in model and "dim" not in model:  # its name in older files
                 model["dim"] = model.pop("width")
             return cls(
                 ImageTokenizerConfig(**parts["image_tokenizer"]),

@@ -135,6 +135,10 @@ def test_checkpoint_of_another_kind(tmp_path):
             r"model\.head\.weight has shape \(3, 3\), the configuration asks for \(64, 32\)",
         ),
         (
+            lambda t, m: t.update({"model.head.weight": torch.zeros(64, 32, dtype=torch.int32)}),
+            r"model\.head\.weight holds torch\.int32, not weights",
+        ),
+        (
             lambda t, m: t["model.head.weight"][3, 5:6].fill_(torch.nan),
             r"model\.head\.weight holds numbers that are not finite",
         ),
@@ -142,6 +146,8 @@ def test_checkpoint_of_another_kind(tmp_path):
             lambda t, m: t["image_tokenizer.encoder.conv_in.weight"][0].fill_(-torch.inf),
             r"encoder\.conv_in\.weight holds numbers that are not finite",
         ),
+        (lambda t, m: t.pop("model.text_embedding.weight"), r"text_embedding\.weight is missing"),
+        (change_config('"dim": 32', '"dim": 32, "width": 32'), "configuration is not one of this"),
         (change_config('"layers": 2', '"layers": 1e9'), "layers must be an integer of at least 1"),
         (change_config('"layers": 2', '"layers": 1000000000'), "layers must be at most 10000"),
         (change_config('"hidden": 64', '"hidden": 1000000000000'), "hidden must be at most"),
@@ -159,6 +165,9 @@ def test_what_does_not_fit_is_named(tiny, tmp_path, change, message):
     with pytest.raises(ValueError, match=message) as error:
         load(path)
     assert "bad.safetensors" in str(error.value)
+    with pytest.raises(ValueError, match=message):
+        checkpoints.convert(path, tmp_path / "again.safetensors")
+    assert not (tmp_path / "again.safetensors").exists()
 
 
 def test_older_files_call_dim_width(tiny, tmp_path):

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from tests.support.published import (
     janus,
@@ -68,6 +70,28 @@ def test_convert_info_generate(family, prompt, sources, tmp_path, capsys):
         made.append(np.load(codes))
         assert made[-1].shape == (1, 6, 4)
     assert all(np.array_equal(made[0], other) for other in made)
+
+
+@pytest.mark.parametrize("options", [[], ["--family", "vq"]])
+@pytest.mark.parametrize("wrapper", ["model", "ema", "state_dict"])
+def test_an_image_tokenizer_however_it_is_wrapped(wrapper, options, sources, tmp_path):
+    torch.save({wrapper: llamagen_vq()}, tmp_path / "vq.pt")
+    output = tmp_path / "vq.safetensors"
+    assert main(["convert", str(tmp_path / "vq.pt"), "-o", str(output), *options]) == 0
+    expected = checkpoints.load_image_tokenizer(sources["vq"]).state_dict()
+    converted = checkpoints.load_image_tokenizer(output).state_dict()
+    assert all(torch.equal(converted[name], expected[name]) for name in expected)
+
+
+def test_a_start_from_a_damaged_image_tokenizer_is_refused(sources, tmp_path, capsys):
+    vq, broken = tmp_path / "vq.safetensors", tmp_path / "broken.safetensors"
+    assert main(["convert", str(sources["vq"]), "-o", str(vq)]) == 0
+    with safe_open(vq, "pt") as file:
+        names = [name for name in file.keys() if "quant_conv.weight" not in name]  # noqa: SIM118
+        save_file({name: file.get_tensor(name) for name in names}, broken, file.metadata())
+    command = ["convert", str(sources["llama"]), "-o", str(tmp_path / "start.safetensors")]
+    assert main([*command, "--image-tokenizer", str(broken)]) == 2
+    assert "image_tokenizer.post_quant_conv.weight is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("family", ["llamagen", "janus", "vq"])

@@ -1,5 +1,7 @@
 """The graphs themselves need a GPU; what they repeat does not."""
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -118,6 +120,46 @@ def test_a_model_may_be_changed_after_it_has_drawn(change, tmp_path):
     found = codes_of(loaded, settings, [0], True)
     assert not torch.equal(found, before)
     assert torch.equal(found, codes_of(loaded, settings, [0], False))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("change", ["in place", "dtype", "load_state_dict", "deepcopy"])
+def test_a_model_that_has_drawn_computes_with_its_weights_as_they_are(change):
+    """Not only in `sample`, which prepares anew: a step and a forward of its own as well."""
+    with torch.inference_mode(False):
+        model, plain = load().model, load().model
+        engine.prepare(model, CPU)
+        if change == "deepcopy":
+            model = copy.deepcopy(model)
+        for each in (model, plain):
+            state = {name: weight / 2 for name, weight in each.state_dict().items()}
+            if change == "load_state_dict":
+                each.load_state_dict(state)
+            elif change == "dtype":
+                each.to(torch.float64)
+            else:
+                with torch.no_grad():
+                    for parameter in each.parameters():
+                        parameter.mul_(0.5)
+    text, padding = pad_left([[1, 5, 6]], 0, "cpu")
+    codes = torch.arange(16).view(1, 1, 4, 4)[:, :, :2, :2]
+    found, expected = [], []
+    for each, states in ((model, found), (plain, expected)):
+        cache, first = each.prefill(text, padding, 4)
+        states += [first, each.step(cache, codes), each.head(first)]
+        states.append(each(text, padding, codes.repeat(1, 1, 2, 2)[:, 0]).codes)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_threads_that_prepare_one_model_leave_it_whole():
+    model = load().model
+    before = dict(model.named_modules())
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: engine.prepare(model, CPU), range(8)))
+    assert isinstance(model.transformer, CpuTransformer)
+    engine.release(model)
+    assert dict(model.named_modules()) == before
 
 
 def test_only_plain_layers_are_swapped():

@@ -14,9 +14,9 @@ from ..config import FAMILIES
 from ..files import Planned, write_safetensors
 from ..image_tokenizer import ImageTokenizer
 from . import janus, llama, llamagen, native, vq
-from .checkpoint import Checkpoint, checked, fill, skeleton
+from .checkpoint import Checkpoint, checked, fill, named_shapes, skeleton
 from .native import SIZES, save, save_image_tokenizer
-from .source import PICKLES, Source
+from .source import PICKLES, WRAPPERS, Source
 
 __all__ = ["BUNDLED", "Checkpoint", "convert", "load_image_tokenizer", "read", "save", "skeleton"]
 
@@ -53,9 +53,12 @@ def read(
     return MODELS[family].read(source, image_tokenizer, side)
 
 
-def load_image_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> ImageTokenizer:
-    """The image tokenizer of a checkpoint, or one in its own file, in float32. Raises as `read`."""
-    family = _family_of(path)
+def load_image_tokenizer(
+    path: str | Path, device: str | torch.device = "cpu", family: str | None = None
+) -> ImageTokenizer:
+    """The image tokenizer of a checkpoint, or one in its own file, in float32. `family` and errors
+    are those of `read`."""
+    family = family or _family_of(path)
     if family not in (None, "vq"):
         return read(path, family).load_image_tokenizer(device)
     config, weights = vq.read(path) if family else native.read_image_tokenizer(path)
@@ -80,24 +83,25 @@ def convert(
     """
     family = family or _family_of(source)
     if family == "vq":
-        return save_image_tokenizer(output, load_image_tokenizer(source))
+        return save_image_tokenizer(output, load_image_tokenizer(source, family=family))
     checkpoint = read(source, family, image_tokenizer=image_tokenizer, side=side, windows=windows)
     if checkpoint.weights:
         raise ValueError(
             f"{source}: its {checkpoint.weights} weights cannot be converted: copy the file"
         )
     config = checkpoint.config
-    dtype = dtype or checkpoint.model["text_embedding.weight"]().dtype
+    if dtype is None and "text_embedding.weight" in checkpoint.model:
+        dtype = checkpoint.model["text_embedding.weight"]().dtype
     dtype = dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
     planned = {}
     for prefix, shape, weights, to in (
-        ("model", config.model, checkpoint.model, dtype),
-        ("image_tokenizer", config.image_tokenizer, checkpoint.image_tokenizer, torch.float32),
+        ("model.", config.model, checkpoint.model, dtype),
+        ("image_tokenizer.", config.image_tokenizer, checkpoint.image_tokenizer, torch.float32),
     ):
-        for name, empty in skeleton(shape).state_dict().items():
-            key = f"{prefix}.{name}"
-            compute = partial(checked, weights[name], f"{source}: {key}", empty.shape)
-            planned[key] = Planned(tuple(empty.shape), to, compute)
+        where = f"{source}: {prefix}"
+        for name, size in named_shapes(skeleton(shape), weights, where).items():
+            compute = partial(checked, weights[name], f"{where}{name}", size)
+            planned[f"{prefix}{name}"] = Planned(tuple(size), to, compute)
     metadata = native.metadata_of(config, checkpoint.text_tokenizer, checkpoint.card)
     return write_safetensors(output, planned, metadata)
 
@@ -113,7 +117,7 @@ def default_dtype(device: str | torch.device) -> torch.dtype:
 def _family_of(path: str | Path) -> str | None:
     """Which of FAMILIES it is, by tensor names that only this family has; None for any other
     safetensors file, such as our own. Raises FileNotFoundError or ValueError."""
-    source = Source(path)
+    source = Source(path, (*WRAPPERS, "ema"))
     for family, module in (MODELS | {"vq": vq}).items():
         if any(mark in source for mark in module.MARKS):
             return family

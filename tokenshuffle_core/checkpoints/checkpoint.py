@@ -79,29 +79,38 @@ def fill(
     Raises ValueError, starting with `where`, for names or shapes that differ and for values that
     are not finite.
     """
-    expected = module.state_dict()
-    for name in sorted(expected.keys() ^ weights.keys()):
-        state = "is missing" if name in expected else "has no place in the configuration"
-        raise ValueError(f"{where}{name} {state}")
     kept = quantized_names(module)
     state_dict = {}
-    for name, empty in expected.items():
-        weight = checked(weights[name], f"{where}{name}", empty.shape)
+    for name, shape in named_shapes(module, weights, where).items():
+        # The check of all values is faster on a GPU.
+        weight = checked(lambda name=name: weights[name]().to(device), f"{where}{name}", shape)
         if weight.dtype != kept.get(name, weight.dtype):
             raise ValueError(f"{where}{name} is {weight.dtype}, not {kept[name]}")
-        state_dict[name] = weight.to(device, kept.get(name, dtype))
+        state_dict[name] = weight.to(kept.get(name, dtype))
     module.load_state_dict(state_dict, assign=True)
     return module.eval()
 
 
+def named_shapes(module: nn.Module, weights: Weights, where: str) -> dict[str, torch.Size]:
+    """Name -> shape of what a skeleton needs. Raises ValueError, starting with `where`, if the
+    names of the weights are not the same."""
+    expected = {name: empty.shape for name, empty in module.state_dict().items()}
+    for name in sorted(expected.keys() ^ weights.keys()):
+        state = "is missing" if name in expected else "has no place in the configuration"
+        raise ValueError(f"{where}{name} {state}")
+    return expected
+
+
 def checked(read: Callable[[], Tensor], where: str, shape: torch.Size) -> Tensor:
-    """The tensor, if it has the shape that its configuration asks for and finite values; otherwise
+    """The tensor, if it has the shape that its configuration asks for and finite weights; otherwise
     raises ValueError."""
     x = read()
     if x.shape != shape:
         raise ValueError(
             f"{where} has shape {tuple(x.shape)}, the configuration asks for {tuple(shape)}"
         )
+    if not x.is_floating_point() and x.dtype != torch.int8:
+        raise ValueError(f"{where} holds {x.dtype}, not weights")
     # The minimum or maximum of values that are not all finite is not finite either.
     if not torch.stack((x.float() if x.itemsize == 1 else x).aminmax()).isfinite().all():
         raise ValueError(f"{where} holds numbers that are not finite")

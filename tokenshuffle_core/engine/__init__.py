@@ -6,6 +6,7 @@ turns the steps of one picture into CUDA graphs (cuda_graphs.py).
 """
 
 from collections.abc import Iterator
+from threading import RLock
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["capture", "packed_nbytes", "prepare", "release", "windows_ahead"]
 
+LOCK = RLock()  # two threads may draw with one model
 # Exactly these classes: a subclass may be one that a host or a training has put in.
 PLAIN = (nn.Linear, QuantizedLinear)
 
@@ -31,12 +33,16 @@ def prepare(model: "TokenShuffleModel", device: torch.device) -> None:
     Parameters and their names stay the same. Does nothing if that is already done and no weight has
     changed since; a change in place under inference mode is not detected: call `release` after it.
     """
-    swapped = [layer for _, layer in _swapped(model)]
-    if swapped and device.type == "cpu" and all(layer.is_current() for layer in swapped):
-        return
-    release(model)
-    if device.type != "cpu":
-        return
+    with LOCK:
+        swapped = [layer for _, layer in _swapped(model)]
+        if swapped and device.type == "cpu" and all(layer.is_current() for layer in swapped):
+            return
+        release(model)
+        if device.type == "cpu":
+            _swap(model)
+
+
+def _swap(model: "TokenShuffleModel") -> None:
     linear = [(name, layer) for name, layer in model.named_modules() if type(layer) in PLAIN]
     blocks = model.transformer.blocks
     inside = [layer for b in blocks for layer in (*b.attention.children(), *b.mlp.children())]
@@ -50,8 +56,9 @@ def prepare(model: "TokenShuffleModel", device: torch.device) -> None:
 
 def release(model: nn.Module) -> None:
     """Restore the plain layers of `model` and free what `prepare` packed."""
-    for name, layer in list(_swapped(model)):
-        model.set_submodule(name, layer.plain[0])
+    with LOCK:
+        for name, layer in list(_swapped(model)):
+            model.set_submodule(name, layer.plain[0].train(layer.training))
 
 
 def packed_nbytes(model: nn.Module) -> int:

@@ -39,7 +39,7 @@ class Product(NamedTuple):
 
 class CpuLinear(nn.Module):
     """Replaces a linear layer and shares its parameters, but reads the weight once for a few rows.
-    More rows, and anything that needs gradients, go to the original layer."""
+    More rows, gradients, and a weight that has changed since, are left to the original layer."""
 
     def __init__(self, plain: nn.Linear | QuantizedLinear):
         super().__init__()
@@ -53,7 +53,8 @@ class CpuLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         count = x.numel() // x.shape[-1]
-        if count > self.products[0].rows or torch.is_grad_enabled():
+        many = count > self.products[0].rows
+        if many or torch.is_grad_enabled() or not self.is_current():
             return self.plain[0](x)
         y = row_major(self.products[0].of(x.reshape(count, -1))).view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias

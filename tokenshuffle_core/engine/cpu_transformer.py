@@ -18,7 +18,7 @@ from .cpu_linear import Product, product, row_major
 
 class CpuTransformer(nn.Module):
     """Replaces a transformer and shares its blocks. Input with many rows, without a cache or with
-    gradients goes to the original."""
+    gradients goes to the original, and so does everything once a weight has changed."""
 
     def __init__(self, plain: Transformer):
         super().__init__()
@@ -56,6 +56,8 @@ class CpuTransformer(nn.Module):
         layout: Layout | None = None,
     ) -> Tensor:
         """As `Transformer.forward`."""
+        if cache is not None and not cache.length and not self.is_current():
+            self.rows = 0  # asked at the start of a sequence, which costs nothing in its steps
         if cache is None or x.shape[0] * x.shape[1] > self.rows or torch.is_grad_enabled():
             return self.plain[0](x, padding, cache, layout)
         shape, config = x.shape, self.config

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from .. import checkpoints
+from .. import checkpoints, engine
 from ..adapt.lora import add_lora, save_lora
 from ..config import ModelConfig
 from ..data.shards import CodeShards, fingerprint
@@ -190,8 +190,9 @@ class ModelTask(Task):
         settings = replace(self.pipeline.config.generation, window=window)
         *_, last = sample(
             module, prompts, [self._frame("", grid, len(p)) for p in prompts], grid, settings,
-            generators, self.pipeline.text_tokenizer.pad, engine=False,
+            generators, self.pipeline.text_tokenizer.pad, ahead=1,
         )  # fmt: skip
+        engine.release(module)
         images = [
             decode_codes(self.pipeline.image_tokenizer, codes[None], save_memory=True)
             for codes in last.codes
@@ -317,6 +318,7 @@ def train_model(
     `check_codes` and `fit`.
     """
     module = pipeline.model
+    engine.release(module)
     for name in frozen_names(module, freeze):
         module.get_parameter(name).requires_grad_(False)
     if lora:
