@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 
@@ -53,6 +54,20 @@ TYPES = {
     torch.float8_e4m3fn: "F8_E4M3", torch.int64: "I64", torch.int32: "I32", torch.int16: "I16",
     torch.float64: "F64", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+
+
+def open_safetensors(path: str | Path):
+    """`safe_open`, with one-sentence errors: FileNotFoundError or ValueError."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist or is not a file")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is not a readable safetensors file ({error}): it may be damaged, cut short "
+            "in a download, or in another format"
+        ) from None
 
 
 class Planned(NamedTuple):

@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoints.native import open_safetensors
 from ..engine import release
 from ..engine.quantize import check_whole
-from ..files import write_safetensors
+from ..files import open_safetensors, write_safetensors
 
 METADATA = "tokenshuffle.lora"
 

@@ -85,18 +85,23 @@ def convert(
     if family == "vq":
         return save_image_tokenizer(output, load_image_tokenizer(source, family=family))
     checkpoint = read(source, family, image_tokenizer=image_tokenizer, side=side, windows=windows)
-    if checkpoint.weights:
+    if checkpoint.kind:
         raise ValueError(
-            f"{source}: its {checkpoint.weights} weights cannot be converted: copy the file"
+            f"{source}: its {checkpoint.kind} weights cannot be converted: copy the file"
         )
     config = checkpoint.config
-    if dtype is None and "text_embedding.weight" in checkpoint.model:
-        dtype = checkpoint.model["text_embedding.weight"]().dtype
+    if dtype is None and "text_embedding.weight" in checkpoint.model_weights:
+        dtype = checkpoint.model_weights["text_embedding.weight"]().dtype
     dtype = dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
     planned = {}
     for prefix, shape, weights, to in (
-        ("model.", config.model, checkpoint.model, dtype),
-        ("image_tokenizer.", config.image_tokenizer, checkpoint.image_tokenizer, torch.float32),
+        ("model.", config.model, checkpoint.model_weights, dtype),
+        (
+            "image_tokenizer.",
+            config.image_tokenizer,
+            checkpoint.image_tokenizer_weights,
+            torch.float32,
+        ),
     ):
         where = f"{source}: {prefix}"
         for name, size in named_shapes(skeleton(shape), weights, where).items():

@@ -21,16 +21,16 @@ Weights = dict[str, Callable[[], Tensor]]  # our name -> function that reads the
 class Checkpoint:
     """A file or a folder whose weights are read on demand.
 
-    `weights` is the kind of 8-bit weights that the model has, or None.
+    `kind` is that of the model's 8-bit weights, None for whole ones.
     """
 
     path: Path
     config: Config
     text_tokenizer: PromptEncoder
     card: dict[str, str]
-    model: Weights
-    image_tokenizer: Weights
-    weights: str | None = None
+    model_weights: Weights
+    image_tokenizer_weights: Weights
+    kind: str | None = None
 
     def __post_init__(self):
         """Raises ValueError if the text tokenizer has more tokens than the model."""
@@ -43,15 +43,15 @@ class Checkpoint:
     def load_model(self, device: str | torch.device, dtype: torch.dtype) -> TokenShuffleModel:
         """Raises ValueError if the weights do not match the configuration."""
         model = skeleton(self.config.model)
-        if self.weights:
-            quantize(model, self.weights)
-        return fill(model, self.model, f"{self.path}: model.", device, dtype)
+        if self.kind:
+            quantize(model, self.kind)
+        return fill(model, self.model_weights, f"{self.path}: model.", device, dtype)
 
     def load_image_tokenizer(self, device: str | torch.device) -> ImageTokenizer:
         """In float32, since it is small. Raises as `load_model`."""
         where = f"{self.path}: image_tokenizer."
         module = skeleton(self.config.image_tokenizer)
-        return fill(module, self.image_tokenizer, where, device, torch.float32)
+        return fill(module, self.image_tokenizer_weights, where, device, torch.float32)
 
 
 class _NothingDrawn(TorchFunctionMode):

@@ -12,13 +12,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..class_names import ClassNames
 from ..config import Config, ImageTokenizerConfig
 from ..engine.quantize import kind_of, quantized_names
-from ..files import Planned, write_safetensors
+from ..files import Planned, open_safetensors, write_safetensors
 from ..image_tokenizer import ImageTokenizer
 from ..model import TokenShuffleModel
 from ..text_tokenizer import PromptEncoder, TextTokenizer
@@ -110,20 +109,6 @@ def metadata_of(
         TEXT_TOKENIZER: text_tokenizer.to_json(),
         PROMPTS: text_tokenizer.kind,
     }
-
-
-def open_safetensors(path: str | Path):
-    """`safe_open`, with one-sentence errors: FileNotFoundError or ValueError."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist or is not a file")
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is not a readable safetensors file ({error}): it may be damaged, cut short "
-            "in a download, or in another format"
-        ) from None
 
 
 def _weights(file, prefix: str) -> Weights:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .native import open_safetensors
+from ..files import open_safetensors
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 # Keys that wrap a state dict in such a file, and prefixes that training adds to its names.
