@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from tokenshuffle_core.files import atomic_path
+from tokenshuffle_core.files import atomic_path, write_text
 
 
 def seconds_of(function: Callable[[], object], device: str | torch.device) -> float:
@@ -88,5 +88,4 @@ def write_rows(
 
 
 def write_json(path: Path, value) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=1) + "\n")

@@ -10,7 +10,7 @@ rows of several such runs with the same settings; its name starts with the scrip
 import json
 from pathlib import Path
 
-from tokenshuffle_core.files import atomic_path
+from tokenshuffle_core.files import write_text
 
 from . import decode, janus, parts, quality
 from .measure import svg_plot
@@ -136,8 +136,7 @@ The baseline: torch's own linear layers for prefill and sampling, the image toke
 
 
 def main() -> None:
-    with atomic_path(DOCUMENT) as temporary:
-        temporary.write_text(document(), encoding="utf-8")
+    write_text(DOCUMENT, document())
     plot()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.measure import svg_plot
 from tokenshuffle_core.evaluation.intervals import mean, proportion
-from tokenshuffle_core.files import atomic_path
+from tokenshuffle_core.files import write_text
 from tokenshuffle_core.training.stages import parse_toml
 
 ROOT = Path(__file__).resolve().parent
@@ -94,8 +94,7 @@ def document() -> str:
 
 
 def write_document() -> None:
-    with atomic_path(DOCUMENT) as temporary:
-        temporary.write_text(document(), encoding="utf-8")
+    write_text(DOCUMENT, document())
     # The loss curves of the table "growing", each variant's first seed.
     with svg_plot(DOCUMENT.with_name("growing.svg"), (7, 3.5)) as axes:
         for row in read_table("growing").rows:

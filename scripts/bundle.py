@@ -23,7 +23,7 @@ from tokenshuffle_core.data.emoji.build import read_manifest
 from tokenshuffle_core.data.emoji.compose import FOLDER
 from tokenshuffle_core.evaluation.compositional import SCORES, choose_compositions, compositional
 from tokenshuffle_core.evaluation.retrieval import choose, reconstruction_psnr, retrieval
-from tokenshuffle_core.files import atomic_path
+from tokenshuffle_core.files import atomic_path, write_text
 from tokenshuffle_core.images import sheet_of
 from tokenshuffle_core.pipeline import load
 
@@ -62,8 +62,7 @@ def main() -> None:
     pipeline.card["tokenshuffle.scores"] = ", ".join(score(options.data, records, composed))
     pipeline.save(BUNDLED, torch.float16)
     text = HELP.read_text(encoding="utf-8").partition(MARKER)[0].rstrip()
-    with atomic_path(HELP) as temporary:
-        temporary.write_text(f"{text}\n\n{MARKER}\n\n{subjects}.\n", encoding="utf-8")
+    write_text(HELP, f"{text}\n\n{MARKER}\n\n{subjects}.\n")
     pipeline = load()  # what was stored
     width, height = LARGEST
     settings = replace(pipeline.config.generation, width=width, height=height)

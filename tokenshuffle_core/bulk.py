@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .config import GenerationConfig
-from .files import atomic_path, sha256
+from .files import sha256, write_text
 from .images import write_png
 from .pipeline import Pipeline, check_seed
 
@@ -140,8 +140,7 @@ def claim(output: Path, run: Run, prompts: list, **more: int) -> None:
             f"{output} holds pictures of other prompts, another model, seed or setting: choose "
             f"another folder ({path.name} says which they are)"
         )
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def share(items: Sequence, rank: int, world: int) -> Sequence:

@@ -40,6 +40,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text in UTF-8, whole or not at all. Raises as `atomic_path`, and OSError."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def sha256(parts: Iterable) -> str:
     """The checksum, in hexadecimal, of the concatenation of bytes or arrays."""
     digest = hashlib.sha256()

@@ -117,7 +117,7 @@ def _check(options) -> None:
 def _report(options, pipeline, estimates: dict, settings=None, images=(), **more) -> None:
     """Print the estimates as a table, and write them with everything that they depend on; also a
     sheet of the images."""
-    from ..files import atomic_path
+    from ..files import atomic_path, write_text
     from ..images import sheet_of
 
     width = max(map(len, estimates))
@@ -135,9 +135,8 @@ def _report(options, pipeline, estimates: dict, settings=None, images=(), **more
             },
             **more,
         }
-        with atomic_path(options.json) as temporary:
-            text = json.dumps(result, indent=2, ensure_ascii=False, default=str) + "\n"
-            temporary.write_text(text, encoding="utf-8")
+        text = json.dumps(result, indent=2, ensure_ascii=False, default=str) + "\n"
+        write_text(options.json, text)
     if images and options.sheet:
         with atomic_path(options.sheet) as temporary:
             sheet_of(images, columns=20).save(temporary, "PNG")

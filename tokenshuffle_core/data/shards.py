@@ -29,7 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config import parse_sizes
-from ..files import atomic_path, sha256, write_safetensors
+from ..files import atomic_path, sha256, write_safetensors, write_text
 from ..image_tokenizer import ImageTokenizer
 from .buckets import Size, nearest, scale_and_crop
 from .sources import Item, read_items
@@ -307,8 +307,7 @@ def _write_index(directory: Path, sources: dict[Path, str], settings: dict) -> P
         "counts": counts,
         "shards": shards,
     }
-    with atomic_path(directory / INDEX) as temporary:
-        temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_text(directory / INDEX, json.dumps(index, indent=2) + "\n")
     return directory / INDEX
 
 

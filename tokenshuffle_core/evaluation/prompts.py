@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..bulk import Job, Run, Summary, claim, draw, read_text, share
-from ..files import atomic_path
+from ..files import write_text
 from ..pipeline import Pipeline
 from .intervals import Estimate, mean
 
@@ -57,8 +57,7 @@ def draw_geneval(
     for i, entry in share(list(enumerate(entries)), run.rank, run.world):
         folder = output / f"{i:05}"
         (folder / "samples").mkdir(parents=True, exist_ok=True)
-        with atomic_path(folder / "metadata.jsonl") as temporary:
-            temporary.write_text(json.dumps(entry) + "\n", encoding="utf-8")
+        write_text(folder / "metadata.jsonl", json.dumps(entry) + "\n")
         for k in range(samples):
             path = folder / "samples" / f"{k:04}.png"
             seed = run.seed + i * samples + k

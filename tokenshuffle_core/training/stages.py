@@ -35,7 +35,7 @@ import torch
 from .. import checkpoints
 from ..config import PRESETS, Config
 from ..data.shards import CodeShards
-from ..files import atomic_path
+from ..files import write_text
 from ..pipeline import Pipeline
 from . import state
 from .distributed import barrier, rank
@@ -231,5 +231,4 @@ def _claim(folder: Path, plan: str) -> None:
     barrier()
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            temporary.write_text(plan, encoding="utf-8")
+        write_text(path, plan)

@@ -21,7 +21,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from ...files import atomic_path
+from ...files import atomic_path, write_text
 from ..buckets import Size
 from .phrases import PHRASES
 
@@ -145,9 +145,7 @@ def _save(draw: Callable, job: tuple) -> None:
 
 def write_lines(path: Path, records: list[dict]) -> Path:
     """Write records as JSON lines; returns the path."""
-    with atomic_path(path) as temporary:
-        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        temporary.write_text("".join(lines), encoding="utf-8")
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     return path
 
 
@@ -315,9 +313,7 @@ def _write_documents(directory, size, styles, languages, records) -> None:
         "held_out": sum(record["split"] == "held-out" for record in records),
         "sources": [dict(zip(keys, package, strict=True)) for package in packages],
     }
-    with atomic_path(directory / "dataset.json") as temporary:
-        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_text(directory / "dataset.json", json.dumps(summary, indent=2) + "\n")
     rows = [f"| {name} {version} | {licence} | {by} |" for name, version, licence, by in packages]
     text = "\n".join(["# Licences", "", "| package | licence | by |", "| --- | --- | --- |", *rows])
-    with atomic_path(directory / "LICENSES.md") as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(directory / "LICENSES.md", text + "\n")
