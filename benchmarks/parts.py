@@ -22,7 +22,7 @@ from tokenshuffle_core.config import LLAMAGEN_VQ16, GenerationConfig
 from tokenshuffle_core.engine import prepare
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.pipeline import load
-from tokenshuffle_core.sampler import draw_noise, sample_windows
+from tokenshuffle_core.sampler import draw_gumbel, sample_windows
 
 from .measure import in_a_process, machine, numbers, peak_mib, seconds_of, write_rows
 from .models import random_pipeline
@@ -88,7 +88,7 @@ def sampling(options):
         states = states.to(model.code_embedding.weight.dtype)
 
         def step(model):
-            noise = draw_noise((window**2, model.config.codebook_size), [generator])[:, None]  # noqa: B023
+            noise = draw_gumbel((window**2, model.config.codebook_size), [generator])[:, None]  # noqa: B023
             sample_windows(model, window, GenerationConfig(), states, noise, scale)  # noqa: B023
 
         times = against_plain(options, model, step, rounds=10 * options.rounds)

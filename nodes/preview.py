@@ -31,19 +31,18 @@ class Preview:
     def __call__(self, step: Progress) -> Image.Image | None:
         """The picture after a finished row of windows, None where there is nothing new to show. The
         last one stays on the node, so it is shown however soon it comes."""
-        _, height, width = step.codes.shape
-        finished, rest = divmod(step.position, width // step.window)
+        finished, rest = divmod(step.position, step.columns)
         now = time.perf_counter()
         last = step.position == step.positions and self.canvas is not None
         if not last and (rest or now - self.shown < INTERVAL):
             return None
         self.shown = now
-        rows = finished * step.window
+        codes, rows = step.codes[:1], finished * step.window
         stride = self.pipeline.config.image_tokenizer.stride
         if self.canvas is None:
-            shape = (height * stride, width * stride, 3)
+            shape = (codes.shape[1] * stride, codes.shape[2] * stride, 3)
             self.canvas = np.full(shape, NEUTRAL, dtype=np.uint8)
-        fresh = self.colours[step.codes[0, self.painted : rows].cpu().numpy()]
+        fresh = self.colours[codes[0, self.painted : rows].cpu().numpy()]
         self.canvas[self.painted * stride : rows * stride] = fresh.repeat(stride, 0).repeat(
             stride, 1
         )
@@ -54,7 +53,7 @@ class Preview:
         count = int(affordable / self.per_row) if self.per_row else step.window
         end = min(rows, first + count)
         if end > self.decoded:
-            image = self.pipeline.decode(step.codes[:1, first:end], True, self.device)[0]
+            image = self.pipeline.decode(codes[:, first:end], True, self.device)[0]
             self.canvas[first * stride : end * stride] = (image * 255).byte().numpy()
             self.decoded = end
             cost = time.perf_counter() - now

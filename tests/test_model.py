@@ -7,6 +7,7 @@ from tests.support.models import CONFIG, model_of
 from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.model import TokenShuffleModel
 from tokenshuffle_core.sampler import pad_left
+from tokenshuffle_core.transformer import KVCache
 
 
 def windows_of(codes, window):
@@ -25,7 +26,8 @@ def test_decoding_step_by_step_gives_the_teacher_forced_logits(window):
     expected = model(text, padding, codes).codes
     windows = list(windows_of(codes, window))
     assert expected.shape == (2, len(windows), window**2, CONFIG.codebook_size)
-    cache, states = model.prefill(text, padding, len(windows) - 1)
+    cache = KVCache(model.config, padding, 5 + len(windows), torch.float32)
+    states = model.prefill(cache, text)
     for t, part in enumerate(windows):
         logits = model.code_logits(states[:, 0])
         torch.testing.assert_close(logits, expected[:, t], rtol=1e-4, atol=1e-5)

@@ -8,7 +8,7 @@ from tokenshuffle_core.config import GenerationConfig
 from tokenshuffle_core.engine import release
 from tokenshuffle_core.guidance import guide, scale_at
 from tokenshuffle_core.pipeline import seeds_from
-from tokenshuffle_core.sampler import draw_noise, filter_logits, pad_left, sample, sample_codes
+from tokenshuffle_core.sampler import draw_gumbel, filter_logits, pad_left, sample, sample_codes
 
 SETTINGS = GenerationConfig(width=32, height=16, cfg=3.0, top_k=20, top_p=0.95)
 
@@ -49,7 +49,7 @@ def test_samples_follow_the_softmax():
     logits = torch.randn(8)
     settings = replace(SETTINGS, temperature=0.7, top_k=0, top_p=1.0)
     draws = 20_000
-    noise = draw_noise((draws, 8), generators(0))
+    noise = draw_gumbel((draws, 8), generators(0))
     codes = sample_codes(logits.expand(1, draws, 8), settings, noise)
     expected = (logits / 0.7).softmax(-1) * draws
     chi_square = ((codes[0].bincount(minlength=8) - expected).square() / expected).sum()
@@ -58,8 +58,7 @@ def test_samples_follow_the_softmax():
 
 def test_temperature_0_is_greedy():
     logits = torch.randn(2, 4, 64)
-    noise = draw_noise((4, 64), generators(0, 1))
-    codes = sample_codes(logits, replace(SETTINGS, temperature=0), noise)
+    codes = sample_codes(logits, replace(SETTINGS, temperature=0), None)
     assert torch.equal(codes, logits.argmax(-1))
 
 

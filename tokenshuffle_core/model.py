@@ -155,24 +155,11 @@ class TokenShuffleModel(nn.Module):
         key = str(window or self.config.window)
         return self.window_head[key] if key in self.window_head else None  # noqa: SIM401
 
-    def prefill(
-        self,
-        text: Tensor,
-        padding: Tensor,
-        windows: int,
-        window: int | None = None,
-        layout: Layout | None = None,
-    ) -> tuple[KVCache, Tensor]:
-        """Run the prompt; text and padding as in `forward`. The cache has room for `windows` more
-        positions, placed as `layout` says.
-
-        Returns the cache and the code states (B, 1, s * s, d) of the first window.
-        """
-        capacity = text.shape[1] + windows
-        dtype = self.code_embedding.weight.dtype
-        cache = KVCache(self.config, padding, capacity, dtype, layout)
+    def prefill(self, cache: KVCache, text: Tensor, window: int | None = None) -> Tensor:
+        """Run the prompts with an empty cache; text (B, T) as in `forward`, and the cache has its
+        padding. Returns the code states (B, 1, s * s, d) of the first window."""
         hidden = self.transformer(self.embed_text(text, window), cache=cache)
-        return cache, self.code_states(hidden[:, -1:], window)
+        return self.code_states(hidden[:, -1:], window)
 
     def step(self, cache: KVCache, codes: Tensor, window: int | None = None) -> Tensor:
         """Append windows of codes (B, n, s, s).

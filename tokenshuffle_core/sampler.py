@@ -1,5 +1,6 @@
 """Logits -> codes, and the sampling loop as a generator of finished windows."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -8,20 +9,39 @@ import torch
 from torch import Tensor
 
 from . import engine as engines
-from .config import GenerationConfig
+from .config import GenerationConfig, ModelConfig
 from .guidance import guide, scale_at
 from .model import TokenShuffleModel
-from .shuffle import shuffle
+from .shuffle import shuffle, unshuffle
+from .transformer import KVCache, Layout
+
+LEAD = 3  # steps that may begin before the host knows which windows the first of them finished
+# Numbers of noise that are drawn at once: on a CPU they fit its cache. On a GPU the same seed draws
+# other numbers when it draws another number of them.
+AT_ONCE = {"cuda": 2**22, "cpu": 2**18}
+PROMPT_UNIT = 64  # room for prompts is a multiple of it, so that most prompts share a `Shape`
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What is finished so far: `position` of `positions` windows of each picture."""
+    """What is finished so far: `position` of `positions` windows of each picture, in raster order
+    with `columns` in a row."""
 
     position: int
     positions: int
-    window: int
-    codes: Tensor  # (B, H, W) int64, 0 where unfinished; the loop keeps writing into it
+    columns: int
+    windows: Tensor  # (B, at least positions, s, s) int64; the loop keeps writing into it
+
+    @property
+    def window(self) -> int:
+        return self.windows.shape[2]
+
+    @property
+    def codes(self) -> Tensor:
+        """(B, H, W) int64, 0 where unfinished."""
+        finished = torch.arange(self.positions, device=self.windows.device) < self.position
+        codes = self.windows[:, : self.positions] * finished[:, None, None]
+        return unshuffle(codes.flatten(2).unflatten(1, (-1, self.columns)), self.window)[..., 0]
 
 
 def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -42,32 +62,60 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits
 
 
-def draw_noise(shape: tuple[int, ...], generators: list[torch.Generator]) -> Tensor:
-    """Exponential noise (len(generators), *shape); row i draws from generators[i] alone.
+class GumbelNoise:
+    """Noise of the Gumbel-max trick for the windows of a batch of pictures, (B, n, s * s, V)
+    float32; row i comes from generators[i] alone. Windows are drawn in order, many at a time, into
+    memory for `ahead` windows of each of `LEAD` steps, over those that are finished.
 
-    It matches `exponential_` on some CPUs, but is identical on all of them, and faster.
+    -log(-log1p(-u)) of a uniform u in float64 matches `exponential_` on some CPUs, but is identical
+    on all of them, and faster.
     """
+
+    def __init__(self, batch: int, shape: tuple[int, int], ahead: int, device: torch.device):
+        self.chunk = max(1, AT_ONCE.get(device.type, AT_ONCE["cpu"]) // (shape[0] * shape[1]))
+        chunks = -(-(LEAD * ahead + self.chunk) // self.chunk)
+        self.memory = torch.empty(batch, chunks * self.chunk, *shape, device=device)
+
+    def start(self, generators: list[torch.Generator]) -> None:
+        self.generators, self.drawn = generators, 0
+
+    def draw(self, windows: int) -> None:
+        """Draw until there is noise for so many windows from the first one on."""
+        while self.drawn < windows:
+            first = self.drawn % self.memory.shape[1]
+            part = self.memory[:, first : first + self.chunk]
+            part.copy_(draw_gumbel(tuple(part.shape[1:]), self.generators))
+            self.drawn += self.chunk
+
+    def at(self, index: Tensor) -> Tensor:
+        """The noise of the windows `index` (n,)."""
+        return self.memory.index_select(1, index % self.memory.shape[1])
+
+
+def draw_gumbel(shape: tuple[int, ...], generators: list[torch.Generator]) -> Tensor:
+    """Gumbel noise (len(generators), *shape) float32; row i draws from generators[i] alone."""
     exact = generators[0].device.type in ("cpu", "cuda")
     dtype = torch.float64 if exact else torch.float32
     uniform = [
         torch.empty(shape, dtype=dtype, device=generator.device).uniform_(generator=generator)
         for generator in generators
     ]
-    return torch.stack(uniform).neg_().log1p_().neg_().float()
+    exponential = torch.stack(uniform).neg_().log1p_().neg_().float()
+    # An infinite value would be nan for a code that is filtered out.
+    return exponential.clamp_min_(2**-25).log_().neg_()
 
 
-def sample_codes(logits: Tensor, settings: GenerationConfig, noise: Tensor) -> Tensor:
+def sample_codes(logits: Tensor, settings: GenerationConfig, noise: Tensor | None) -> Tensor:
     """One code from each distribution: logits and noise (B, n, V) -> codes (B, n) int64.
 
     Sampling uses the Gumbel-max trick, argmax of logits plus noise: unlike with an inverse CDF, a
-    rounding error hardly ever changes the code. Temperature 0 is greedy.
+    rounding error hardly ever changes the code. Temperature 0 is greedy and needs no noise.
     """
     logits = logits.float()
     if settings.temperature == 0:
         return logits.argmax(-1)
     logits = filter_logits(logits / settings.temperature, settings.top_k, settings.top_p)
-    # Noise of exactly 0 would become infinite here, and nan for a code that is filtered out.
-    return (logits - noise.clamp_min(2**-25).log()).argmax(-1)
+    return (logits + noise).argmax(-1)
 
 
 def sample_windows(
@@ -75,7 +123,7 @@ def sample_windows(
     window: int,
     settings: GenerationConfig,
     states: Tensor,
-    noise: Tensor,
+    noise: Tensor | None,
     scale: Tensor | None = None,
 ) -> Tensor:
     """Code states of n windows (B, n, s * s, d) -> their codes (B, n, s * s) int64.
@@ -86,15 +134,179 @@ def sample_windows(
     """
     count = window**2
     together = 1 if model.window_head_of(window) else count
-    codes = torch.zeros(noise.shape[:3], dtype=torch.int64, device=noise.device)
+    shape = len(states) // (1 if scale is None else 2), *states.shape[1:3]
+    codes = torch.zeros(shape, dtype=torch.int64, device=states.device)
     for first in range(0, count, together):
         part = slice(first, first + together)
         seen = codes if scale is None else torch.cat([codes, codes])
         x = model.head_states(states[:, :, part], window, seen, first)
         if scale is not None:  # equal to guiding the logits, as the head is linear, but cheaper
             x = guide(*x.float().chunk(2), scale[:, None, None]).to(x.dtype)
-        codes[:, :, part] = sample_codes(model.head(x), settings, noise[:, :, part])
+        drawn = None if noise is None else noise[:, :, part]
+        codes[:, :, part] = sample_codes(model.head(x), settings, drawn)
     return codes
+
+
+@dataclass(frozen=True)
+class Shape:
+    """All that the memory and the operations of a step depend on, beside the model: `grid` is
+    (rows, columns) in windows, `prompt` the room for text tokens."""
+
+    batch: int
+    grid: tuple[int, int]
+    window: int
+    prompt: int
+    layout: Layout | None
+    settings: GenerationConfig
+    has_given: bool
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def positions(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def rows(self) -> int:
+        """Of the transformer's batch: with guidance, each picture also has an unconditional one."""
+        return self.batch * (1 if self.settings.cfg == 1 else 2)
+
+
+class Decoding:
+    """The state of a batch of pictures while it is sampled, on one device.
+
+    A step depends on nothing else and asks the host nothing, so that it can be captured once and
+    repeated; for the same reason, what differs between pictures of one `Shape` is kept in the same
+    memory. `ahead` is the most windows that a step samples. `done` () int64 counts the finished
+    windows. `codes` (B, windows, s, s) int64 are the finished ones, then the guesses of the next
+    steps; they end a few windows behind the picture.
+    """
+
+    lead = LEAD
+
+    def __init__(
+        self, config: ModelConfig, shape: Shape, ahead: int, cache: type[KVCache] = KVCache
+    ):
+        self.shape, self.ahead, device = shape, ahead, shape.device
+        settings, window, positions = shape.settings, shape.window, shape.positions
+        padding = torch.zeros(shape.rows, dtype=torch.int64, device=device)
+        capacity = shape.prompt + positions + ahead
+        self.cache = cache(config, padding, capacity, shape.dtype, shape.layout)
+        self.offsets = torch.arange(2 * ahead, device=device)
+        self.done = torch.zeros((), dtype=torch.int64, device=device)
+        windows = positions + 2 * ahead
+        self.codes = torch.zeros(
+            shape.batch, windows, window, window, dtype=torch.int64, device=device
+        )
+        self.kept = torch.zeros(windows, dtype=torch.bool, device=device)
+        self.noise = self.scales = None
+        if settings.temperature:
+            noise = window**2, config.codebook_size
+            self.noise = GumbelNoise(shape.batch, noise, ahead, device)
+        if settings.cfg != 1:
+            places = [min(i, positions - 1) for i in range(positions + ahead)]
+            scales = [scale_at(settings.schedule, settings.cfg, i, positions) for i in places]
+            self.scales = torch.tensor(scales, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        noise = [] if self.noise is None else [self.noise.memory]
+        parts = *self.cache.keys, *self.cache.values, self.codes, *noise
+        return sum(part.nbytes for part in parts)
+
+    def start(
+        self,
+        model: TokenShuffleModel,
+        text: Tensor,
+        padding: Tensor,
+        given: Tensor | None,
+        generators: list[torch.Generator],
+    ) -> tuple[int, int]:
+        """Run the prompts and sample the first window after the full rows of given codes at the
+        top. Returns how many windows those rows have, and how many are finished now."""
+        window, positions = self.shape.window, self.shape.positions
+        self.cache.start(padding)
+        self.codes.zero_()
+        done = 0
+        if given is not None:
+            self.codes[:, :positions] = shuffle(given[..., None], window).view(
+                -1, positions, window, window
+            )
+            self.kept[:positions] = self.codes[0, :positions, 0, 0] >= 0
+            self.codes.clamp_(min=0)
+            first = int(self.kept.int().cumprod(0).sum())
+            done = first // self.shape.grid[1] * self.shape.grid[1]
+        self.done.fill_(done)
+        if self.noise:
+            self.noise.start(generators)
+        states = model.prefill(self.cache, text, window)
+        if done == positions:
+            return done, done
+        if done:
+            states = model.step(self.cache, self.codes[:, :done], window)[:, -1:]
+        self.draw(done + 1)
+        self._sample(model, states, self.done + self.offsets[:1])
+        return done, done + 1
+
+    def draw(self, windows: int) -> None:
+        """Draw the noise of so many windows from the first one on."""
+        if self.noise:
+            self.noise.draw(windows)
+
+    def step(self, model: TokenShuffleModel, count: int) -> None:
+        """Sample `count` windows from the first unfinished one on; their noise must be drawn.
+
+        The first depends on finished codes, the others on guesses. All windows up to the first
+        wrong guess are finished.
+        """
+        index = self.done + self.offsets[:count]
+        before = self.codes.index_select(1, index - 1)
+        self._sample(model, model.step(self.cache, before, self.shape.window), index)
+
+    def _sample(self, model: TokenShuffleModel, states: Tensor, index: Tensor) -> None:
+        """From the code states of the windows `index`."""
+        shape, count = self.shape, len(index)
+        noise = None if self.noise is None else self.noise.at(index)
+        scale = None if self.scales is None else self.scales.index_select(0, index)
+        codes = sample_windows(model, shape.window, shape.settings, states, noise, scale)
+        codes = codes.view(-1, count, shape.window, shape.window)
+        if shape.has_given:
+            codes = self._unless_kept(index, codes)
+        finished = (shape.positions - self.done).clamp_(max=1)
+        if count > 1:
+            guesses = self.codes.index_select(1, index[:-1])
+            right = (codes[:, :-1] == guesses).flatten(2).all(2).all(0)
+            finished = torch.minimum(1 + right.cumprod(0).sum(), shape.positions - self.done)
+        self.codes.index_copy_(1, index, codes)
+        if self.ahead > 1:  # first guess of a window: the one before it
+            after = index[-1:] + 1 + self.offsets[: self.ahead]
+            guess = codes[:, -1:].expand(-1, self.ahead, -1, -1)
+            guess = self._unless_kept(after, guess) if shape.has_given else guess
+            self.codes.index_copy_(1, after, guess)
+        if count > 1:
+            self.cache.drop(count - finished)
+        self.done += finished
+
+    def _unless_kept(self, index: Tensor, codes: Tensor) -> Tensor:
+        kept = self.kept.index_select(0, index)[:, None, None]
+        return torch.where(kept, self.codes.index_select(1, index), codes)
+
+
+class Steps:
+    """The steps of a picture one after another, each of as many windows as `pace` says."""
+
+    def __init__(self, decoding: Decoding, pace: engines.Pace):
+        self.decoding, self.pace = decoding, pace
+
+    def advance(self, model: TokenShuffleModel, done: int) -> int:
+        """Take a step, with `done` windows finished before it. Returns how many are after it."""
+        count = min(self.pace.count, self.decoding.shape.positions - done)
+        self.decoding.draw(done + count)
+        started = time.perf_counter()
+        self.decoding.step(model, count)
+        finished = int(self.decoding.done)
+        self.pace.note(count, finished - done, time.perf_counter() - started)
+        return finished
 
 
 @torch.inference_mode()
@@ -125,69 +337,42 @@ def sample(
     engine, which makes steps faster without changing the pictures; `engine` False is the plain loop
     over the plain model.
     """
-    rows, columns = grid
-    window, positions = settings.window or model.config.window, rows * columns
-    batch, device = len(prompts), generators[0].device
+    device, window = generators[0].device, settings.window or model.config.window
     if engine:
         engines.prepare(model, device)
-        ahead = ahead or engines.windows_ahead(model, device, batch)
     else:
         engines.release(model)
-        ahead = ahead or 1
-    noise_shape = (window**2, model.config.codebook_size)
-    picture = torch.zeros(batch, rows * window, columns * window, dtype=torch.int64, device=device)
-    # All windows (B, positions, s, s): finished codes, then guesses; 0 or -1 before a first guess.
-    codes = torch.zeros(batch, positions, window, window, dtype=torch.int64, device=device)
-    kept, done = None, 0
-    if given is not None:
-        codes += shuffle(given[..., None], window).view_as(codes)
-        kept = codes[:1, :, :1, :1] >= 0
-        done = int(kept.flatten().int().cumprod(0).sum()) // columns * columns
-    scales = None
-    if guided := settings.cfg != 1:
-        scales = [scale_at(settings.schedule, settings.cfg, i, positions) for i in range(positions)]
-        scales = torch.tensor(scales, device=device)
-    text, padding = pad_left(prompts + negatives if guided else prompts, pad, device)
-    layout = model.layout(text.shape[1], columns * window, window)
-    cache, states = model.prefill(text, padding, positions - 1, window, layout)
-    if done:
-        picture[:, : done // columns * window] = given[:, : done // columns * window]
-        for _ in range(done):  # so that a window's noise does not depend on where sampling starts
-            draw_noise(noise_shape, generators)
-        yield Progress(done, positions, window, picture)
-        if done < positions:
-            states = model.step(cache, codes[:, :done], window)[:, -1:]
-    sample_step = partial(sample_windows, model, window, settings)
-    step = partial(model.step, cache, window=window)
-    if engine and (graphs := engines.capture(model, cache, window, ahead, sample_step)):
-        sample_step, step, cache = graphs
-    noise = torch.empty(batch, 0, *noise_shape, device=device)
-    while done < positions:  # `states` belong to the windows from `done` on
-        end = done + states.shape[1]
-        while noise.shape[1] < end - done:
-            noise = torch.cat([noise, draw_noise(noise_shape, generators)[:, None]], 1)
-        scale = scales[done:end] if guided else None
-        sampled = sample_step(states, noise, scale).view(batch, -1, window, window)
-        if kept is not None:
-            sampled = torch.where(kept[:, done:end], codes[:, done:end], sampled)
-        finished = 1
-        if end - done > 1:
-            correct = (sampled[:, :-1] == codes[:, done : end - 1]).flatten(2).all(2).all(0)
-            finished += int(correct.int().cumprod(0).sum())
-        codes[:, done:end] = sampled
-        cache.drop(end - done - finished)
-        noise = noise[:, finished:]
-        for _ in range(finished):
-            top, left = done // columns * window, done % columns * window
-            picture[:, top : top + window, left : left + window] = codes[:, done]
-            done += 1
-            yield Progress(done, positions, window, picture)
-        count = min(ahead, positions - done)
-        if count:
-            for i in range(end, done + count - 1):  # first guess: the window before it
-                if kept is None or not kept[0, i]:
-                    codes[:, i] = codes[:, i - 1]
-            states = step(codes[:, done - 1 : done - 1 + count])
+    text, padding = pad_left(prompts + negatives if settings.cfg != 1 else prompts, pad, device)
+    shape = Shape(
+        batch=len(prompts),
+        grid=grid,
+        window=window,
+        prompt=-(-text.shape[1] // PROMPT_UNIT) * PROMPT_UNIT,
+        layout=model.layout(text.shape[1], grid[1] * window, window),
+        settings=settings,
+        has_given=given is not None,
+        dtype=model.code_embedding.weight.dtype,
+        device=device,
+    )
+    if ahead or not engine:
+        pace = engines.Pace([ahead or 1])
+    else:
+        pace = engines.pace(model, shape)
+    pace = engines.pace(model, shape) if engine and not ahead else engines.Pace(ahead or 1)
+    new = partial(Decoding, model.config, shape, pace.most)
+    steps = (engine and engines.steps(model, shape, pace, new)) or Steps(new(), pace)
+    decoding, positions = steps.decoding, shape.positions
+    first, done = decoding.start(model, text, padding, given, generators)
+    if first:
+        yield Progress(first, positions, grid[1], decoding.codes.clone())
+    while True:
+        # The next picture may reuse the memory, but the last result stays as it is.
+        codes = decoding.codes.clone() if done == positions else decoding.codes
+        for position in range(first + 1, done + 1):
+            yield Progress(position, positions, grid[1], codes)
+        if done == positions:
+            return
+        first, done = done, steps.advance(model, done)
 
 
 def pad_left(rows: list[list[int]], pad: int, device) -> tuple[Tensor, Tensor]:

@@ -33,8 +33,12 @@ class KVCache:
         self.capacity = capacity
         self.keys = torch.empty(shape, dtype=dtype, device=padding.device).unbind()
         self.values = torch.empty(shape, dtype=dtype, device=padding.device).unbind()
-        self.padding = padding
         self.layout = layout
+        self.start(padding)
+
+    def start(self, padding: Tensor) -> None:
+        """Forget all tokens: a new sequence begins, with this padding (B,)."""
+        self.padding = padding
         self.padded = bool(padding.any())  # once: on a GPU this synchronises
         self.length = 0
 
@@ -63,9 +67,9 @@ class KVCache:
         """Count tokens after every layer has appended them."""
         self.length += length
 
-    def drop(self, length: int) -> None:
+    def drop(self, length: int | Tensor) -> None:
         """Forget the last tokens."""
-        self.length -= length
+        self.length -= int(length)
 
 
 class Layout(NamedTuple):

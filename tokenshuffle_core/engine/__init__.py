@@ -1,28 +1,34 @@
 """Makes decoding faster on the device it runs on, without changing the pictures.
 
 `prepare` swaps layers of a plain model for faster equivalents, and `release` restores the plain
-model. On a CPU the equivalents are in cpu_linear.py and cpu_transformer.py; under CUDA, `capture`
-turns the steps of one picture into CUDA graphs (cuda_graphs.py).
+model. On a CPU the equivalents are in cpu_linear.py and cpu_transformer.py. `pace` says how many
+windows a step samples (pace.py), and under CUDA, `steps` are CUDA graphs (cuda_graphs.py).
 """
 
 from collections.abc import Iterator
 from threading import RLock
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
+from . import cuda_graphs
 from .cpu_linear import CpuLinear
 from .cpu_transformer import CpuTransformer
-from .cuda_graphs import capture
+from .cuda_graphs import steps
+from .pace import FINISHED, Pace
 from .quantize import QuantizedLinear, kind_of
 
 if TYPE_CHECKING:
     from ..model import TokenShuffleModel
+    from ..sampler import Shape
 
-__all__ = ["capture", "packed_nbytes", "prepare", "release", "windows_ahead"]
+__all__ = ["Pace", "pace", "packed_nbytes", "prepare", "release", "steps"]
 
 LOCK = RLock()  # two threads may draw with one model
+ROWS = 64  # the most of a step
+PACES: "WeakKeyDictionary[nn.Module, dict[tuple, Pace]]" = WeakKeyDictionary()
 # Exactly these classes: a subclass may be one that a host or a training has put in.
 PLAIN = (nn.Linear, QuantizedLinear)
 
@@ -59,28 +65,31 @@ def release(model: nn.Module) -> None:
     with LOCK:
         for name, layer in list(_swapped(model)):
             model.set_submodule(name, layer.plain[0].train(layer.training))
+        PACES.pop(model, None)
+        cuda_graphs.drop(model)
 
 
 def packed_nbytes(model: nn.Module) -> int:
-    """Bytes that `prepare` holds in addition to the weights."""
-    return sum(product.nbytes for _, layer in _swapped(model) for product in layer.products)
+    """Bytes that the engine holds for `model` in addition to the weights."""
+    packed = sum(product.nbytes for _, layer in _swapped(model) for product in layer.products)
+    return packed + cuda_graphs.kept_nbytes(model)
 
 
-def windows_ahead(model: "TokenShuffleModel", device: torch.device, batch: int) -> int:
-    """How many windows a step should sample (see `sampler.sample`).
+def pace(model: "TokenShuffleModel", shape: "Shape") -> Pace:
+    """How many windows the steps of pictures of this shape should sample; see `sampler.sample`.
 
-    Where a step's time does not depend on the number of rows, more rows are nearly free: on a GPU,
-    whose time goes into reading the weights, and on a CPU with a model so small that overhead
-    dominates. A batch advances by the fewest correct guesses of its pictures, so it gains little.
-    With activations rounded to 8 bits, the last bits of floats, which vary with the number of rows,
-    would change pictures.
+    Kept for the next picture, so that times are taken once. A batch advances by the fewest correct
+    guesses of its pictures, so it gains little. With activations rounded to 8 bits, the last bits
+    of floats, which vary with the number of rows, would change pictures.
     """
-    if batch > 1 or kind_of(model):
-        return 1
-    if device.type == "cuda":
-        return 8
-    small = sum(tensor.nbytes for tensor in model.state_dict().values()) < 2**26
-    return 12 if device.type == "cpu" and small else 1
+    if shape.batch > 1 or kind_of(model):
+        return Pace(1)
+    if shape.device.type == "cuda":
+        return Pace(8)
+    with LOCK:
+        known = PACES.setdefault(model, {})
+        counts = [count for count in FINISHED if count * shape.rows <= ROWS]
+        return known.setdefault((shape.device, shape.rows, shape.window), Pace(*counts))
 
 
 def _swapped(model: nn.Module) -> Iterator[tuple[str, CpuLinear | CpuTransformer]]:

@@ -1,53 +1,69 @@
-"""The two halves of a decoding step as CUDA graphs: a replay is one call for the host, while
-launching the kernels one by one takes longer than the device needs to run them.
+"""Steps as CUDA graphs: a replay is one call for the host, while launching the kernels of a step one
+by one takes longer than the device needs to run them.
 
-A graph repeats the same kernels on the same memory. So the KV cache's length is stored on the
-device, and attention reads the cache up to the next multiple of CHUNK positions, with one graph of
-the transformer's step for each. Graphs are captured anew for each call of the sampler, since a host
-may move the weights in between.
+A graph repeats the same kernels on the same memory, so the KV cache's length is stored on the
+device. Between replays the host only draws noise, for many steps at a time, and reads how many
+windows are finished, a step or two behind the device. Graphs and their memory are kept for the next
+picture of the same shape, as long as the weights stay where they are.
 """
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
-from functools import partial
+from functools import cache
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..transformer import KVCache, positions_of
+from .pace import Pace
 
 if TYPE_CHECKING:
     from ..model import TokenShuffleModel
+    from ..sampler import Decoding, Shape
 
 CHUNK = 512  # positions
-QUEUE = 8  # steps that the host may launch ahead of the device
-WARM_UP = 2  # runs before a capture, in which libraries allocate their workspaces
 
 log = logging.getLogger(__name__)
 
 
 class StaticCache(KVCache):
-    """The memory of a KV cache, with its length also stored on the device.
+    """A KV cache whose length is on the device from `hold` on, until the next `start`.
 
-    Attention reads the first `reach` positions; those beyond the length are masked.
+    Attention then reads the first `reach` positions; those beyond the length are masked.
     """
 
-    def __init__(self, cache: KVCache):
-        vars(self).update(vars(cache))
-        self.position = torch.tensor(self.length, device=self.padding.device)
-        self.reach = self.capacity
-        for stored in (*self.keys, *self.values):  # nan would get through the mask
-            stored[:, :, self.length :].zero_()
+    reach: int | None = None
+
+    def start(self, padding: Tensor) -> None:
+        super().start(padding)
+        self.reach = None
+        if not hasattr(self, "position"):
+            self.position = torch.zeros((), dtype=torch.int64, device=padding.device)
+            self.paddings = torch.zeros_like(padding)
+            for stored in (*self.keys, *self.values):  # nan would get through the mask
+                stored.zero_()
+
+    def hold(self) -> None:
+        """Keep the length on the device, and the padding at the same address for each sequence."""
+        self.position.fill_(self.length)
+        self.paddings.copy_(self.padding)
+        self.padding, self.reach = self.paddings, self.capacity
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self.reach is None:
+            return super().update(layer, keys, values)
         index = self.position + torch.arange(keys.shape[2], device=keys.device)
         self.keys[layer].index_copy_(2, index, keys)
         self.values[layer].index_copy_(2, index, values)
         return self.keys[layer][:, :, : self.reach], self.values[layer][:, :, : self.reach]
 
     def places(self, length: int) -> tuple[Tensor, Tensor | None]:
+        if self.reach is None:
+            return super().places(length)
         slots = torch.arange(self.reach, device=self.padding.device)
         index = self.position + slots[:length, None]
         visible = (slots <= index) & (slots >= self.padding[:, None, None])
@@ -55,117 +71,142 @@ class StaticCache(KVCache):
         return positions_of(index, self.padding, self.layout), visible[:, None]
 
     def advance(self, length: int) -> None:
-        """Left to `move`: a graph must not change the length while it is captured."""
+        if self.reach is None:
+            super().advance(length)
+        else:
+            self.position += length
 
-    def move(self, length: int) -> None:
-        self.length += length
-        self.position += length
-
-    def drop(self, length: int) -> None:
-        if length:
-            self.move(-length)
+    def drop(self, length: int | Tensor) -> None:
+        if self.reach is None:
+            super().drop(length)
+        else:
+            self.position -= length
 
 
-class Captured:
-    """A function of tensors on one device, captured at its first call.
+class CapturedSteps:
+    """The steps of a picture as graphs, one for each number of windows and reach of the cache."""
 
-    Running it twice with the same inputs must have the same effect as running it once. Its result
-    is overwritten by the next call.
-    """
+    def __init__(self, decoding: "Decoding", pace: Pace):
+        self.decoding, self.pace = decoding, pace
+        self.replays: dict[tuple[int, int], Callable[[], None] | None] = {}
+        self.pool = None
+        on_gpu = decoding.done.is_cuda
+        self.finished = torch.zeros((), dtype=torch.int64, pin_memory=on_gpu)
+        self.known = self.finished.numpy()  # reading it is no operation for the device
+        self.pending: deque[Callable[[], None]] = deque()  # each waits for a step in flight
 
-    def __init__(self, function: Callable[..., Tensor], pool):
-        self.function = function
-        self.pool = pool
-        self.graph: torch.cuda.CUDAGraph | bool | None = None  # False if capturing fails
+    def advance(self, model: "TokenShuffleModel", done: int) -> int:
+        """Launch a step unless enough are in flight. Returns how many windows are known to be
+        finished; `done` is what the call before returned."""
+        decoding, cache, pending = self.decoding, self.decoding.cache, self.pending
+        positions = decoding.shape.positions
+        if cache.reach is None:
+            cache.hold()
+            self.before = cache.length - done
+            self.known[()] = done
+            pending.clear()
+        count, began = self.pace.count, time.perf_counter()
+        if done + len(pending) < positions:  # otherwise those in flight finish the picture
+            # The end of the last window that the step may sample, if all guesses are right.
+            end = done + (len(pending) + 1) * decoding.ahead
+            decoding.draw(min(end, positions))
+            reach = -(-(self.before + end) // CHUNK) * CHUNK
+            cache.reach = min(reach, cache.capacity)
+            self._launch(model, count)
+            pending.append(self._mark())
+            if len(pending) < decoding.lead and not self.pace.trying:
+                return done
+        pending.popleft()()
+        finished = int(self.known)
+        seconds = time.perf_counter() - began if self.pace.trying else None
+        self.pace.note(count, finished - done, seconds)
+        if finished == positions:
+            while pending:  # steps that have nothing left to do
+                pending.popleft()()
+            KEPT[model] = _key(model, decoding.shape), self
+        return finished
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        if self.graph is None:
-            stream = torch.cuda.current_stream()
-            try:
-                self._capture([x.clone() for x in inputs])
-            except RuntimeError as error:
-                torch.cuda.set_stream(stream)  # a failed capture leaves its own stream set
-                log.warning("continuing without a CUDA graph: %s", str(error).split("\n")[0])
-                self.graph = False
-        if self.graph is False:
-            return self.function(*inputs)
-        for stored, x in zip(self.inputs, inputs, strict=True):
-            stored.copy_(x)
-        self.graph.replay()
-        return self.output
+    def _launch(self, model: "TokenShuffleModel", count: int) -> None:
+        key = count, self.decoding.cache.reach
+        if key in self.replays:
+            replay = self.replays[key]
+            return replay() if replay else self._step(model, count)
+        self._step(model, count)  # a step like any other, in which libraries allocate workspaces
+        try:
+            self.replays[key] = self._capture(model, count)
+        except RuntimeError as error:
+            log.warning("continuing without a CUDA graph: %s", str(error).split("\n")[0])
+            self.replays[key] = None
 
-    def _capture(self, inputs: list[Tensor]) -> None:
-        self.inputs = inputs
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                self.function(*inputs)
-        torch.cuda.current_stream().wait_stream(stream)
+    def _step(self, model: "TokenShuffleModel", count: int) -> None:
+        self.decoding.step(model, count)
+        self.finished.copy_(self.decoding.done, non_blocking=True)
+
+    def _capture(self, model: "TokenShuffleModel", count: int) -> Callable[[], None]:
+        """A function that repeats a step of `count` windows; capturing it changes nothing."""
+        stream = torch.cuda.current_stream()
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # Other threads of a host may keep using CUDA.
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            self.output = self.function(*inputs)
-        self.graph = graph
+        try:
+            # Other threads of a host may keep using CUDA.
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                self._step(model, count)
+        finally:
+            torch.cuda.set_stream(stream)  # a failed capture leaves its own stream set
+        return graph.replay
+
+    def _mark(self) -> Callable[[], None]:
+        """A function that waits until the device has come here."""
+        event = torch.cuda.Event()
+        event.record()
+        return event.synchronize
 
 
-class CapturedStep:
-    """`model.step` as a graph for `ahead` windows; fewer, at a picture's end, run without one."""
-
-    def __init__(
-        self, model: "TokenShuffleModel", cache: StaticCache, window: int, ahead: int, pool
-    ):
-        self.cache = cache
-        self.ahead = ahead
-        self.pool = pool
-        self.function = partial(model.step, cache, window=window)
-        self.captured: Captured | None = None
-        self.pending: deque[torch.cuda.Event] = deque()
-
-    def __call__(self, codes: Tensor) -> Tensor:
-        cache, count = self.cache, codes.shape[1]
-        reach = min(-(-(cache.length + count) // CHUNK) * CHUNK, cache.capacity)
-        if reach != cache.reach or self.captured is None:
-            cache.reach = reach
-            if self.captured is None or self.captured.graph is not False:
-                self.captured = Captured(self.function, self.pool)
-        states = (self.captured if count == self.ahead else self.function)(codes)
-        cache.move(count)
-        self._keep_pace()
-        return states
-
-    def _keep_pace(self) -> None:
-        """Otherwise the host would report progress far ahead of the device and react to interrupts
-        late."""
-        self.pending.append(torch.cuda.Event())
-        self.pending[-1].record()
-        if len(self.pending) > QUEUE:
-            self.pending.popleft().synchronize()
+Key = tuple["Shape", tuple[int, ...]]  # with the addresses of the weights
+KEPT: "WeakKeyDictionary[nn.Module, tuple[Key, CapturedSteps]]" = WeakKeyDictionary()
 
 
-def capture(
-    model: "TokenShuffleModel",
-    cache: KVCache,
-    window: int,
-    ahead: int,
-    sample: Callable[..., Tensor],
-) -> tuple[Callable[..., Tensor], Callable[[Tensor], Tensor], KVCache] | None:
-    """`sample(states, noise, scale)` and `model.step` as graphs, and the cache to use with them.
+def steps(
+    model: "TokenShuffleModel", shape: "Shape", pace: Pace, new: Callable[..., "Decoding"]
+) -> CapturedSteps | None:
+    """The steps of the picture before, if they fit this `shape`, or those of `new(cache class)`.
 
-    None without CUDA, on a device other than the current one, and if weights are on another
-    device, as a host with a small GPU may have them.
+    They belong to one picture until it is finished, since two threads may draw with one model. None
+    without CUDA, on a device other than the current one, and if weights are on another device, as a
+    host with a small GPU may have them.
     """
-    device = cache.padding.device
+    device = shape.device
     if device.type != "cuda" or device.index != torch.cuda.current_device():
         return None
     if any(weight.device != device for weight in model.parameters()):
+        _say_once("some weights are not on the GPU: steps run without a CUDA graph")
         return None
-    pool = torch.cuda.graph_pool_handle()
-    captured = Captured(sample, pool)
+    return take(model, shape, pace) or CapturedSteps(new(StaticCache), pace)
 
-    def captured_sample(states: Tensor, noise: Tensor, scale: Tensor | None) -> Tensor:
-        inputs = (states, noise) if scale is None else (states, noise, scale)
-        return (captured if states.shape[1] == ahead else sample)(*inputs)
 
-    static = StaticCache(cache)
-    return captured_sample, CapturedStep(model, static, window, ahead, pool), static
+def take(model: "TokenShuffleModel", shape: "Shape", pace: Pace) -> CapturedSteps | None:
+    """What was kept for `model`; None, and nothing kept, if it does not fit."""
+    key, kept = KEPT.pop(model, (None, None))
+    if key != _key(model, shape) or kept.decoding.ahead < pace.most:
+        return None
+    kept.pace = pace
+    return kept
+
+
+def drop(model: nn.Module) -> None:
+    """Free the graphs kept for `model`, and their memory."""
+    KEPT.pop(model, None)
+
+
+def kept_nbytes(model: nn.Module) -> int:
+    _, kept = KEPT.get(model, (None, None))
+    return kept.decoding.nbytes if kept else 0
+
+
+def _key(model: nn.Module, shape: "Shape") -> Key:
+    return shape, tuple(weight.data_ptr() for weight in model.parameters())
+
+
+@cache
+def _say_once(text: str) -> None:
+    log.info(text)
