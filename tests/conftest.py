@@ -1,10 +1,14 @@
 """A tiny checkpoint with random weights, and a tiny data set made from hand-written sources."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
 
 from tests.support.emoji_sources import SUBJECTS, write_sources
 from tests.support.models import LOOP, TINY, random_checkpoint
@@ -15,6 +19,13 @@ from tokenshuffle_core.data.shards import extract
 from tokenshuffle_core.model import TokenShuffleModel
 from tokenshuffle_core.pipeline import Pipeline
 from tokenshuffle_core.training.tokenizer import train_tokenizer
+
+
+def pytest_collection_modifyitems(items) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA"))
 
 
 @pytest.fixture(scope="session")

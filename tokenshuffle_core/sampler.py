@@ -354,10 +354,6 @@ def sample(
         dtype=model.code_embedding.weight.dtype,
         device=device,
     )
-    if ahead or not engine:
-        pace = engines.Pace([ahead or 1])
-    else:
-        pace = engines.pace(model, shape)
     pace = engines.pace(model, shape) if engine and not ahead else engines.Pace(ahead or 1)
     new = partial(Decoding, model.config, shape, pace.most)
     steps = (engine and engines.steps(model, shape, pace, new)) or Steps(new(), pace)

@@ -19,7 +19,6 @@ from tokenshuffle_core.engine.pace import Pace
 from tokenshuffle_core.sampler import AT_ONCE, LEAD, Decoding, pad_left, sample
 from tokenshuffle_core.transformer import KVCache
 
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
 SETTINGS = GenerationConfig(cfg=3.0, temperature=0.7)
 
 
@@ -32,7 +31,9 @@ def graphs(monkeypatch):
         yield made
 
 
-def codes_of(model, settings=SETTINGS, *, count=1, grid=(5, 6), prompt=(1, 5, 6), device="cpu", **more):
+def codes_of(
+    model, settings=SETTINGS, *, count=1, grid=(5, 6), prompt=(1, 5, 6), device="cpu", **more
+):
     random = [torch.Generator(device).manual_seed(i) for i in range(count)]
     prompts = [[*prompt, *range(7, 7 + i)] for i in range(count)], [[1]] * count
     steps = sample(model, *prompts, grid, settings, random, 0, **more)
@@ -244,7 +245,7 @@ def test_a_decoding_has_the_bytes_it_says():
     assert decoding.nbytes == sum(t.numel() * t.itemsize for t in kept)
 
 
-@cuda
+@pytest.mark.gpu
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 @pytest.mark.parametrize("head", [0, 16])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

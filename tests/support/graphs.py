@@ -59,14 +59,14 @@ class EmulatedSteps(CapturedSteps):
 
 
 @contextmanager
-def emulated(monkeypatch):
+def emulated(monkeypatch, kind: type[EmulatedSteps] = EmulatedSteps):
     """In here, the engine's steps on a CPU are graphs. Yields the list of those that were made."""
     made = []
 
     def steps(model, shape, pace, new):
         kept = cuda_graphs.take(model, shape, pace)
         if kept is None:
-            kept = EmulatedSteps(new(StaticCache), pace)
+            kept = kind(new(StaticCache), pace)
             made.append(kept)
         return kept
 

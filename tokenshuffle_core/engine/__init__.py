@@ -1,11 +1,15 @@
 """Makes decoding faster on the device it runs on, without changing the pictures.
 
 `prepare` swaps layers of a plain model for faster equivalents, and `release` restores the plain
-model. On a CPU the equivalents are in cpu_linear.py and cpu_transformer.py. `pace` says how many
-windows a step samples (pace.py), and under CUDA, `steps` are CUDA graphs (cuda_graphs.py).
+model. On a CPU the equivalents are in cpu_linear.py and cpu_transformer.py, on a GPU in
+gpu_layers.py. `pace` says how many windows a step samples (pace.py), and under CUDA, `steps` are
+CUDA graphs (cuda_graphs.py).
 """
 
+import logging
 from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
 from threading import RLock
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -13,21 +17,27 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from . import cuda_graphs
 from .cpu_linear import CpuLinear
 from .cpu_transformer import CpuTransformer
-from .cuda_graphs import steps
+from .cuda_graphs import KEPT, addresses, kept_nbytes, steps
 from .pace import FINISHED, Pace
 from .quantize import QuantizedLinear, kind_of
+from .swapped import Swapped
 
 if TYPE_CHECKING:
     from ..model import TokenShuffleModel
     from ..sampler import Shape
 
+log = logging.getLogger(__name__)
+
 __all__ = ["Pace", "pace", "packed_nbytes", "prepare", "release", "steps"]
 
+LAYERS = {"cpu": (CpuLinear, CpuTransformer)}  # for a linear layer and for the transformer
 LOCK = RLock()  # two threads may draw with one model
 ROWS = 64  # the most of a step
+# What is known of a model for as long as nobody calls `release`: the device and the addresses of the
+# weights that it is prepared for, and the number of windows that its steps sample.
+PREPARED: "WeakKeyDictionary[nn.Module, tuple]" = WeakKeyDictionary()
 PACES: "WeakKeyDictionary[nn.Module, dict[tuple, Pace]]" = WeakKeyDictionary()
 # Exactly these classes: a subclass may be one that a host or a training has put in.
 PLAIN = (nn.Linear, QuantizedLinear)
@@ -40,24 +50,47 @@ def prepare(model: "TokenShuffleModel", device: torch.device) -> None:
     changed since; a change in place under inference mode is not detected: call `release` after it.
     """
     with LOCK:
-        swapped = [layer for _, layer in _swapped(model)]
-        if swapped and device.type == "cpu" and all(layer.is_current() for layer in swapped):
+        state = device, addresses(model)
+        if PREPARED.get(model) == state and all(layer.is_current() for _, layer in _swapped(model)):
             return
         release(model)
-        if device.type == "cpu":
-            _swap(model)
+        if kinds := LAYERS.get(device.type) or _gpu_layers(device):
+            _swap(model, device, *kinds)
+        PREPARED[model] = state
 
 
-def _swap(model: "TokenShuffleModel") -> None:
+@cache
+def _gpu_layers(device: torch.device) -> tuple[type, type] | None:
+    """The layers with Triton's kernels where these work. Determined by trying: it depends on the
+    GPU, on the versions of Triton and PyTorch and, where a compiler is needed, on the system."""
+    if device.type != "cuda" or not find_spec("triton"):
+        return None
+    try:
+        from .gpu_layers import GpuLinear, GpuTransformer, check
+
+        check(device)
+    except Exception as error:  # any, since Triton's have no common type: there is another way
+        log.warning("continuing without Triton's kernels: %s", str(error).split("\n")[0])
+        return None
+    return GpuLinear, GpuTransformer
+
+
+def _swap(
+    model: "TokenShuffleModel",
+    device: torch.device,
+    linear_kind: type[Swapped],
+    transformer_kind: type[Swapped],
+) -> None:
     linear = [(name, layer) for name, layer in model.named_modules() if type(layer) in PLAIN]
     blocks = model.transformer.blocks
     inside = [layer for b in blocks for layer in (*b.attention.children(), *b.mlp.children())]
     plain = all(type(layer) in PLAIN for layer in inside)
-    if plain and model.transformer.norm.weight.dtype == torch.float32:
-        model.transformer = CpuTransformer(model.transformer)
+    if plain and transformer_kind.takes(model.transformer, device):
+        model.transformer = transformer_kind(model.transformer)
         linear = [(name, layer) for name, layer in linear if not name.startswith("transformer.")]
     for name, layer in linear:
-        model.set_submodule(name, CpuLinear(layer))
+        if linear_kind.takes(layer, device):
+            model.set_submodule(name, linear_kind(layer))
 
 
 def release(model: nn.Module) -> None:
@@ -65,14 +98,14 @@ def release(model: nn.Module) -> None:
     with LOCK:
         for name, layer in list(_swapped(model)):
             model.set_submodule(name, layer.plain[0].train(layer.training))
-        PACES.pop(model, None)
-        cuda_graphs.drop(model)
+        for kept in (PREPARED, PACES, KEPT):
+            kept.pop(model, None)
 
 
 def packed_nbytes(model: nn.Module) -> int:
     """Bytes that the engine holds for `model` in addition to the weights."""
     packed = sum(product.nbytes for _, layer in _swapped(model) for product in layer.products)
-    return packed + cuda_graphs.kept_nbytes(model)
+    return packed + kept_nbytes(model)
 
 
 def pace(model: "TokenShuffleModel", shape: "Shape") -> Pace:
@@ -84,15 +117,15 @@ def pace(model: "TokenShuffleModel", shape: "Shape") -> Pace:
     """
     if shape.batch > 1 or kind_of(model):
         return Pace(1)
-    if shape.device.type == "cuda":
-        return Pace(8)
+    if shape.device.type == "cuda" and not isinstance(model.transformer, Swapped):
+        return Pace(8)  # a fixed number, since in 16 bits another one may change pictures
     with LOCK:
         known = PACES.setdefault(model, {})
         counts = [count for count in FINISHED if count * shape.rows <= ROWS]
         return known.setdefault((shape.device, shape.rows, shape.window), Pace(*counts))
 
 
-def _swapped(model: nn.Module) -> Iterator[tuple[str, CpuLinear | CpuTransformer]]:
+def _swapped(model: nn.Module) -> Iterator[tuple[str, Swapped]]:
     for name, layer in model.named_modules():
-        if isinstance(layer, (CpuLinear, CpuTransformer)):
+        if isinstance(layer, Swapped):
             yield name, layer

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .quantize import QuantizedLinear, multiply, pack
+from .swapped import Swapped
 
 # Rows beyond which computing a product takes longer than reading its weight.
 MANY, MANY_IN_16_BITS, MANY_IN_8_BITS = 8, 64, 64
@@ -37,18 +38,15 @@ class Product(NamedTuple):
         return same and self.versions == [_version(weight) for weight in now]
 
 
-class CpuLinear(nn.Module):
+class CpuLinear(Swapped):
     """Replaces a linear layer and shares its parameters, but reads the weight once for a few rows.
     More rows, gradients, and a weight that has changed since, are left to the original layer."""
 
     def __init__(self, plain: nn.Linear | QuantizedLinear):
-        super().__init__()
-        self._parameters = plain._parameters  # the same dict, so both always agree
-        self.plain = (plain,)  # in a tuple, so that it does not become a submodule
+        super().__init__(plain)
         self.products = [product([plain])]
 
     def is_current(self) -> bool:
-        """Whether the layer still has the weight that was packed."""
         return self.products[0].is_current()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,16 +14,15 @@ from torch import Tensor, nn
 
 from ..transformer import KVCache, Layout, Transformer, rotary_angles, rotate
 from .cpu_linear import Product, product, row_major
+from .swapped import Swapped
 
 
-class CpuTransformer(nn.Module):
+class CpuTransformer(Swapped):
     """Replaces a transformer and shares its blocks. Input with many rows, without a cache or with
     gradients goes to the original, and so does everything once a weight has changed."""
 
     def __init__(self, plain: Transformer):
-        super().__init__()
-        self._modules = plain._modules  # the same dict, so both always agree
-        self.plain = (plain,)  # in a tuple, so that it does not become a submodule
+        super().__init__(plain)
         self.config = plain.config
         # Packing runs on one thread and needs memory for two more copies of a matrix.
         with ThreadPoolExecutor(min(4, torch.get_num_threads())) as pool:
@@ -43,8 +42,11 @@ class CpuTransformer(nn.Module):
             ]
         return inputs
 
+    @classmethod
+    def takes(cls, plain: Transformer, device: torch.device) -> bool:
+        return plain.norm.weight.dtype == torch.float32
+
     def is_current(self) -> bool:
-        """Whether the blocks still have the layers and the weights that were packed."""
         same = self._inputs() == [product.layers for product in self.products]
         return same and all(product.is_current() for product in self.products)
 

@@ -67,8 +67,12 @@ class StaticCache(KVCache):
         slots = torch.arange(self.reach, device=self.padding.device)
         index = self.position + slots[:length, None]
         visible = (slots <= index) & (slots >= self.padding[:, None, None])
-        index = index.T.expand(len(self.padding), length)
-        return positions_of(index, self.padding, self.layout), visible[:, None]
+        return self.positions(length), visible[:, None]
+
+    def positions(self, length: int) -> Tensor:
+        """Those of the next `length` tokens, as `positions_of`."""
+        index = self.position + torch.arange(length, device=self.padding.device)
+        return positions_of(index.expand(len(self.padding), -1), self.padding, self.layout)
 
     def advance(self, length: int) -> None:
         if self.reach is None:
@@ -193,18 +197,18 @@ def take(model: "TokenShuffleModel", shape: "Shape", pace: Pace) -> CapturedStep
     return kept
 
 
-def drop(model: nn.Module) -> None:
-    """Free the graphs kept for `model`, and their memory."""
-    KEPT.pop(model, None)
-
-
 def kept_nbytes(model: nn.Module) -> int:
     _, kept = KEPT.get(model, (None, None))
     return kept.decoding.nbytes if kept else 0
 
 
 def _key(model: nn.Module, shape: "Shape") -> Key:
-    return shape, tuple(weight.data_ptr() for weight in model.parameters())
+    return shape, addresses(model)
+
+
+def addresses(model: nn.Module) -> tuple[int, ...]:
+    """Of the weights in memory."""
+    return tuple(weight.data_ptr() for weight in model.parameters())
 
 
 @cache

@@ -1,0 +1,203 @@
+"""The kernels on a GPU; without one, in Triton's interpreter, which runs them on a CPU (see
+conftest.py)."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.support.graphs import EmulatedSteps, emulated
+from tests.support.models import model_of
+from tokenshuffle_core.config import GenerationConfig
+from tokenshuffle_core.sampler import pad_left, sample
+
+pytest.importorskip("triton")
+from tokenshuffle_core.engine import triton_kernels as kernels
+from tokenshuffle_core.engine.cuda_graphs import StaticCache
+from tokenshuffle_core.engine.gpu_layers import GpuLinear, GpuTransformer, check, fits
+from tokenshuffle_core.engine.quantize import KINDS, QuantizedLinear
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PLAIN = kernels.PLAIN.value
+# A LLaMA that is just large enough: heads of 32, so that a kernel has 16 rotary pairs.
+SMALL = {"dim": 64, "heads": 2, "kv_heads": 2, "hidden": 96, "layers": 1}
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3}
+if DEVICE.type == "cuda":  # the interpreter cannot multiply it
+    TOLERANCE[torch.bfloat16] = 4e-2
+
+
+def randn(*shape, dtype=torch.float32, scale=1.0) -> torch.Tensor:
+    return (scale * torch.randn(*shape)).to(DEVICE, dtype)
+
+
+def assert_close(found, expected, dtype) -> None:
+    error = (found.double() - expected.double()).norm() / expected.double().norm()
+    assert error < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize(("rows", "outputs", "columns"), [(1, 16, 16), (5, 48, 320), (40, 32, 768)])
+def test_product(rows, outputs, columns, dtype):
+    x, weight = randn(rows, columns, dtype=dtype), randn(outputs, columns, dtype=dtype)
+    found = kernels.linear(x, (weight, weight, PLAIN))
+    assert_close(found, F.linear(x.double(), weight.double()), dtype)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_what_surrounds_a_product(dtype):
+    """RMSNorm before it, the gate of SwiGLU and a residual after it: against the formulas."""
+    x, gate, up = (randn(n, 96, dtype=dtype) for n in (3, 32, 32))
+    norm, residual = randn(96, dtype=dtype), randn(3, 32, dtype=dtype)
+    found = kernels.linear(
+        x, (gate, gate, PLAIN), norm=norm, eps=1e-5, up=(up, up, PLAIN), residual=residual
+    )
+    x, gate, up, norm, residual = (t.double() for t in (x, gate, up, norm, residual))
+    h = F.rms_norm(x, (96,), norm, 1e-5)
+    assert_close(found, F.silu(h @ gate.T) * (h @ up.T) + residual, dtype)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("columns", [256, 640])
+def test_product_with_small_weights(kind, columns):
+    """Against the product with the weights that they stand for."""
+    if kind == "fp8" and DEVICE.type == "cuda" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU has no float8")
+    plain = nn.Linear(columns, 48, bias=False, device=DEVICE)
+    layer = QuantizedLinear.of(plain, KINDS[kind])
+    x = randn(3, columns)
+    found = GpuLinear(layer)(x)
+    assert_close(found, F.linear(x, layer.dequantized(torch.float32)), torch.float32)
+
+
+@torch.inference_mode()
+def test_linear_layer_with_a_bias():
+    plain = nn.Linear(64, 32, device=DEVICE)
+    x = randn(2, 3, 64)
+    torch.testing.assert_close(GpuLinear(plain)(x), plain(x), rtol=1e-5, atol=1e-5)
+    assert torch.equal(GpuLinear(plain)(x.expand(300, -1, -1, -1)), plain(x.expand(300, -1, -1, -1)))
+
+
+@pytest.mark.parametrize(("rows", "outputs", "fitting"), [(16, 32, True), (24, 32, False), (32, 24, False)])
+def test_which_layers_fit(rows, outputs, fitting):
+    assert fits(nn.Linear(rows, outputs, device=DEVICE), DEVICE) == fitting
+    assert not fits(nn.Linear(32, 32, device="meta"), DEVICE)
+
+
+@pytest.mark.parametrize("together", [1, 5])
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(2, 2, 32), (4, 2, 48)])
+@pytest.mark.parametrize(("length", "split"), [(3, 256), (70, 16), (33, 16)])
+def test_attention(together, heads, kv_heads, size, length, split, monkeypatch):
+    """To the filled part of a cache, with padding on the left, against torch's."""
+    monkeypatch.setattr(kernels, "SPLIT", split)
+    monkeypatch.setattr(kernels, "KEYS", 16)
+    padding = torch.tensor([0, 2], device=DEVICE)
+    keys, values = (randn(2, kv_heads, 80, size) for _ in range(2))
+    for stored in (keys, values):
+        stored[:, :, length + together :] = torch.nan  # must not be read
+    queries = randn(2 * together, heads, size)
+    found = kernels.attend(queries, keys, values, padding, torch.tensor(length, device=DEVICE))
+    end = length + together
+    place, slots = torch.arange(length, end), torch.arange(end)
+    seen = (slots <= place[:, None]) & (slots >= padding.cpu()[:, None, None])
+    expected = F.scaled_dot_product_attention(
+        queries.unflatten(0, (2, together)).transpose(1, 2), keys[:, :, :end], values[:, :, :end],
+        seen[:, None].to(DEVICE), enable_gqa=True,
+    )  # fmt: skip
+    assert_close(found.view(2, together, heads, size), expected.transpose(1, 2), torch.float32)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("changes", [{}, {"kv_heads": 1}, {"rope_axes": 2}])
+def test_steps_are_those_of_the_plain_transformer(changes):
+    model = model_of(2, **SMALL | changes).to(DEVICE)
+    text, padding = pad_left([[1, 5, 6, 7], [1, 2]], 0, DEVICE)
+    layout = model.layout(4, 12, 2)
+    shape = model.config, padding, 40, torch.float32, layout
+    caches = StaticCache(*shape), StaticCache(*shape)
+    plain, fast = model.transformer, GpuTransformer(model.transformer)
+    assert GpuTransformer.takes(plain, DEVICE)
+    for cache in caches:
+        model.prefill(cache, text)
+        cache.hold()
+    for count, wrong in [(1, 0), (5, 2)]:
+        codes = torch.randint(0, 64, (1, count, 2, 2), device=DEVICE)
+        states = []
+        for transformer, cache in zip((plain, fast), caches, strict=True):
+            model.transformer = transformer
+            states.append(model.step(cache, codes))
+            cache.drop(torch.tensor(wrong, device=DEVICE))
+        assert_close(states[1], states[0], torch.float32)
+    assert torch.equal(caches[0].position, caches[1].position)
+
+
+class RepeatedSteps(EmulatedSteps):
+    """The interpreter's work cannot be recorded, so it is done again."""
+
+    def _capture(self, model, count: int):
+        return lambda: self._step(model, count)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_a_picture_is_that_of_the_plain_loop(ahead, monkeypatch):
+    """All layers replaced, as on a GPU."""
+    model = model_of(2, **SMALL, window_head=16).to(DEVICE)
+    settings = GenerationConfig(cfg=3.0, temperature=0.7)
+
+    def codes(**more) -> torch.Tensor:
+        random = [torch.Generator(DEVICE).manual_seed(0)]
+        *_, last = sample(
+            model, [[1, 2, 3]], [[1]], (2, 2), settings, random, 0, ahead=ahead, **more
+        )
+        return last.codes
+
+    expected = codes(engine=False)
+    if DEVICE.type == "cpu":
+        kinds = {"cpu": (GpuLinear, GpuTransformer)}
+        monkeypatch.setattr("tokenshuffle_core.engine.LAYERS", kinds)
+        with emulated(monkeypatch, RepeatedSteps) as made:
+            found = codes()
+        assert len(made) == 1
+    else:
+        found = codes()
+    assert isinstance(model.transformer, GpuTransformer)
+    assert isinstance(model.head, GpuLinear)
+    assert torch.equal(found, expected)
+
+
+def test_the_trial():
+    check(DEVICE)
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [None, *KINDS])
+def test_a_row_does_not_depend_on_the_number_of_rows(dtype, kind):
+    """Bit for bit, so that windows ahead change no picture in 16 bits either."""
+    plain = nn.Linear(3072, 4096, bias=False, device=DEVICE, dtype=dtype)
+    layer = GpuLinear(QuantizedLinear.of(plain, KINDS[kind]) if kind else plain)
+    x = randn(512, 3072, dtype=dtype)
+    whole = layer(x)
+    for rows in (1, 2, 16, 17, 64, 500):
+        assert torch.equal(layer(x[:rows]), whole[:rows])
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_windows_ahead_change_no_picture_in_16_bits(dtype):
+    model = model_of(2, dim=256, heads=4, kv_heads=2, hidden=512).to(DEVICE, dtype)
+    settings = replace(GenerationConfig(), cfg=3.0, temperature=0.9)
+
+    def codes(ahead: int) -> torch.Tensor:
+        random = [torch.Generator(DEVICE).manual_seed(0)]
+        *_, last = sample(model, [[1, 2, 3]], [[1]], (12, 12), settings, random, 0, ahead=ahead)
+        return last.codes
+
+    alone = codes(1)
+    for ahead in (2, 8, 32):
+        assert torch.equal(codes(ahead), alone)

@@ -1,0 +1,115 @@
+"""Linear layers and LLaMA blocks for decoding on a GPU, with the kernels of triton_kernels.py.
+
+They read the parameters of the layers whose place they take where these are, so nothing is packed
+or copied.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ..transformer import KVCache, Layout, Transformer, rotary_angles
+from . import triton_kernels as kernels
+from .cuda_graphs import StaticCache
+from .quantize import QuantizedLinear
+from .swapped import Swapped
+
+MOST_ROWS = 512  # of a linear layer; more compute longer than they read
+MOST_TOKENS = 64  # of the transformer, in all rows of a batch
+
+
+def fits(layer: nn.Module, device: torch.device) -> bool:
+    """Whether the kernels can multiply with the weight of a plain or quantised layer."""
+    weight, columns = layer.weight, layer.weight.shape[1]
+    if weight.device != device or len(weight) % 16:
+        return False
+    if weight.dtype == torch.uint8:
+        return columns * 2 % kernels.GROUP.value == 0
+    if weight.dtype == torch.float8_e4m3fn and torch.cuda.get_device_capability(device) < (8, 9):
+        return False
+    return columns % 16 == 0
+
+
+def stored(layer: nn.Module) -> kernels.Stored:
+    if isinstance(layer, QuantizedLinear):
+        four = layer.weight.dtype == torch.uint8
+        return layer.weight, layer.scale, (kernels.FOUR_BITS if four else kernels.EIGHT_BITS).value
+    return layer.weight, layer.weight, kernels.PLAIN.value
+
+
+class GpuLinear(Swapped):
+    """A linear layer, for up to MOST_ROWS rows."""
+
+    @classmethod
+    def takes(cls, plain: nn.Linear | QuantizedLinear, device: torch.device) -> bool:
+        return fits(plain, device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.numel() // x.shape[-1]
+        if rows > MOST_ROWS or torch.is_grad_enabled():
+            return self.plain[0](x)
+        y = kernels.linear(x.reshape(rows, -1), stored(self.plain[0])).view(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
+
+
+def _layers_of(transformer: nn.Module) -> list[nn.Module]:
+    parts = (part for block in transformer.blocks for part in (block.attention, block.mlp))
+    return [layer for part in parts for layer in part.children()]
+
+
+class GpuTransformer(Swapped):
+    """A transformer, for steps with a cache whose length is on the device."""
+
+    def __init__(self, plain: Transformer):
+        super().__init__(plain)
+        self.config = plain.config
+        self.layers = _layers_of(plain)
+
+    @classmethod
+    def takes(cls, plain: Transformer, device: torch.device) -> bool:
+        layers = _layers_of(plain)
+        same = len({(layer.weight.dtype, type(layer)) for layer in layers}) == 1
+        return same and plain.config.head_size % 32 == 0 and all(fits(x, device) for x in layers)
+
+    def is_current(self) -> bool:
+        return _layers_of(self) == self.layers
+
+    def forward(
+        self,
+        x: Tensor,
+        padding: Tensor | None = None,
+        cache: KVCache | None = None,
+        layout: Layout | None = None,
+    ) -> Tensor:
+        """As `Transformer.forward`."""
+        held = isinstance(cache, StaticCache) and cache.reach is not None
+        if not held or x.shape[0] * x.shape[1] > MOST_TOKENS or torch.is_grad_enabled():
+            return self.plain[0](x, padding, cache, layout)
+        shape, eps = x.shape, self.config.norm_eps
+        angles = rotary_angles(cache.positions(shape[1]), self.config)
+        angles = tuple(
+            angle.expand(shape[0], -1, -1, -1).reshape(-1, self.config.head_size)
+            for angle in angles
+        )
+        x = x.reshape(-1, shape[2])
+        for layer, block in enumerate(self.blocks):
+            attention, mlp = block.attention, block.mlp
+            keys, values = cache.keys[layer], cache.values[layer]
+            q = kernels.queries_keys_values(
+                x, stored(attention.q_proj), stored(attention.k_proj), stored(attention.v_proj),
+                block.attention_norm.weight, eps, angles, keys, values, cache.position,
+            )  # fmt: skip
+            h = kernels.attend(q, keys, values, cache.padding, cache.position)
+            x = kernels.linear(h, stored(attention.o_proj), residual=x)
+            gate, up = stored(mlp.gate_proj), stored(mlp.up_proj)
+            h = kernels.linear(x, gate, norm=block.mlp_norm.weight, eps=eps, up=up)
+            x = kernels.linear(h, stored(mlp.down_proj), residual=x)
+        cache.advance(shape[1])
+        return self.norm(x).view(shape)
+
+
+@torch.inference_mode()
+def check(device: torch.device) -> None:
+    """Raises an error where the kernels do not work on `device` as they should."""
+    plain = nn.Linear(256, 64, False, device, torch.float16)
+    x = torch.randn(3, 256, device=device, dtype=torch.float16)
+    torch.testing.assert_close(GpuLinear(plain)(x), plain(x), rtol=1e-2, atol=1e-2)
