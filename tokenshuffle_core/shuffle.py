@@ -98,9 +98,10 @@ class WindowHead(nn.Module):
         depends on those before it.
         """
         last = first + states.shape[-2]
-        place = torch.arange(last, device=states.device)
-        earlier = place[first:, None] > place[:-1]
-        relations = self.relations[first:last, : last - 1] * earlier[..., None]
+        relations = self.relations[first:last, : last - 1]
+        if states.shape[-2] > 1:
+            place = torch.arange(last, device=states.device)
+            relations = relations * (place[first:, None] > place[:-1])[..., None]
         embedded = self.code_embedding(codes[..., : last - 1])
         context = torch.einsum("ijh,...jh->...ih", relations, embedded)
         return states + self.output(F.gelu(self.input(self.norm(states)) + context))

@@ -18,7 +18,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ..transformer import KVCache, positions_of
+from ..config import ModelConfig
+from ..transformer import KVCache, Layout, positions_of, rotary_angles
 from .pace import Pace
 
 if TYPE_CHECKING:
@@ -38,14 +39,27 @@ class StaticCache(KVCache):
 
     reach: int | None = None
 
+    def __init__(
+        self,
+        config: ModelConfig,
+        padding: Tensor,
+        capacity: int,
+        dtype: torch.dtype,
+        layout: Layout | None = None,
+    ):
+        super().__init__(config, padding, capacity, dtype, layout)
+        for stored in (*self.keys, *self.values):  # nan would get through the mask
+            stored.zero_()
+        self.position = torch.zeros((), dtype=torch.int64, device=padding.device)
+        self.paddings = torch.zeros_like(padding)
+        # The rotary angles of the token at each place, less the padding where that counts.
+        places = positions_of(torch.arange(capacity, device=padding.device)[None], None, layout)
+        self.angles = tuple(angle[0, 0] for angle in rotary_angles(places, config))
+        self.shift = self.paddings if layout is None else torch.zeros_like(padding)
+
     def start(self, padding: Tensor) -> None:
         super().start(padding)
         self.reach = None
-        if not hasattr(self, "position"):
-            self.position = torch.zeros((), dtype=torch.int64, device=padding.device)
-            self.paddings = torch.zeros_like(padding)
-            for stored in (*self.keys, *self.values):  # nan would get through the mask
-                stored.zero_()
 
     def hold(self) -> None:
         """Keep the length on the device, and the padding at the same address for each sequence."""
@@ -67,12 +81,8 @@ class StaticCache(KVCache):
         slots = torch.arange(self.reach, device=self.padding.device)
         index = self.position + slots[:length, None]
         visible = (slots <= index) & (slots >= self.padding[:, None, None])
-        return self.positions(length), visible[:, None]
-
-    def positions(self, length: int) -> Tensor:
-        """Those of the next `length` tokens, as `positions_of`."""
-        index = self.position + torch.arange(length, device=self.padding.device)
-        return positions_of(index.expand(len(self.padding), -1), self.padding, self.layout)
+        index = index.T.expand(len(self.padding), length)
+        return positions_of(index, self.padding, self.layout), visible[:, None]
 
     def advance(self, length: int) -> None:
         if self.reach is None:

@@ -7,7 +7,7 @@ or copied.
 import torch
 from torch import Tensor, nn
 
-from ..transformer import KVCache, Layout, Transformer, rotary_angles
+from ..transformer import KVCache, Layout, Transformer
 from . import triton_kernels as kernels
 from .cuda_graphs import StaticCache
 from .quantize import QuantizedLinear
@@ -85,18 +85,14 @@ class GpuTransformer(Swapped):
         if not held or x.shape[0] * x.shape[1] > MOST_TOKENS or torch.is_grad_enabled():
             return self.plain[0](x, padding, cache, layout)
         shape, eps = x.shape, self.config.norm_eps
-        angles = rotary_angles(cache.positions(shape[1]), self.config)
-        angles = tuple(
-            angle.expand(shape[0], -1, -1, -1).reshape(-1, self.config.head_size)
-            for angle in angles
-        )
+        angles, shift = cache.angles, cache.shift
         x = x.reshape(-1, shape[2])
         for layer, block in enumerate(self.blocks):
             attention, mlp = block.attention, block.mlp
             keys, values = cache.keys[layer], cache.values[layer]
             q = kernels.queries_keys_values(
                 x, stored(attention.q_proj), stored(attention.k_proj), stored(attention.v_proj),
-                block.attention_norm.weight, eps, angles, keys, values, cache.position,
+                block.attention_norm.weight, eps, angles, shift, keys, values, cache.position,
             )  # fmt: skip
             h = kernels.attend(q, keys, values, cache.padding, cache.position)
             x = kernels.linear(h, stored(attention.o_proj), residual=x)

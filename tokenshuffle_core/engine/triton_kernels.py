@@ -99,7 +99,7 @@ def _linear(
 
 @triton.jit
 def _queries_keys_values(
-    x, wq, wk, wv, q_scales, k_scales, v_scales, norm, cos, sin, position,
+    x, wq, wk, wv, q_scales, k_scales, v_scales, norm, cos, sin, shift, position,
     queries, keys, values, rows, together, capacity, eps,
     heads: tl.constexpr, kv_heads: tl.constexpr, half: tl.constexpr, columns: tl.constexpr,
     kind: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr,
@@ -124,14 +124,15 @@ def _queries_keys_values(
     a *= inverse
     b *= inverse
     is_row = m[:, None] < rows
-    if head < heads + kv_heads:
-        angle = m[:, None] * 2 * half + j[None, :]
-        c = tl.load(cos + angle, mask=is_row, other=0.0)
-        s = tl.load(sin + angle + half, mask=is_row, other=0.0)
-        a, b = a * c - b * s, b * c + a * s
     # Row m is token m % together of sequence m // together.
     row = (m // together).to(tl.int64)
     slot = tl.load(position) + m % together
+    if head < heads + kv_heads:
+        place = tl.maximum(slot - tl.load(shift + row, mask=m < rows, other=0), 0)
+        angle = place[:, None] * 2 * half + j[None, :]
+        c = tl.load(cos + angle, mask=is_row, other=0.0)
+        s = tl.load(sin + angle + half, mask=is_row, other=0.0)
+        a, b = a * c - b * s, b * c + a * s
     stored = ((row * kv_heads + own) * capacity + slot) * 2 * half
     if head < heads:
         target = queries + (m[:, None] * heads + own) * 2 * half + j[None, :]
@@ -273,14 +274,16 @@ def queries_keys_values(
     norm: Tensor,
     eps: float,
     angles: tuple[Tensor, Tensor],
+    shift: Tensor,
     keys: Tensor,
     values: Tensor,
     position: Tensor,
 ) -> Tensor:
-    """RMSNorm of x (rows, in), the three products, and the rotary embedding by `angles`, cosine and
-    sine (rows, head_size) as from `rotary_angles`. Keys and values go into the cache of one layer
-    (B, kv_heads, capacity, head_size) from `position` () on, row by row of its rows / B tokens.
-    Returns the queries (rows, heads, head_size)."""
+    """RMSNorm of x (rows, in), the three products, and the rotary embedding. Keys and values go into
+    the cache of one layer (B, kv_heads, capacity, head_size) at `position` (), those of rows / B
+    tokens of each sequence. `angles` are cosine and sine (capacity, head_size) as from
+    `rotary_angles`; a token at place i of its sequence has those of i - shift (B,). Returns the
+    queries (rows, heads, head_size)."""
     rows, columns = x.shape
     batch, kv_heads, capacity, size = keys.shape
     heads = len(q[0]) // size
@@ -288,7 +291,7 @@ def queries_keys_values(
     queries = torch.empty(rows, heads, size, dtype=x.dtype, device=x.device)
     blocks = (heads + 2 * kv_heads) * (size // 2 // sizes["block_n"])
     _queries_keys_values[(triton.cdiv(rows, sizes["block_m"]), blocks)](
-        x, q[0], k[0], v[0], q[1], k[1], v[1], norm, *angles, position, queries, keys, values,
+        x, q[0], k[0], v[0], q[1], k[1], v[1], norm, *angles, shift, position, queries, keys, values,
         rows, rows // batch, capacity, eps, heads, kv_heads, size // 2, columns, q[2], **sizes,
     )  # fmt: skip
     return queries
