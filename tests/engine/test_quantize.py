@@ -23,7 +23,8 @@ from tokenshuffle_core.training.start import Changes, trained_pipeline
 
 @pytest.mark.parametrize(("kind", "bound"), [("int8", 1 / 254), ("fp8", 1 / 16)])
 def test_numbers_are_the_nearest(kind, bound):
-    """int8 is off by at most half a step of the row's largest over 127, fp8 by its last bit."""
+    """int8 is off by at most half a step of the row's largest over 127, fp8 by its last bit. For
+    int4 see test_int4.py."""
     x = torch.randn(20, 64) * torch.logspace(-3, 3, 20)[:, None]
     numbers, scale = quantized(x, KINDS[kind])
     error = (numbers.float() * scale - x).abs()
@@ -32,7 +33,7 @@ def test_numbers_are_the_nearest(kind, bound):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(("kind", "bound"), [("int8", 0.02), ("fp8", 0.05)])
+@pytest.mark.parametrize(("kind", "bound"), [("int8", 0.02), ("fp8", 0.05), ("int4", 0.2)])
 @pytest.mark.parametrize("shape", [(1,), (2, 1), (3, 40)])
 def test_layer_computes_what_the_whole_weights_do(kind, bound, shape):
     layer = nn.Linear(128, 96, bias=False)
@@ -122,10 +123,10 @@ def test_float16_does_not_overflow(kind):
     whole = nn.Linear(64, 32, bias=False).half()
     layer = QuantizedLinear.of(whole, KINDS[kind])
     x = 60 * torch.randn(3, 64).half()
-    found = F.linear(x, layer.weight.half() * layer.scale.half())
+    found = F.linear(x, layer.dequantized(torch.float16))
     assert layer(x).isfinite().all()
-    # One byte an activation, without VNNI one bit less, of sums up to some 100.
-    torch.testing.assert_close(layer(x), found, rtol=5e-2, atol=1 if VNNI or kind == "fp8" else 2)
+    # int8: one byte an activation, without VNNI one bit less, of sums up to some 100.
+    torch.testing.assert_close(layer(x), found, rtol=5e-2, atol=1 if VNNI or kind != "int8" else 2)
 
 
 @torch.inference_mode()

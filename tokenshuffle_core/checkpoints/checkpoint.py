@@ -74,7 +74,8 @@ def skeleton(shape: ModelConfig | ImageTokenizerConfig) -> TokenShuffleModel | I
 def fill(
     module: nn.Module, weights: Weights, where: str, device: str | torch.device, dtype: torch.dtype
 ) -> nn.Module:
-    """Load weights into a skeleton, on `device` and, except quantised ones, in `dtype`, for inference.
+    """Load weights into a skeleton for inference, on `device` and in `dtype` (except quantised
+    ones).
 
     Raises ValueError, starting with `where`, for names or shapes that differ and for values that
     are not finite.

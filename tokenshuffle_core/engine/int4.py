@@ -14,7 +14,7 @@ from torch import Tensor
 GROUP = 128
 # What the largest weight of a group may become, in scales. -8 uses the whole range; beyond it the
 # largest are clipped, which makes the steps between the others smaller.
-LARGEST = (-7.0, -7.5, -8.0, -8.5, -9.0, -9.5, -10.0)
+LARGEST = (-7.5, -8.0, -8.5, -9.0, -9.5)
 AT_ONCE = 2**18  # weights, which a core's cache holds
 
 
@@ -72,7 +72,7 @@ def dequantized(weight: Tensor, scale: Tensor, columns: int, dtype: torch.dtype)
         numbers = torch.cat([packed & 15, packed >> 4], -1).to(dtype).sub_(8)
         part, scale = scale.split([packed.shape[1], scale.shape[1] - packed.shape[1]], 1)
         parts.append(numbers.mul_(part).flatten(1))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)[:, :columns]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, 1))[:, :columns]
 
 
 def _groups(x: Tensor, size: int) -> Iterator[Tensor]:
