@@ -7,6 +7,7 @@ from torch import nn
 from tokenshuffle_core import pipeline
 from tokenshuffle_core.adapt.grow import grow
 from tokenshuffle_core.adapt.lora import add_lora, read_lora, save_lora
+from tokenshuffle_core.checkpoints import BUNDLED
 from tokenshuffle_core.cli.main import main
 from tokenshuffle_core.config import WEIGHT_KINDS
 from tokenshuffle_core.engine import windows_ahead
@@ -139,3 +140,33 @@ def test_a_picture_does_not_depend_on_its_batch():
     *_, alone = loaded.sample([ids], [], loaded.config.generation, [3])
     *_, batch = loaded.sample([ids, ids], [], loaded.config.generation, [3, 4])
     assert torch.equal(alone.codes, batch.codes[:1])
+
+
+def test_only_what_is_quantised_changes_in_a_file_of_16_bits(tmp_path):
+    """4-bit numbers and their scales take a bit more than half of what 8-bit ones do."""
+    before, sizes = load_file(BUNDLED), {}
+    for kind in ("int8", "int4"):
+        path = tmp_path / f"{kind}.safetensors"
+        assert main(["quantize", "--weights", kind, "-o", str(path)]) == 0
+        after = load_file(path)
+        small = {name.removesuffix("scale") for name in after if name.endswith(".scale")}
+        sizes[kind] = sum(after[f"{name}{x}"].nbytes for name in small for x in ("weight", "scale"))
+        for name, tensor in before.items():
+            if name.removesuffix("weight") not in small:
+                assert tensor.dtype == after[name].dtype == torch.float16
+                assert torch.equal(tensor, after[name])
+        whole = sum(tensor.nbytes for tensor in after.values())
+        assert whole == sizes[kind] + sum(
+            x.nbytes for name, x in before.items() if name.removesuffix("weight") not in small
+        )
+    assert 0.5 < sizes["int4"] / sizes["int8"] < 0.53
+
+
+def test_info_names_the_kind(tiny, tmp_path, capsys):
+    small = tmp_path / "small.safetensors"
+    assert main(["quantize", "--model", str(tiny), "--weights", "int4", "-o", str(small)]) == 0
+    for path, expected in ((small, ["weights: int4"]), (tiny, [])):
+        capsys.readouterr()
+        assert main(["info", str(path)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line for line in lines if line.startswith("weights:")] == expected

@@ -24,9 +24,9 @@ LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer with `weight` (out, in) in 8 bits times `scale` (out, 1) float32; or in 4 bits,
-    as int4.py packs them: `weight` (out, in / 2) uint8 and `scale` (out, in / 128) bfloat16. Its
-    bias is not quantised."""
+    """A linear layer with `weight` (out, in) in 8 bits times `scale` (out, 1) float32; for int4,
+    with a packed `weight` (out, in / 2) uint8 and `scale` (out, in / 128) bfloat16. Its bias is not
+    quantised."""
 
     def __init__(self, columns: int, rows: int, dtype: torch.dtype, bias: bool = False):
         super().__init__()
