@@ -105,7 +105,8 @@ def measure(pipeline: Pipeline, whole: Pipeline | None, size: int, batch: int, o
     medians = {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
     return {
         "window": window, "size": size, "batch": batch,
-        "parameters": sum(p.numel() for p in model.parameters()), "steps": steps,
+        "parameters": sum(p.numel() for p in (whole or pipeline).model.parameters()),
+        "steps": steps,
         "step": medians["picture"] / steps, "bytes": read,
         "plain": None, "transformers": None, "whole": None,
     } | medians  # fmt: skip
