@@ -6,8 +6,8 @@ A step reads each weight and the KV cache once. These bytes divided by the measu
 sum over as many bytes on a CPU, of a copy on a GPU) are the floor. Everything is measured in turn
 in one process; times are medians of the rounds. "x plain" is the speed relative to the core's loop
 without its engine; "x transformers" to that library's `generate` with a LLaMA of the same size and
-as many steps and rows; "x whole", for 8-bit weights, to the same model before quantisation. Random
-weights, guidance on (two rows a picture), 16 pixels to a code.
+as many steps and rows; "x whole", for quantised weights, to the same model before quantisation.
+Random weights, guidance on (two rows a picture), 16 pixels to a code.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main() -> None:
         "--stored", choices=("float32", "float16", "bfloat16"), default="float32",
         help="round the weights to what a file in this dtype holds",
     )  # fmt: skip
-    parser.add_argument("--weights", choices=WEIGHT_KINDS, help="8-bit weights")
+    parser.add_argument("--weights", choices=WEIGHT_KINDS, help="quantised weights")
     parser.add_argument("--ahead", type=int, default=1, help="windows that a step samples")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5)
@@ -105,7 +105,8 @@ def measure(pipeline: Pipeline, whole: Pipeline | None, size: int, batch: int, o
     medians = {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
     return {
         "window": window, "size": size, "batch": batch,
-        "parameters": sum(p.numel() for p in model.parameters()), "steps": steps,
+        "parameters": sum(p.numel() for p in (whole or pipeline).model.parameters()),
+        "steps": steps,
         "step": medians["picture"] / steps, "bytes": read,
         "plain": None, "transformers": None, "whole": None,
     } | medians  # fmt: skip

@@ -1,4 +1,4 @@
-"""The quality that 8-bit weights cost the bundled model.
+"""The quality that quantised weights cost the bundled model.
 
     python -m benchmarks.quality DATA --json quality.json
 

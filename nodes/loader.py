@@ -33,8 +33,9 @@ class TokenShuffleLoader(io.ComfyNode):
                     options=[AS_STORED, *WEIGHT_KINDS],
                     default=AS_STORED,
                     optional=True,
-                    tooltip="8-bit weights take half the memory of 16-bit weights and change the "
-                    "pictures slightly. int8 is for CPUs; fp8 is for recent GPUs.",
+                    tooltip="int8 and fp8 take half the memory of 16-bit weights and change the "
+                    "pictures slightly; int8 is for CPUs, fp8 for recent GPUs. int4 takes a "
+                    "quarter and changes them more.",
                 ),
             ],
             outputs=[

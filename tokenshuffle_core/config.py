@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass, field
 
 SCHEDULES = ("constant", "linear", "half-linear")
-WEIGHT_KINDS = ("int8", "fp8")  # the kinds of 8-bit weights
+WEIGHT_KINDS = ("int8", "fp8", "int4")  # the kinds of quantised weights
 FAMILIES = ("llamagen", "janus", "llama", "vq")  # checkpoints published by other projects
 MAX_PIXELS = 8192 * 8192
 # Without these limits an untrusted file could make its reader run forever.

@@ -214,7 +214,7 @@ class Pipeline:
         return encode_images(self.image_tokenizer, images, device)
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write a checkpoint file; `dtype` converts all but 8-bit weights. Raises OSError."""
+        """Write a checkpoint file; `dtype` converts all but quantised weights. Raises OSError."""
         checkpoints.save(path, **vars(self), dtype=dtype)
 
 

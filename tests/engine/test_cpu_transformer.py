@@ -22,7 +22,7 @@ def transformer_of(**changes) -> Transformer:
 @pytest.mark.parametrize("kv_heads", [1, CONFIG.heads])
 @pytest.mark.parametrize("padding", [[0], [0, 0], [0, 2], [3, 0, 1, 0]])
 @pytest.mark.parametrize("lengths", [(5, 1, 1, 1), (4, 2, 1), (2, 5)])
-@pytest.mark.parametrize("weights", [None, "int8", "fp8"])
+@pytest.mark.parametrize("weights", [None, "int8", "fp8", "int4"])
 def test_hidden_states_are_the_transformers(kv_heads, padding, lengths, weights):
     transformer = transformer_of(kv_heads=kv_heads)
     if weights:

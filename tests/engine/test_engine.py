@@ -43,7 +43,7 @@ def test_pictures_are_those_of_the_plain_loop(temperature, stored):
         assert not engine.packed_nbytes(loaded.model)
 
 
-@pytest.mark.parametrize("kind", [None, "int8", "fp8"])
+@pytest.mark.parametrize("kind", [None, "int8", "fp8", "int4"])
 def test_release_leaves_what_was_loaded(kind):
     model = load().model
     if kind:

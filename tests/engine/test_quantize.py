@@ -7,6 +7,7 @@ from torch import nn
 from tokenshuffle_core import pipeline
 from tokenshuffle_core.adapt.grow import grow
 from tokenshuffle_core.adapt.lora import add_lora, read_lora, save_lora
+from tokenshuffle_core.checkpoints import BUNDLED
 from tokenshuffle_core.cli.main import main
 from tokenshuffle_core.config import WEIGHT_KINDS
 from tokenshuffle_core.engine import windows_ahead
@@ -23,7 +24,8 @@ from tokenshuffle_core.training.start import Changes, trained_pipeline
 
 @pytest.mark.parametrize(("kind", "bound"), [("int8", 1 / 254), ("fp8", 1 / 16)])
 def test_numbers_are_the_nearest(kind, bound):
-    """int8 is off by at most half a step of the row's largest over 127, fp8 by its last bit."""
+    """int8 is off by at most half a step of the row's largest over 127, fp8 by its last bit. For
+    int4 see test_int4.py."""
     x = torch.randn(20, 64) * torch.logspace(-3, 3, 20)[:, None]
     numbers, scale = quantized(x, KINDS[kind])
     error = (numbers.float() * scale - x).abs()
@@ -32,7 +34,7 @@ def test_numbers_are_the_nearest(kind, bound):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(("kind", "bound"), [("int8", 0.02), ("fp8", 0.05)])
+@pytest.mark.parametrize(("kind", "bound"), [("int8", 0.02), ("fp8", 0.05), ("int4", 0.2)])
 @pytest.mark.parametrize("shape", [(1,), (2, 1), (3, 40)])
 def test_layer_computes_what_the_whole_weights_do(kind, bound, shape):
     layer = nn.Linear(128, 96, bias=False)
@@ -122,10 +124,10 @@ def test_float16_does_not_overflow(kind):
     whole = nn.Linear(64, 32, bias=False).half()
     layer = QuantizedLinear.of(whole, KINDS[kind])
     x = 60 * torch.randn(3, 64).half()
-    found = F.linear(x, layer.weight.half() * layer.scale.half())
+    found = F.linear(x, layer.dequantized(torch.float16))
     assert layer(x).isfinite().all()
-    # One byte an activation, without VNNI one bit less, of sums up to some 100.
-    torch.testing.assert_close(layer(x), found, rtol=5e-2, atol=1 if VNNI or kind == "fp8" else 2)
+    # int8: one byte an activation, without VNNI one bit less, of sums up to some 100.
+    torch.testing.assert_close(layer(x), found, rtol=5e-2, atol=1 if VNNI or kind != "int8" else 2)
 
 
 @torch.inference_mode()
@@ -138,3 +140,33 @@ def test_a_picture_does_not_depend_on_its_batch():
     *_, alone = loaded.sample([ids], [], loaded.config.generation, [3])
     *_, batch = loaded.sample([ids, ids], [], loaded.config.generation, [3, 4])
     assert torch.equal(alone.codes, batch.codes[:1])
+
+
+def test_only_what_is_quantised_changes_in_a_file_of_16_bits(tmp_path):
+    """4-bit numbers and their scales take a bit more than half of what 8-bit ones do."""
+    before, sizes = load_file(BUNDLED), {}
+    for kind in ("int8", "int4"):
+        path = tmp_path / f"{kind}.safetensors"
+        assert main(["quantize", "--weights", kind, "-o", str(path)]) == 0
+        after = load_file(path)
+        small = {name.removesuffix("scale") for name in after if name.endswith(".scale")}
+        sizes[kind] = sum(after[f"{name}{x}"].nbytes for name in small for x in ("weight", "scale"))
+        for name, tensor in before.items():
+            if name.removesuffix("weight") not in small:
+                assert tensor.dtype == after[name].dtype == torch.float16
+                assert torch.equal(tensor, after[name])
+        whole = sum(tensor.nbytes for tensor in after.values())
+        assert whole == sizes[kind] + sum(
+            x.nbytes for name, x in before.items() if name.removesuffix("weight") not in small
+        )
+    assert 0.5 < sizes["int4"] / sizes["int8"] < 0.53
+
+
+def test_info_names_the_kind(tiny, tmp_path, capsys):
+    small = tmp_path / "small.safetensors"
+    assert main(["quantize", "--model", str(tiny), "--weights", "int4", "-o", str(small)]) == 0
+    for path, expected in ((small, ["weights: int4"]), (tiny, [])):
+        capsys.readouterr()
+        assert main(["info", str(path)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line for line in lines if line.startswith("weights:")] == expected

@@ -21,7 +21,7 @@ Weights = dict[str, Callable[[], Tensor]]  # our name -> function that reads the
 class Checkpoint:
     """A file or a folder whose weights are read on demand.
 
-    `kind` is that of the model's 8-bit weights, None for whole ones.
+    `kind` is that of the model's quantised weights, None for whole ones.
     """
 
     path: Path
@@ -74,7 +74,8 @@ def skeleton(shape: ModelConfig | ImageTokenizerConfig) -> TokenShuffleModel | I
 def fill(
     module: nn.Module, weights: Weights, where: str, device: str | torch.device, dtype: torch.dtype
 ) -> nn.Module:
-    """Load weights into a skeleton, on `device` and, except 8-bit ones, in `dtype`, for inference.
+    """Load weights into a skeleton for inference, on `device` and in `dtype` (except quantised
+    ones).
 
     Raises ValueError, starting with `where`, for names or shapes that differ and for values that
     are not finite.
@@ -109,7 +110,7 @@ def checked(read: Callable[[], Tensor], where: str, shape: torch.Size) -> Tensor
         raise ValueError(
             f"{where} has shape {tuple(x.shape)}, the configuration asks for {tuple(shape)}"
         )
-    if not x.is_floating_point() and x.dtype != torch.int8:
+    if not x.is_floating_point() and x.dtype not in (torch.int8, torch.uint8):
         raise ValueError(f"{where} holds {x.dtype}, not weights")
     # The minimum or maximum of values that are not all finite is not finite either.
     if not torch.stack((x.float() if x.itemsize == 1 else x).aminmax()).isfinite().all():

@@ -26,7 +26,7 @@ from .checkpoint import Checkpoint, Weights
 CONFIG = "tokenshuffle.config"
 IMAGE_TOKENIZER = "tokenshuffle.image_tokenizer"
 TEXT_TOKENIZER = "tokenshuffle.text_tokenizer"
-WEIGHTS = "tokenshuffle.weights"  # the kind of 8-bit weights; no such key without them
+WEIGHTS = "tokenshuffle.weights"  # the kind of quantised weights; no such key without them
 PROMPTS = "tokenshuffle.prompts"  # the prompt encoder's kind
 SIZES = "tokenshuffle.sizes"  # part of the card: the sizes that the model was trained on
 ARCHITECTURE = "token-shuffle"
@@ -84,7 +84,7 @@ def save(
     card: dict[str, str],
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a checkpoint; `dtype` converts all weights except 8-bit ones. Raises OSError."""
+    """Write a checkpoint; `dtype` converts all weights except quantised ones. Raises OSError."""
     metadata = metadata_of(config, text_tokenizer, card)
     if kind := kind_of(model):
         metadata[WEIGHTS] = kind

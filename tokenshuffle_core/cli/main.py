@@ -75,6 +75,8 @@ def _info(options) -> None:
                 f"{options.model} is neither an existing file nor a preset ({presets})"
             ) from None
         config, card = checkpoint.config, checkpoint.card
+        if checkpoint.kind:
+            card = {"tokenshuffle.weights": checkpoint.kind} | card
     for key, value in card.items():
         print(f"{key.partition('.')[2]}: {value}")
     titles = {}

@@ -3,8 +3,8 @@
 
 from pathlib import Path
 
-from ..config import FAMILIES
-from .options import add_model, check_output, command, load
+from ..config import FAMILIES, WEIGHT_KINDS
+from .options import add_model, check_output, command, load, model_path
 
 
 def add(commands) -> None:
@@ -35,7 +35,9 @@ def add(commands) -> None:
     )
     parser.add_argument("-o", "--output", required=True, metavar="FILE.safetensors")
     add_model(parser)
-    parser = command(commands, "quantize", _quantize, "Write a checkpoint with 8-bit weights.")
+    parser = command(
+        commands, "quantize", _quantize, "Write a checkpoint with 8-bit or 4-bit weights."
+    )
     parser.add_argument("-o", "--output", required=True, metavar="FILE.safetensors")
     add_model(parser)
     parser = command(commands, "grow", _grow, "Give a checkpoint other windows, for more training.")
@@ -85,13 +87,19 @@ def _merge(options) -> None:
 
 def _quantize(options) -> None:
     if not options.weights:
-        raise ValueError("quantize needs --weights int8 or --weights fp8")
-    _rewrite(options)
+        raise ValueError(f"quantize needs --weights with one of {', '.join(WEIGHT_KINDS)}")
+    from ..checkpoints import read
+
+    # What is not quantised stays as small as it was stored.
+    checkpoint = read(model_path(options))
+    parts = checkpoint.model_weights, checkpoint.image_tokenizer_weights
+    dtypes = {weight().dtype for part in parts for weight in part.values()}
+    _rewrite(options, dtypes.pop() if len(dtypes) == 1 else None)
 
 
-def _rewrite(options) -> None:
+def _rewrite(options, dtype=None) -> None:
     output = check_output(options.output, ".safetensors")
-    load(options).save(output)
+    load(options).save(output, dtype)
     print(output)
 
 

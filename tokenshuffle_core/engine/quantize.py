@@ -1,7 +1,8 @@
-"""Linear layers with 8-bit weights: int8, or float8 (e4m3), which recent GPUs multiply natively.
+"""Linear layers with small weights: int8, float8 (e4m3), which recent GPUs multiply natively, and
+int4 (int4.py).
 
-Each row of a weight has its own scale: its largest magnitude over the largest number of the type.
-The same holds for each input row where a kernel takes 8-bit input as well. The kernels are
+Each row of an 8-bit weight has its own scale: its largest magnitude over the largest number of the
+type. The same holds for each input row where a kernel takes 8-bit input as well. The kernels are
 PyTorch's. On a device without one, the weights are expanded on each use, which saves memory but not
 time.
 """
@@ -15,35 +16,53 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import WEIGHT_KINDS
+from . import int4
 
-KINDS = dict(zip(WEIGHT_KINDS, (torch.int8, torch.float8_e4m3fn), strict=True))
+# Kind -> the type of the weights' tensors, which no other tensor of a model has.
+KINDS = dict(zip(WEIGHT_KINDS, (torch.int8, torch.float8_e4m3fn, torch.uint8), strict=True))
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer with `weight` (out, in) in 8 bits times `scale` (out, 1) float32; its bias is
-    not quantised."""
+    """A linear layer with `weight` (out, in) in 8 bits times `scale` (out, 1) float32; for int4,
+    with a packed `weight` (out, in / 2) uint8 and `scale` (out, in / 128) bfloat16. Its bias is not
+    quantised."""
 
     def __init__(self, columns: int, rows: int, dtype: torch.dtype, bias: bool = False):
         super().__init__()
-        self.weight = _fixed(torch.empty(rows, columns, dtype=dtype))
-        self.scale = _fixed(torch.empty(rows, 1, dtype=torch.float32))
+        self.columns = columns
+        is_int4 = dtype == torch.uint8
+        weight, scale = int4.shapes(rows, columns) if is_int4 else ((rows, columns), (rows, 1))
+        self.weight = _fixed(torch.empty(weight, dtype=dtype))
+        self.scale = _fixed(torch.empty(scale, dtype=torch.bfloat16 if is_int4 else torch.float32))
         self.register_parameter("bias", _fixed(torch.empty(rows)) if bias else None)
 
     @classmethod
     def of(cls, layer: nn.Linear, dtype: torch.dtype) -> "QuantizedLinear":
-        new = cls(*layer.weight.shape[::-1], dtype, layer.bias is not None)
-        weight, scale = quantized(layer.weight.detach().float(), dtype)
-        new.weight, new.scale = _fixed(weight), _fixed(scale)
+        with layer.weight.device:
+            new = cls(*layer.weight.shape[::-1], dtype, layer.bias is not None)
+        if not layer.weight.is_meta:
+            weight, scale = quantized(layer.weight.detach().float(), dtype)
+            new.weight, new.scale = _fixed(weight), _fixed(scale)
         if layer.bias is not None:
             new.bias = _fixed(layer.bias.detach())
         return new
 
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        """The whole weight (out, in)."""
+        if self.weight.dtype == torch.uint8:
+            return int4.dequantized(self.weight, self.scale, self.columns, dtype)
+        return self.weight.to(dtype) * self.scale.to(dtype)
+
     def forward(self, x: Tensor) -> Tensor:
-        is_fp8 = self.weight.dtype == torch.float8_e4m3fn
-        fits = is_fp8 and x.device.type == "cuda" and not any(n % 16 for n in self.weight.shape)
-        y = self._scaled(x) if fits and _multiplies_fp8(x.device) else multiply([self], x)
+        y = self._scaled(x) if self.rounds_fp8(x.device) else multiply([self], x)
         return y if self.bias is None else y + self.bias
+
+    def rounds_fp8(self, device: torch.device) -> bool:
+        """Whether the layer's product on this device rounds its input to float8 as well."""
+        is_fp8 = self.weight.dtype == torch.float8_e4m3fn
+        fits = is_fp8 and device.type == "cuda" and not any(n % 16 for n in self.weight.shape)
+        return fits and _multiplies_fp8(device)
 
     def _scaled(self, x: Tensor) -> Tensor:
         rows, scale = quantized(x.flatten(0, -2).float(), self.weight.dtype)
@@ -71,7 +90,7 @@ def multiply(layers: Sequence[QuantizedLinear], x: Tensor, packed=None) -> Tenso
     """
     if x.device.type != "cpu" or layers[0].weight.dtype != torch.int8:
         # Scaled before the multiplication, since float16 would overflow otherwise.
-        y = [F.linear(x, layer.weight.to(x.dtype) * layer.scale.to(x.dtype)) for layer in layers]
+        y = [F.linear(x, layer.dequantized(x.dtype)) for layer in layers]
         return y[0] if len(y) == 1 else torch.cat(y, dim=-1)
     rows = x.reshape(-1, x.shape[-1])
     largest = torch.linalg.vector_norm(rows, torch.inf, -1, True).clamp_min_(1e-12).float()
@@ -115,14 +134,17 @@ VNNI = getattr(torch.cpu, "_is_vnni_supported", bool)()
 
 
 def quantized(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Float32 (rows, columns) -> the nearest numbers of `dtype`, and their scales (rows, 1)."""
+    """Float32 (rows, columns) -> the nearest numbers of `dtype`, and their scales (rows, 1); for
+    uint8, 4-bit ones as `int4.quantized` packs them."""
+    if dtype == torch.uint8:
+        return int4.quantized(x)
     scale = x.abs().amax(-1, keepdim=True).clamp_min(1e-12) / LARGEST[dtype]
     x = x / scale
     return (x.round() if dtype == torch.int8 else x).to(dtype), scale
 
 
 def quantize(model: nn.Module, kind: str) -> nn.Module:
-    """Give all linear layers of `model` 8-bit weights, in place; `kind` is one of KINDS. Raises
+    """Give all linear layers of `model` small weights, in place; `kind` is one of KINDS. Raises
     ValueError for another, and if the model is already quantised to a different one."""
     if kind not in KINDS:
         raise ValueError(f"weights must be one of {', '.join(KINDS)}, not {kind!r}")
@@ -141,6 +163,19 @@ def kind_of(model: nn.Module) -> str | None:
     """Which of KINDS the model is quantised to; None if it is not."""
     dtypes = {parameter.dtype for parameter in model.parameters()}
     return next((kind for kind, dtype in KINDS.items() if dtype in dtypes), None)
+
+
+def rounds_activations(model: nn.Module, device: torch.device) -> bool:
+    """Whether products of `model` on `device` round their input to 8 bits.
+
+    Then the last bits of floats, which vary with the number of rows, may change a picture. True for
+    int8 on a CPU and for fp8 on a GPU that multiplies it; int4, and what a device expands before
+    multiplying, is weight-only.
+    """
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    if device.type == "cpu":
+        return any(layer.weight.dtype == torch.int8 for layer in layers)
+    return any(layer.rounds_fp8(device) for layer in layers)
 
 
 def check_whole(model: nn.Module) -> None:
