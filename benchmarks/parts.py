@@ -21,8 +21,9 @@ import torch
 from tokenshuffle_core.config import LLAMAGEN_VQ16, GenerationConfig
 from tokenshuffle_core.engine import prepare
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
+from tokenshuffle_core.noise import draw_gumbel
 from tokenshuffle_core.pipeline import load
-from tokenshuffle_core.sampler import draw_gumbel, sample_windows
+from tokenshuffle_core.sampler import sample_windows
 
 from .measure import in_a_process, machine, numbers, peak_mib, seconds_of, write_rows
 from .models import random_pipeline

@@ -7,8 +7,9 @@ from transformers import TopKLogitsWarper, TopPLogitsWarper
 from tokenshuffle_core.config import GenerationConfig
 from tokenshuffle_core.engine import release
 from tokenshuffle_core.guidance import guide, scale_at
+from tokenshuffle_core.noise import AT_ONCE, GumbelNoise, draw_gumbel
 from tokenshuffle_core.pipeline import seeds_from
-from tokenshuffle_core.sampler import draw_gumbel, filter_logits, pad_left, sample, sample_codes
+from tokenshuffle_core.sampler import filter_logits, pad_left, sample, sample_codes
 
 SETTINGS = GenerationConfig(width=32, height=16, cfg=3.0, top_k=20, top_p=0.95)
 
@@ -54,6 +55,23 @@ def test_samples_follow_the_softmax():
     expected = (logits / 0.7).softmax(-1) * draws
     chi_square = ((codes[0].bincount(minlength=8) - expected).square() / expected).sum()
     assert chi_square < 24.3  # the 0.1 % point for seven degrees of freedom
+
+
+def test_noise_that_is_drawn_at_once_is_that_of_one_window_after_another():
+    alone, together = generators(0, 1), generators(0, 1)
+    windows = [draw_gumbel((4, 8), alone) for _ in range(6)]
+    assert torch.equal(draw_gumbel((6, 4, 8), together), torch.stack(windows, 1))
+
+
+def test_noise_is_kept_for_as_long_as_it_is_needed(monkeypatch):
+    monkeypatch.setitem(AT_ONCE, "cpu", 3 * 4 * 8)  # three windows
+    noise = GumbelNoise(2, (4, 8), 5, torch.device("cpu"))
+    noise.start(generators(0, 1))
+    expected = draw_gumbel((40, 4, 8), generators(0, 1))
+    for first in range(0, 30, 2):
+        noise.draw(first + 5)
+        index = torch.arange(first, first + 5)
+        assert torch.equal(noise.at(index), expected[:, index])
 
 
 def test_temperature_0_is_greedy():

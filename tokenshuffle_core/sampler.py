@@ -12,13 +12,11 @@ from . import engine as engines
 from .config import GenerationConfig, ModelConfig
 from .guidance import guide, scale_at
 from .model import TokenShuffleModel
+from .noise import GumbelNoise
 from .shuffle import shuffle, unshuffle
 from .transformer import KVCache, Layout
 
 LEAD = 3  # steps that may begin before the host knows which windows the first of them finished
-# Numbers of noise that are drawn at once: on a CPU they fit its cache. On a GPU the same seed draws
-# other numbers when it draws another number of them.
-AT_ONCE = {"cuda": 2**22, "cpu": 2**18}
 PROMPT_UNIT = 64  # room for prompts is a multiple of it, so that most prompts share a `Shape`
 
 
@@ -60,49 +58,6 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
         removed = torch.empty_like(before, dtype=torch.bool).scatter_(-1, order, before >= top_p)
         logits = logits.masked_fill(removed, -torch.inf)
     return logits
-
-
-class GumbelNoise:
-    """Noise of the Gumbel-max trick for the windows of a batch of pictures, (B, n, s * s, V)
-    float32; row i comes from generators[i] alone. Windows are drawn in order, many at a time, into
-    memory for `ahead` windows of each of `LEAD` steps, over those that are finished.
-
-    -log(-log1p(-u)) of a uniform u in float64 matches `exponential_` on some CPUs, but is identical
-    on all of them, and faster.
-    """
-
-    def __init__(self, batch: int, shape: tuple[int, int], ahead: int, device: torch.device):
-        self.chunk = max(1, AT_ONCE.get(device.type, AT_ONCE["cpu"]) // (shape[0] * shape[1]))
-        chunks = -(-(LEAD * ahead + self.chunk) // self.chunk)
-        self.memory = torch.empty(batch, chunks * self.chunk, *shape, device=device)
-
-    def start(self, generators: list[torch.Generator]) -> None:
-        self.generators, self.drawn = generators, 0
-
-    def draw(self, windows: int) -> None:
-        """Draw until there is noise for so many windows from the first one on."""
-        while self.drawn < windows:
-            first = self.drawn % self.memory.shape[1]
-            part = self.memory[:, first : first + self.chunk]
-            part.copy_(draw_gumbel(tuple(part.shape[1:]), self.generators))
-            self.drawn += self.chunk
-
-    def at(self, index: Tensor) -> Tensor:
-        """The noise of the windows `index` (n,)."""
-        return self.memory.index_select(1, index % self.memory.shape[1])
-
-
-def draw_gumbel(shape: tuple[int, ...], generators: list[torch.Generator]) -> Tensor:
-    """Gumbel noise (len(generators), *shape) float32; row i draws from generators[i] alone."""
-    exact = generators[0].device.type in ("cpu", "cuda")
-    dtype = torch.float64 if exact else torch.float32
-    uniform = [
-        torch.empty(shape, dtype=dtype, device=generator.device).uniform_(generator=generator)
-        for generator in generators
-    ]
-    exponential = torch.stack(uniform).neg_().log1p_().neg_().float()
-    # An infinite value would be nan for a code that is filtered out.
-    return exponential.clamp_min_(2**-25).log_().neg_()
 
 
 def sample_codes(logits: Tensor, settings: GenerationConfig, noise: Tensor | None) -> Tensor:
@@ -202,7 +157,7 @@ class Decoding:
         self.noise = self.scales = None
         if settings.temperature:
             noise = window**2, config.codebook_size
-            self.noise = GumbelNoise(shape.batch, noise, ahead, device)
+            self.noise = GumbelNoise(shape.batch, noise, LEAD * ahead, device)
         if settings.cfg != 1:
             places = [min(i, positions - 1) for i in range(positions + ahead)]
             scales = [scale_at(settings.schedule, settings.cfg, i, positions) for i in places]

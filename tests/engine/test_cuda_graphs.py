@@ -16,7 +16,8 @@ from tokenshuffle_core.config import GenerationConfig
 from tokenshuffle_core.engine import cuda_graphs
 from tokenshuffle_core.engine.cuda_graphs import StaticCache
 from tokenshuffle_core.engine.pace import Pace
-from tokenshuffle_core.sampler import AT_ONCE, LEAD, Decoding, pad_left, sample
+from tokenshuffle_core.noise import AT_ONCE
+from tokenshuffle_core.sampler import LEAD, Decoding, pad_left, sample
 from tokenshuffle_core.transformer import KVCache
 
 SETTINGS = GenerationConfig(cfg=3.0, temperature=0.7)
@@ -54,8 +55,8 @@ def assert_same(model, *arguments, **more):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"cfg": 1.0}, {"temperature": 0.0}, {"top_k": 7}, {"top_p": 0.6}, {"top_k": 9, "top_p": 0.8},
-        {"schedule": "linear"}, {"schedule": "constant"},
+        {"cfg": 1.0}, {"temperature": 0.0}, {"top_k": 7}, {"top_p": 0.6},
+        {"top_k": 9, "top_p": 0.8}, {"schedule": "linear"}, {"schedule": "constant"},
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("ahead", [1, 8])

@@ -77,10 +77,14 @@ def test_linear_layer_with_a_bias():
     plain = nn.Linear(64, 32, device=DEVICE)
     x = randn(2, 3, 64)
     torch.testing.assert_close(GpuLinear(plain)(x), plain(x), rtol=1e-5, atol=1e-5)
-    assert torch.equal(GpuLinear(plain)(x.expand(300, -1, -1, -1)), plain(x.expand(300, -1, -1, -1)))
+    assert torch.equal(
+        GpuLinear(plain)(x.expand(300, -1, -1, -1)), plain(x.expand(300, -1, -1, -1))
+    )
 
 
-@pytest.mark.parametrize(("rows", "outputs", "fitting"), [(16, 32, True), (24, 32, False), (32, 24, False)])
+@pytest.mark.parametrize(
+    ("rows", "outputs", "fitting"), [(16, 32, True), (24, 32, False), (32, 24, False)]
+)
 def test_which_layers_fit(rows, outputs, fitting):
     assert fits(nn.Linear(rows, outputs, device=DEVICE), DEVICE) == fitting
     assert not fits(nn.Linear(32, 32, device="meta"), DEVICE)

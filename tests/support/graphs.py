@@ -1,4 +1,4 @@
-"""CUDA graphs on a CPU: the operations of a function, recorded once and repeated on the same memory.
+"""CUDA graphs on a CPU: the operations of a function, recorded once, repeated on the same memory.
 
 As on a GPU, a repetition knows nothing of the host's numbers at that time, and a question to the
 device during the capture is an error.

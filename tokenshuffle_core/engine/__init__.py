@@ -21,7 +21,7 @@ from .cpu_linear import CpuLinear
 from .cpu_transformer import CpuTransformer
 from .cuda_graphs import KEPT, addresses, kept_nbytes, steps
 from .pace import FINISHED, Pace
-from .quantize import QuantizedLinear, kind_of
+from .quantize import QuantizedLinear, rounds_activations
 from .swapped import Swapped
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ __all__ = ["Pace", "pace", "packed_nbytes", "prepare", "release", "steps"]
 LAYERS = {"cpu": (CpuLinear, CpuTransformer)}  # for a linear layer and for the transformer
 LOCK = RLock()  # two threads may draw with one model
 ROWS = 64  # the most of a step
-# What is known of a model for as long as nobody calls `release`: the device and the addresses of the
-# weights that it is prepared for, and the number of windows that its steps sample.
+# What is known of a model until `release`: the device and the addresses of the weights that it is
+# prepared for, and how many windows its steps sample.
 PREPARED: "WeakKeyDictionary[nn.Module, tuple]" = WeakKeyDictionary()
 PACES: "WeakKeyDictionary[nn.Module, dict[tuple, Pace]]" = WeakKeyDictionary()
 # Exactly these classes: a subclass may be one that a host or a training has put in.
@@ -115,7 +115,7 @@ def pace(model: "TokenShuffleModel", shape: "Shape") -> Pace:
     guesses of its pictures, so it gains little. With activations rounded to 8 bits, the last bits
     of floats, which vary with the number of rows, would change pictures.
     """
-    if shape.batch > 1 or kind_of(model):
+    if shape.batch > 1 or rounds_activations(model, shape.device):
         return Pace(1)
     if shape.device.type == "cuda" and not isinstance(model.transformer, Swapped):
         return Pace(8)  # a fixed number, since in 16 bits another one may change pictures

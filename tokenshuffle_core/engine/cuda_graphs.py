@@ -1,5 +1,5 @@
-"""Steps as CUDA graphs: a replay is one call for the host, while launching the kernels of a step one
-by one takes longer than the device needs to run them.
+"""Steps as CUDA graphs: a replay is one call for the host, while launching a step's kernels one by
+one takes longer than the device needs to run them.
 
 A graph repeats the same kernels on the same memory, so the KV cache's length is stored on the
 device. Between replays the host only draws noise, for many steps at a time, and reads how many

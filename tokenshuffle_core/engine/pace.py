@@ -9,7 +9,7 @@ log = logging.getLogger(__name__)
 # harder to guess finishes fewer, in proportion: see `Pace.gain`.
 FINISHED = {1: 1.0, 8: 2.4, 16: 3.2, 32: 3.5}
 TRIALS = 3  # steps of each number: the first may pack weights, allocate or capture
-TRUST = 16  # steps whose worth `FINISHED` has, against those that were counted
+TRUST = 4  # windows: the weight of `FINISHED` against what was counted
 
 
 class Pace:

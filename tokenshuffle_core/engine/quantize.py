@@ -169,12 +169,12 @@ def rounds_activations(model: nn.Module, device: torch.device) -> bool:
     """Whether products of `model` on `device` round their input to 8 bits.
 
     Then the last bits of floats, which vary with the number of rows, may change a picture. True for
-    int8 on a CPU and for fp8 on a GPU that multiplies it; int4, and what a device expands before
-    multiplying, is weight-only.
+    int8 on a CPU and for fp8 on a GPU that multiplies it; int4, what a device expands before
+    multiplying, and layers that the engine has swapped on a GPU, are weight-only.
     """
-    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
     if device.type == "cpu":
-        return any(layer.weight.dtype == torch.int8 for layer in layers)
+        return kind_of(model) == "int8"
+    layers = (module for module in model.modules() if isinstance(module, QuantizedLinear))
     return any(layer.rounds_fp8(device) for layer in layers)
 
 

@@ -1,10 +1,11 @@
-"""Triton kernels for decoding on a GPU: products of a few rows that read each weight once and at the
-memory's speed, with what surrounds them in the same kernel, and attention over the filled part of
-the KV cache.
+"""Triton kernels for decoding on a GPU: products of a few rows that read each weight once, together
+with what surrounds them, and attention over the filled part of the KV cache.
 
 A row's result does not depend on how many rows there are: sums run over the same tiles in the same
 order. So a step of many windows computes the bits that steps of one window do, also in 16 bits.
 """
+
+from functools import cache
 
 import torch
 import triton
@@ -12,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 MOST_ROWS = 32  # of a tile; Triton sums larger ones in another order
-MEMORY = 96 * 1024  # bytes of shared memory for tiles: every GPU since 2020 has some more
+MEMORY = 96 * 1024  # bytes of shared memory for tiles: NVIDIA's GPUs since 2020 have more
 KEYS = 64  # in a tile of attention
 SPLIT = 256  # positions of the cache that one program attends to
 GROUP = tl.constexpr(128)  # columns with one scale in int4 weights
@@ -219,19 +220,31 @@ def _combine(
     tl.store(out + query * size + d, mixed.to(out.dtype.element_ty), mask=d < size)
 
 
-def tile(rows: int, outputs: int, columns: int, kind: int, itemsize: int) -> dict[str, int]:
-    """The sizes of a product's tiles and how they are pipelined. What a row's sum depends on,
-    `block_k`, follows from the weight alone. `itemsize` is that of x."""
+@cache
+def memory_of(device: torch.device) -> int:
+    """Bytes of shared memory for tiles, a few kept for other uses."""
+    if device.type != "cuda":
+        return MEMORY
+    about = torch.cuda.get_device_properties(device)
+    most = getattr(about, "shared_memory_per_block_optin", 0) or about.shared_memory_per_block
+    return min(MEMORY, most - 4096)
+
+
+def tile(
+    rows: int, outputs: int, columns: int, kind: int, itemsize: int, memory: int = MEMORY
+) -> dict[str, int]:
+    """The sizes of a product's tiles and how they are pipelined in `memory` bytes; `itemsize` is
+    that of x. Only `block_m` and the stages depend on the number of rows."""
     block_n = 16 if outputs < 4096 else 32 if outputs < 16384 else 64
     while outputs % block_n:
         block_n //= 2
     weight = {PLAIN.value: itemsize, EIGHT_BITS.value: 1, FOUR_BITS.value: 0.5}[kind]
     # At least three tiles in flight, also with the most rows.
-    largest = MEMORY / 3 / (MOST_ROWS * itemsize + block_n * weight)
+    largest = memory / 3 / (MOST_ROWS * itemsize + block_n * weight)
     widths = (512, 384, 256, 128) if kind == FOUR_BITS.value else (256, 128, 64, 32, 16)
     block_k = next(width for width in widths if columns % width == 0 and width <= largest)
     block_m = 16 if rows <= 16 else MOST_ROWS
-    flying = int(MEMORY / (block_k * (block_m * itemsize + block_n * weight)))
+    flying = int(memory / (block_k * (block_m * itemsize + block_n * weight)))
     return {
         "block_m": block_m, "block_n": block_n, "block_k": block_k,
         "num_stages": min(flying, 5) + 1, "num_warps": 2 if block_n <= 16 else 4,
@@ -250,12 +263,12 @@ def linear(
     up: Stored | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """x (rows, in) -> (rows, out): x weight^T, with RMSNorm of x before it if `norm` (in,) is given;
-    silu(x weight^T) * (x up^T) if `up` is, and plus `residual` (rows, out) if that is."""
+    """x (rows, in) -> x weight^T (rows, out), or silu(x weight^T) * (x up^T); with RMSNorm of x
+    before it by `norm` (in,), and `residual` (rows, out) added after it."""
     stored, scales, kind = weight
     rows, columns = x.shape
     outputs = len(stored)
-    sizes = tile(rows, outputs, columns, kind, x.itemsize)
+    sizes = tile(rows, outputs, columns, kind, x.itemsize, memory_of(x.device))
     out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
     second, second_scales, _ = up or weight
     _linear[(triton.cdiv(rows, sizes["block_m"]), outputs // sizes["block_n"])](
@@ -279,20 +292,21 @@ def queries_keys_values(
     values: Tensor,
     position: Tensor,
 ) -> Tensor:
-    """RMSNorm of x (rows, in), the three products, and the rotary embedding. Keys and values go into
-    the cache of one layer (B, kv_heads, capacity, head_size) at `position` (), those of rows / B
-    tokens of each sequence. `angles` are cosine and sine (capacity, head_size) as from
+    """RMSNorm of x (rows, in), the three products, and the rotary embedding. Keys and values go
+    into the cache of one layer (B, kv_heads, capacity, head_size) at `position` (), those of
+    rows / B tokens of each sequence. `angles` are cosine and sine (capacity, head_size) as from
     `rotary_angles`; a token at place i of its sequence has those of i - shift (B,). Returns the
     queries (rows, heads, head_size)."""
     rows, columns = x.shape
     batch, kv_heads, capacity, size = keys.shape
     heads = len(q[0]) // size
-    sizes = tile(rows, size // 2, columns, q[2], x.itemsize)
+    sizes = tile(rows, size // 2, columns, q[2], x.itemsize, memory_of(x.device))
     queries = torch.empty(rows, heads, size, dtype=x.dtype, device=x.device)
     blocks = (heads + 2 * kv_heads) * (size // 2 // sizes["block_n"])
     _queries_keys_values[(triton.cdiv(rows, sizes["block_m"]), blocks)](
-        x, q[0], k[0], v[0], q[1], k[1], v[1], norm, *angles, shift, position, queries, keys, values,
-        rows, rows // batch, capacity, eps, heads, kv_heads, size // 2, columns, q[2], **sizes,
+        x, q[0], k[0], v[0], q[1], k[1], v[1], norm, *angles, shift, position, queries, keys,
+        values, rows, rows // batch, capacity, eps, heads, kv_heads, size // 2, columns, q[2],
+        **sizes,
     )  # fmt: skip
     return queries
 
