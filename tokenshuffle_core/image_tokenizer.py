@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from .config import ImageTokenizerConfig
 from .engine import strips
 
-LARGE = 2**27  # values in the largest feature map that is held twice; elsewhere than on a CPU, of
-# the largest one in 16 bits that is held between any two layers
+# Values in the largest feature map that a CPU holds twice; elsewhere, in 16 bits, that is held
+# between any two layers.
+LARGE = 2**27
 SMALL = 2**24  # the same when saving memory
 HALF = ("cuda",)  # device types on which float32 weights decode in `ImageTokenizer.decode_dtype`
 
@@ -164,8 +165,8 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, plan: strips.Plan | None = None) -> Tensor:
         """Without a `plan`, whole maps are computed, also for gradients."""
-        h = x[:, :1].expand(-1, self.conv_in.out_channels, -1, -1)  # a map of the result's size
-        if plan is None or plan.hold or not _in_strips(h, plan):
+        values = x[:, 0].numel() * self.conv_in.out_channels
+        if plan is None or plan.hold or values <= strips.whole(x.device):
             h = self.conv_in(x)
         else:
             h = strips.output(None, self.conv_in, strips.as_map(x))
@@ -340,23 +341,25 @@ class ImageTokenizer(nn.Module):
                 f"codes must be from 0 to {self.config.codebook_size - 1}, this model's codebook; "
                 "these are from another model or are not codes"
             )
-        device = codes.device
-        dtype = self._decode_dtype(device)
-        plan = self._plan(device, dtype, save_memory)
+        dtype = self._decode_dtype(codes.device)
+        plan = self._plan(codes.device, dtype, save_memory)
         pixels = codes[0].numel() * self.config.stride**2
-        parts = codes.split(self._at_once(len(codes), pixels, plan))
-        return torch.cat([self._decode(part, dtype, plan) for part in parts]).clamp_(0, 1)
+        parts = [
+            self._decode(part, dtype, save_memory)
+            for part in codes.split(self._at_once(len(codes), pixels, plan))
+        ]
+        return torch.cat(parts).clamp_(0, 1)
 
-    def _decode(self, codes: Tensor, dtype: torch.dtype, plan: strips.Plan) -> Tensor:
+    def _decode(self, codes: Tensor, dtype: torch.dtype, save_memory: bool) -> Tensor:
         vectors = self.quantizer.vectors(codes)
-        if dtype == vectors.dtype:
-            return self.pixels(vectors, plan._replace(bf16=True))
-        with torch.autocast(codes.device.type, dtype):
-            pixels = self.pixels(vectors, plan)
-        if not pixels.isfinite().all():  # a norm spreads an overflow over the picture
+        if dtype != vectors.dtype:
+            with torch.autocast(codes.device.type, dtype):
+                pixels = self.pixels(vectors, self._plan(codes.device, dtype, save_memory))
+            if pixels.isfinite().all():  # a norm would spread an overflow over the picture
+                return pixels
             log.warning("%s overflows in this image tokenizer: decoding in float32", dtype)
-            pixels = self.pixels(vectors, plan).to(dtype)
-        return pixels
+        plan = self._plan(codes.device, vectors.dtype, save_memory)
+        return self.pixels(vectors, plan._replace(bf16=True)).to(dtype)
 
     def _decode_dtype(self, device: torch.device) -> torch.dtype:
         weights = self.quantizer.codebook.weight.dtype

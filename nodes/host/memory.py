@@ -111,15 +111,17 @@ class Loaded:
         patchers = [self.model]
         if previews_wanted():
             patchers.append(self.vq)
-            memory += self._decoding(1, settings.width * settings.height, True)
+            memory += self._working(1, settings.width * settings.height, True)
         comfy.model_management.load_models_gpu(patchers, memory_required=memory)
         self.model.take()
         return self.pipeline
 
-    def with_vq(self, pictures: int, pixels: int, save_memory: bool = False) -> Pipeline:
-        """The pipeline, with its image tokenizer on the device and room for `pictures` pictures
-        with `pixels` pixels each."""
-        memory = self._decoding(pictures, pixels, save_memory)
+    def with_vq(
+        self, pictures: int, pixels: int, save_memory: bool = False, encode: bool = False
+    ) -> Pipeline:
+        """The pipeline, with its image tokenizer on the device and room to decode or `encode`
+        `pictures` pictures with `pixels` pixels each."""
+        memory = self._working(pictures, pixels, save_memory, encode)
         comfy.model_management.load_models_gpu([self.vq], memory_required=memory)
         return self.pipeline
 
@@ -128,9 +130,9 @@ class Loaded:
         """`preview.rough_colours`, computed once for each checkpoint."""
         return preview.rough_colours(self.pipeline, self.vq.load_device)
 
-    def _decoding(self, pictures: int, pixels: int, save_memory: bool) -> int:
+    def _working(self, pictures: int, pixels: int, save_memory: bool, encode: bool = False) -> int:
         return self.pipeline.image_tokenizer.working_nbytes(
-            pictures, pixels, self.vq.load_device, save_memory
+            pictures, pixels, self.vq.load_device, save_memory, encode
         )
 
 

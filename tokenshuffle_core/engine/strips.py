@@ -226,6 +226,8 @@ def residual(
         else:
             offset = max(0, start - 2)
             reach = x.rows(offset, min(height, stop + 2))
+            if plan.hold:  # a CPU rounds channels-last maps differently
+                reach = reach.contiguous()
             h = between(reach, offset, top, bottom)
             inputs = reach[:, :, start - offset : stop - offset]
         h = convolve(conv2, second(h), start, stop, height)
