@@ -62,5 +62,5 @@ class TokenShuffleVQEncode(io.ComfyNode):
     @classmethod
     def execute(cls, image: torch.Tensor, vq: host.Loaded) -> io.NodeOutput:
         pictures, height, width, _ = image.shape
-        pipeline = vq.with_vq(pictures, height * width)
+        pipeline = vq.with_vq(pictures, height * width, encode=True)
         return io.NodeOutput(pipeline.encode(image, vq.vq.load_device))

@@ -23,9 +23,22 @@ from .. import preview
 from .paths import LORAS, checkpoint_path
 from .progress import previews_wanted
 
+# ComfyUI's class for each of torch's layers, and the reverse.
+HOSTED = {
+    getattr(torch.nn, name): hosted
+    for name, hosted in vars(comfy.ops.disable_weight_init).items()
+    if isinstance(hosted, type) and issubclass(hosted, getattr(torch.nn, name, ()))
+}
+PLAIN = {hosted: plain for plain, hosted in HOSTED.items()}
+
 
 class EnginePatcher(ModelPatcher):
-    """Includes the engine's packed weights in the model's size, and frees them on unloading."""
+    """A model that the engine may pack, and whose layers are the host's only while weights move.
+
+    Includes the engine's packed weights in the model's size. Before ComfyUI moves or patches any
+    weight, they are freed, and the layers are ComfyUI's, which can fetch weights from main memory.
+    Loading a model again that is loaded already moves nothing, so that they stay.
+    """
 
     def model_size(self):
         return super().model_size() + engine.packed_nbytes(self.model)
@@ -33,9 +46,43 @@ class EnginePatcher(ModelPatcher):
     def loaded_size(self):
         return super().loaded_size() + engine.packed_nbytes(self.model)
 
-    def detach(self, unpatch_all=True):
+    def clone(self, *args, **kwargs):
+        clone = super().clone(*args, **kwargs)
+        clone.size = self.size  # some versions pass on what the engine has packed until now
+        return clone
+
+    def load(self, *args, **kwargs):
+        self.give_back()
+        return super().load(*args, **kwargs)
+
+    def partially_unload(self, device_to, memory_to_free=0, *args, **kwargs):
+        packed = engine.packed_nbytes(self.model)
+        self.give_back()
+        left = memory_to_free - packed
+        return packed + (
+            super().partially_unload(device_to, left, *args, **kwargs) if left > 0 else 0
+        )
+
+    def unpatch_model(self, device_to=None, unpatch_weights=True):
+        if unpatch_weights:
+            self.give_back()
+        return super().unpatch_model(device_to, unpatch_weights)
+
+    def give_back(self) -> None:
+        """Free what the engine has made of the model, whose layers become ComfyUI's."""
         engine.release(self.model)
-        return super().detach(unpatch_all)
+        _stream(self.model, self.load_device)
+
+    def take(self) -> None:
+        """Make the layers torch's own, which the engine knows, if no weight is left in main memory
+        or patched in every step."""
+        layers = [layer for layer in self.model.modules() if type(layer) in PLAIN]
+        if not any(
+            layer.comfy_cast_weights or layer.weight_function or layer.bias_function
+            for layer in layers
+        ):
+            for layer in layers:
+                layer.__class__ = PLAIN[type(layer)]
 
 
 @dataclass(frozen=True)
@@ -64,14 +111,17 @@ class Loaded:
         patchers = [self.model]
         if previews_wanted():
             patchers.append(self.vq)
-            memory += self._decoding(1, settings.width * settings.height, True)
+            memory += self._working(1, settings.width * settings.height, True)
         comfy.model_management.load_models_gpu(patchers, memory_required=memory)
+        self.model.take()
         return self.pipeline
 
-    def with_vq(self, pictures: int, pixels: int, save_memory: bool = False) -> Pipeline:
-        """The pipeline, with its image tokenizer on the device and room for `pictures` pictures
-        with `pixels` pixels each."""
-        memory = self._decoding(pictures, pixels, save_memory)
+    def with_vq(
+        self, pictures: int, pixels: int, save_memory: bool = False, encode: bool = False
+    ) -> Pipeline:
+        """The pipeline, with its image tokenizer on the device and room to decode or `encode`
+        `pictures` pictures with `pixels` pixels each."""
+        memory = self._working(pictures, pixels, save_memory, encode)
         comfy.model_management.load_models_gpu([self.vq], memory_required=memory)
         return self.pipeline
 
@@ -80,9 +130,9 @@ class Loaded:
         """`preview.rough_colours`, computed once for each checkpoint."""
         return preview.rough_colours(self.pipeline, self.vq.load_device)
 
-    def _decoding(self, pictures: int, pixels: int, save_memory: bool) -> int:
+    def _working(self, pictures: int, pixels: int, save_memory: bool, encode: bool = False) -> int:
         return self.pipeline.image_tokenizer.working_nbytes(
-            pictures, pixels, self.vq.load_device, save_memory
+            pictures, pixels, self.vq.load_device, save_memory, encode
         )
 
 
@@ -103,15 +153,16 @@ def load_checkpoint(name: str, weights: str | None = None) -> Loaded:
     pipeline = load(path, offload, model_dtype(device))
     if weights:
         quantize(pipeline.model, weights)
-    pipeline.image_tokenizer.to(management.vae_dtype(management.vae_device()))
+    vae_device = management.vae_device()
+    pipeline.image_tokenizer.to(management.vae_dtype(vae_device))
+    pipeline.image_tokenizer.decode_dtype = management.vae_dtype(vae_device, [torch.float16])
     _stream(pipeline.model, device)
-    _stream(pipeline.image_tokenizer, management.vae_device())
-    vq_devices = management.vae_device(), management.vae_offload_device()
+    _stream(pipeline.image_tokenizer, vae_device)
     return Loaded(
         name,
         pipeline,
         EnginePatcher(pipeline.model, device, offload),
-        ModelPatcher(pipeline.image_tokenizer, *vq_devices),
+        ModelPatcher(pipeline.image_tokenizer, vae_device, management.vae_offload_device()),
     )
 
 
@@ -124,9 +175,8 @@ def _stream(module: torch.nn.Module, device: torch.device) -> None:
     if comfy.model_management.is_device_cpu(device):
         return
     for layer in module.modules():
-        hosted = getattr(comfy.ops.disable_weight_init, type(layer).__name__, None)
-        if hosted and issubclass(hosted, type(layer)):
-            layer.__class__ = hosted
+        if type(layer) in HOSTED:
+            layer.__class__ = HOSTED[type(layer)]
             layer.bias = getattr(layer, "bias", None)  # the host looks for it in every layer
 
 

@@ -1,6 +1,7 @@
 """Strips against whole maps, with what CUDA refuses and what memory they take."""
 
 import json
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -8,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.models import TINY
 from tokenshuffle_core import image_tokenizer
 from tokenshuffle_core.config import LLAMAGEN_VQ8, LLAMAGEN_VQ16
 from tokenshuffle_core.engine import strips
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
+from tokenshuffle_core.pipeline import load
 
 CPU = torch.device("cpu")
 PLAN = strips.Plan(10**9, bf16=False)
@@ -42,6 +45,7 @@ def as_cuda(monkeypatch):
     with pytest.raises(RuntimeError, match="is_contiguous"):
         strips.moments(torch.randn(1, 8, 4, 4), 4, 1e-6)  # the CPU's way
     monkeypatch.setattr(strips, "CHANNELS_LAST_NORM", ())
+    monkeypatch.setattr(strips, "HOLDING", ())
     monkeypatch.setattr(strips, "NATIVE_BF16", False)  # a CPU's own
 
 
@@ -83,15 +87,141 @@ def test_each_function_computes_what_its_layers_do(monkeypatch):
     norm1, norm2 = nn.GroupNorm(2, 8, eps=1e-6), nn.GroupNorm(2, 12, eps=1e-6)
     conv1, conv2 = nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
     shortcut, down = nn.Conv2d(8, 12, 1), nn.Conv2d(8, 12, 3, stride=2)
-    x = torch.randn(2, 8, 14, 10).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(2, 8, 14, 10)
     block = shortcut(x) + conv2(F.silu(norm2(conv1(F.silu(norm1(x))))))
+    large = strips.as_map(x)
     for found, expected in (
-        (strips.residual(norm1, conv1, norm2, conv2, shortcut, x, PLAN), block),
-        (strips.upsample(conv1, x, PLAN), conv1(F.interpolate(x, scale_factor=2.0))),
-        (strips.downsample(down, x, PLAN), down(F.pad(x, (0, 1, 0, 1)))),
-        (strips.output(norm1, conv1, x), conv1(F.silu(norm1(x)))),
+        (strips.residual(norm1, conv1, norm2, conv2, shortcut, large, PLAN), block),
+        (strips.upsample(conv1, large, PLAN), conv1(F.interpolate(x, scale_factor=2.0))),
+        (strips.downsample(down, large, PLAN), down(F.pad(x, (0, 1, 0, 1)))),
+        (strips.output(norm1, conv1, large), conv1(F.silu(norm1(x)))),
+        (strips.output(None, conv1, large), conv1(x)),
     ):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        assert found.shape == expected.shape
+        torch.testing.assert_close(strips.hold(found), expected, rtol=1e-4, atol=1e-5)
+        for start, stop in ((0, 3), (3, 4), (1, 7)):  # also rows that begin and end anywhere
+            rows = found.rows(start, stop)
+            torch.testing.assert_close(rows, expected[:, :, start:stop], rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_map_may_be_written_over_the_one_it_is_computed_from(monkeypatch):
+    monkeypatch.setattr(strips, "STRIP", 1)  # two rows, as few as there may be
+    x = torch.randn(1, 4, 9, 6).contiguous(memory_format=torch.channels_last)
+    expected = F.avg_pool2d(F.pad(x, (0, 0, 2, 2)), (5, 1), 1)
+    source = strips.as_map(x)
+
+    def rows(start: int, stop: int) -> torch.Tensor:
+        top, bottom = max(0, start - 2), min(9, stop + 2)
+        padding = (0, 0, top - start + 2, stop + 2 - bottom)
+        return F.avg_pool2d(F.pad(source.rows(top, bottom), padding), (5, 1), 1)
+
+    found = strips.hold(source._replace(rows=rows, held=None), over=x)
+    assert found is x
+    torch.testing.assert_close(found, expected)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("strip", [10**9, 200])
+def test_attention_on_other_devices_is_that_of_a_cpu(strip, monkeypatch):
+    monkeypatch.setattr(strips, "STRIP", strip)
+    q, k, v = torch.randn(3, 2, 8, 30).transpose(2, 3).unsqueeze(2)
+    weights = (q @ k.transpose(2, 3) / 8**0.5).softmax(-1)
+    torch.testing.assert_close(strips.attention(q, k, v), weights @ v)
+    monkeypatch.setattr(strips, "HOLDING", ())
+    torch.testing.assert_close(strips.attention(q, k, v), weights @ v)
+
+
+class Sizes(TorchDispatchMode):
+    """Counts the bytes that live at the same time, of the tensors that operators return."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.most, self.attention = {}, 0, []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.sizes:
+                    self.sizes[storage._cdata] = storage.nbytes()
+                    weakref.finalize(storage, self.sizes.pop, storage._cdata)
+        self.most = max(self.most, sum(self.sizes.values()))
+        return result
+
+
+META = torch.device("meta")  # computes nothing, and is treated as a GPU
+
+
+def decoding_on_a_gpu(module: ImageTokenizer, size: int, dtype: torch.dtype) -> int:
+    """The most bytes that live while a picture is decoded in `dtype`, by the sizes alone."""
+    codes = torch.zeros(1, size // module.config.stride, size // module.config.stride, device=META)
+    module = module.to(dtype)
+    with Sizes() as sizes:
+        vectors = module.quantizer.vectors(codes.long())
+        module.pixels(vectors, module._plan(META, dtype))
+    return sizes.most
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("config", "size", "dtype"),
+    [
+        (LLAMAGEN_VQ16, 512, torch.float16),
+        (LLAMAGEN_VQ16, 1024, torch.float16),
+        (LLAMAGEN_VQ16, 2048, torch.float16),
+        (LLAMAGEN_VQ16, 1024, torch.float32),
+        (LLAMAGEN_VQ8, 1024, torch.float16),
+    ],
+)
+def test_large_pictures_on_a_gpu_take_a_gibibyte(config, size, dtype):
+    """At 2048 pixels, a map of 128 channels has 2^29 values, a gibibyte in 16 bits: none is held.
+    Maps at 1024 pixels, 2^27 values or 256 MiB, are."""
+    with META:
+        module = ImageTokenizer(config)
+    found = decoding_on_a_gpu(module, size, dtype)
+    bound = module.working_nbytes(1, size**2, META)
+    assert found <= bound <= 2.5 * found
+    if dtype == torch.float16:
+        assert bound <= 2**30
+    pictures = 7 * 12 * size**2 * dtype.itemsize
+    assert module.working_nbytes(8, size**2, META) <= max(bound, 2**30) + pictures
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("strip", [2**20, 2**12])
+def test_float16_keeps_the_pictures(strip, monkeypatch):
+    """The bundled image tokenizer, with a card's rounding. Codes come from float32."""
+    monkeypatch.setattr(strips, "NATIVE_BF16", False)
+    module = load(dtype=torch.float32).image_tokenizer
+    image = torch.rand(1, 3, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    codes = module.encode(image)
+    expected = module.decode(codes)
+    monkeypatch.setattr(strips, "STRIP", strip)
+    monkeypatch.setattr(strips, "HOLDING", ())
+    monkeypatch.setattr(image_tokenizer, "LARGE", strip)
+    monkeypatch.setattr(image_tokenizer, "HALF", ("cpu",))
+    found = module.decode(codes)
+    assert found.dtype == torch.float16
+    assert 0 < (found - expected).abs().max() < 1 / 255
+    assert torch.equal(module.encode(image), codes)
+    monkeypatch.setattr(module, "decode_dtype", torch.float32)  # as a host's user may want it
+    torch.testing.assert_close(module.decode(codes), expected, rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("strip", [2**20, 500])
+def test_pictures_that_overflow_float16_are_decoded_in_float32(strip, monkeypatch, caplog):
+    module = random_tokenizer(TINY.image_tokenizer)
+    module.decoder.conv_in.weight *= 1e6  # the norms take it back
+    codes = torch.randint(0, 64, (2, 5, 6))
+    expected = module.decode(codes)
+    monkeypatch.setattr(strips, "STRIP", strip)
+    monkeypatch.setattr(image_tokenizer, "HALF", ("cpu",))
+    found = module.decode(codes)
+    assert "overflows" in caplog.text
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=1e-3)
 
 
 def peak(function, path) -> int:
@@ -161,9 +291,25 @@ def test_large_pictures_on_cuda(monkeypatch):
     latent = module.latent(images)
     pixels = module.pixels(F.normalize(latent, dim=1))
     module, images = module.cuda(), images.cuda()
-    for room in (0, 10**9):
-        plan = strips.Plan(room, False)
+    for room, hold in ((0, True), (10**9, True), (0, False)):
+        plan = strips.Plan(room, False, hold)
         found = module.latent(images, plan)
         torch.testing.assert_close(found.cpu(), latent, rtol=1e-3, atol=1e-4)
         found = module.pixels(F.normalize(latent.cuda(), dim=1), plan)
         torch.testing.assert_close(found.cpu(), pixels, rtol=1e-3, atol=1e-4)
+
+
+@cuda
+@torch.inference_mode()
+def test_a_picture_of_2048_pixels_on_cuda():
+    module = ImageTokenizer(LLAMAGEN_VQ16).eval().cuda()
+    codes = torch.randint(0, 16384, (1, 128, 128), device="cuda")
+    module.decode(codes[:, :32, :32])  # workspaces
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    picture = module.decode(codes)
+    peak = torch.cuda.max_memory_allocated() - before
+    assert peak <= module.working_nbytes(1, 2048**2, codes.device) <= 2**30
+    module.decode_dtype = torch.float32
+    assert (module.decode(codes) - picture).abs().max() < 8 / 255  # random weights amplify rounding

@@ -26,11 +26,11 @@ def cards(server, tiny) -> dict[float | str, dict]:
     command = [server.host.python, Path(__file__).with_name("small_card.py"), server.host.clone]
     command += [comfyui.PACK, tiny, *map(str, free.values())]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    first, *results, last = [
+    first, *results, seam, last = [
         json.loads(line) for line in output.splitlines() if line.startswith("{")
     ]
     assert [result["model"]["size"] for result in results] == [size] * 3
-    return {**first, **dict(zip(free, results, strict=True)), **last}
+    return {**first, **dict(zip(free, results, strict=True)), **seam, **last}
 
 
 def test_packed_weights_count_and_go_with_the_model(cards):
@@ -39,6 +39,7 @@ def test_packed_weights_count_and_go_with_the_model(cards):
     assert found["packed"] > 0
     assert found["more"] == found["packed"]
     assert found["all_loaded"]
+    assert found["kept"]  # for the next picture
     assert found["after"] == 0
     assert found["same_weights"]
 
@@ -49,6 +50,7 @@ def test_small_card_holds_a_part_and_computes_the_same(cards, share):
         pytest.skip("this ComfyUI keeps at least 128 MiB of a model on the card")
     model = cards[share]["model"]
     assert model["loaded"] <= share * model["size"]
+    assert model["owner"] == "host"
     if share:
         assert model["loaded"] > 0
     for same in ("same_codes", "same_image", "same_encoding"):
@@ -59,8 +61,31 @@ def test_large_card_holds_both_until_it_is_told_to_unload(cards):
     for module in ("model", "vq"):
         assert cards[1.0][module]["loaded"] == cards[1.0][module]["size"]
     assert cards[1.0]["same_codes"]
+    assert cards[1.0]["model"]["owner"] == "engine"
     assert cards[1.0]["known"] == 2
     assert cards[1.0]["after"] == [0, 0]
+
+
+def test_layers_are_the_engines_until_comfyui_moves_weights(cards):
+    """The steps of `seam`, in their order. A patch is applied in place."""
+    found = cards["seam"]
+    assert found["owned"] == {
+        "new": "host",
+        "first": "engine",
+        "second": "engine",
+        "patched": "engine",
+        "without the patch": "engine",
+        "moved": "host",
+        "streaming": "host",
+        "loaded again": "engine",
+        "unloaded": "host",
+    }
+    assert [name for name, same in found["same"].items() if not same] == ["patched"]
+    assert found["kept"]["second"]
+    assert not found["kept"]["patched"]
+    assert found["freed"]
+    assert found["fetched"] > 0
+    assert found["sizes"] == 1
 
 
 def test_comfyuis_options_choose_the_dtype(cards):
@@ -70,6 +95,9 @@ def test_comfyuis_options_choose_the_dtype(cards):
         "bf16_unet": "torch.bfloat16",
         "fp16_unet": "torch.float16",
         "fp8_e4m3fn_unet": "torch.bfloat16",  # the model has no 8 bit weights
+        "fp32_vae": "torch.float32, torch.float32",
+        "fp16_vae": "torch.float16, torch.float16",
+        "bf16_vae": "torch.bfloat16, torch.bfloat16",
     }
 
 
