@@ -76,17 +76,7 @@ def measure(pipeline: Pipeline, whole: Pipeline | None, size: int, batch: int, o
     """
     model = pipeline.model
     window = model.config.window
-    steps = (size // 16 // window) ** 2
-    # A step reads all weights but the embeddings, in the type that their file stores. On average it
-    # reads the keys and values of half of the positions.
-    stored = getattr(torch, options.stored).itemsize
-    weights = sum(
-        min(weight.itemsize, stored) * weight.numel()
-        for name, weight in model.state_dict().items()
-        if "embedding" not in name
-    )
-    dtype = model.code_embedding.weight.dtype
-    read = weights + KVCache.nbytes(model.config, 2 * batch, steps // 2, dtype)
+    steps, read = bytes_of_a_step(model, size, batch, getattr(torch, options.stored).itemsize)
     llama = None if options.no_transformers else llama_of(model, options.device)
 
     def turn(size: int, steps: int) -> dict[str, float]:
@@ -112,7 +102,21 @@ def measure(pipeline: Pipeline, whole: Pipeline | None, size: int, batch: int, o
     } | medians  # fmt: skip
 
 
-def picture(pipeline: Pipeline, size: int, batch: int, ahead: int, engine: bool) -> float:
+def bytes_of_a_step(model, size: int, batch: int, stored: int = 4) -> tuple[int, int]:
+    """The steps of a picture, and the bytes that each must read: all weights but the embeddings,
+    in at most `stored` bytes each, as their file may hold them, and on average the keys and values
+    of half of the positions."""
+    steps = (size // 16 // model.config.window) ** 2
+    weights = sum(
+        min(weight.itemsize, stored) * weight.numel()
+        for name, weight in model.state_dict().items()
+        if "embedding" not in name
+    )
+    dtype = model.code_embedding.weight.dtype
+    return steps, weights + KVCache.nbytes(model.config, 2 * batch, steps // 2, dtype)
+
+
+def picture(pipeline: Pipeline, size: int, batch: int, ahead: int | None, engine: bool) -> float:
     """Seconds to sample the codes of a batch of pictures."""
     settings = replace(pipeline.config.generation, width=size, height=size)
     prompts = [pipeline.encode_prompt("a red apple")] * batch

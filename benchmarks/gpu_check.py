@@ -2,13 +2,15 @@
 
     python -m benchmarks.gpu_check --json check.json
 
-Four parts, one after the other: codes of the bundled model, pictures of two image tokenizers, the
-time for one picture, the tests that need CUDA. The file is written again after each measurement,
-so that an interrupted run keeps its results. If a part fails, its error goes into the file and the
-next part begins; the exit status is then 1. Needs only the core's own requirements.
+Five parts, one after the other: codes of the bundled model, the time of a step, pictures of two
+image tokenizers, what pictures leave in memory, the tests that need CUDA. The file is written again
+after each measurement, so that an interrupted run keeps its results. If a part fails, its error
+goes into the file and the next part begins; the exit status is then 1. Needs only the core's own
+requirements.
 """
 
 import argparse
+import copy
 import importlib.util
 import json
 import platform
@@ -23,10 +25,13 @@ from pathlib import Path
 
 import torch
 
+from tokenshuffle_core import engine
 from tokenshuffle_core.config import LLAMAGEN_VQ16
+from tokenshuffle_core.engine.quantize import quantize
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.pipeline import Pipeline, load
 
+from . import decode
 from .measure import machine, seconds_of, write_json
 from .models import random_pipeline
 
@@ -53,8 +58,8 @@ def main() -> None:
 
     failed = False
     parts = {
-        "codes": codes, "image_tokenizers": image_tokenizers, "pictures": pictures,
-        "tests": cuda_tests,
+        "codes": codes, "decoding": decoding, "image_tokenizers": image_tokenizers,
+        "memory": memory, "tests": gpu_tests,
     }  # fmt: skip
     for name, part in parts.items():
         rows = results[name] = []
@@ -151,29 +156,71 @@ def measured(function: Callable[[], object], options) -> dict:
     return {"seconds": seconds, "peak_mib": peak}
 
 
-def pictures(options):
-    """The time to sample one picture's codes, guidance on, in the device's usual dtype."""
-    bundled = ("bundled", load(device=options.device), 64 if options.small else 128)
-    name, large = ("tiny", 64) if options.small else ("111m", 256)
-    random = ((name, random_pipeline(name, w, options.device), large) for w in (1, 2))
-    for model, loaded, side in (bundled, *random):
-        settings = replace(loaded.config.generation, width=side, height=side)
-        arguments = ([loaded.encode_prompt(PROMPTS[0])], [], settings, [0])
-        list(loaded.sample(*arguments))  # warms up
-        times = measured(lambda: list(loaded.sample(*arguments)), options)  # noqa: B023
-        rows, columns = loaded.grid(settings)
-        times["ms_per_window"] = 1000 * times["seconds"] / (rows * columns)
-        window = loaded.config.model.window
-        yield {"model": model, "window": window, "pixels": side, "windows": rows * columns} | times
+# Model, window, pixels, then what is measured of it in turn: kind of weights, pictures at once,
+# windows ahead (None: the engine's choice).
+DECODED = (
+    ("2.7b", 2, 2048, [(None, 1, 1)]),
+    ("111m", 1, 256, [(None, 1, 1), (None, 1, None), (None, 8, 1)]),
+    ("111m", 2, 256, [(None, 1, 1), (None, 1, None), (None, 8, 1)]),
+    ("2.7b", 2, 512, [
+        (None, 1, 1), (None, 8, 1), ("int8", 1, 1), ("int4", 1, 1), ("fp8", 1, 1), (None, 1, None),
+    ]),
+    ("111m", 4, 256, [(None, 1, 1)]),
+    ("111m", 2, 512, [("int8", 1, 1), ("int4", 1, 1)]),
+)  # fmt: skip
+TINY = (("tiny", 1, 64, [(None, 1, 1), (None, 2, 1)]), ("tiny", 2, 128, [("int4", 1, None)]))
 
 
-def cuda_tests(options):
-    """The engine's tests that a marker skips without CUDA."""
+def decoding(options):
+    """The time of a step against the time of reading what it must read, guidance on, in the
+    device's usual dtype."""
+    device = options.device
+    for name, window, size, variants in TINY if options.small else DECODED:
+        whole = random_pipeline(name, window, device)
+        for weights, batch, ahead in variants:
+            pipeline = whole
+            if weights:
+                pipeline = replace(whole, model=quantize(copy.deepcopy(whole.model), weights))
+            steps, read = decode.bytes_of_a_step(pipeline.model, size, batch)
+            decode.picture(pipeline, 64 * window, batch, ahead, True)  # compiles
+            if size < 2048:
+                decode.picture(pipeline, size, batch, ahead, True)  # captures
+            seconds = decode.picture(pipeline, size, batch, ahead, True)
+            again = decode.picture(pipeline, size, batch, ahead, True) if size < 2048 else seconds
+            floor = read / decode.bandwidth(read, device)
+            yield {
+                "model": name, "window": window, "size": size, "weights": weights, "batch": batch,
+                "ahead": ahead, "steps": steps, "picture": min(seconds, again),
+                "step": min(seconds, again) / steps, "bytes": read, "floor": floor,
+            }  # fmt: skip
+            engine.release(pipeline.model)
+            del pipeline
+        del whole
+        if device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+
+def memory(options):
+    """What fifty pictures leave in memory, in MiB; None on a CPU."""
+    cuda = options.device.startswith("cuda")
+    loaded = load(device=options.device)
+    settings = loaded.config.generation
+    ids, used = loaded.encode_prompt(PROMPTS[0]), []
+    for seed in range(4 if options.small else 50):
+        list(loaded.sample([ids], [], settings, [seed]))
+        used.append(torch.cuda.memory_allocated() / 2**20 if cuda else None)
+    yield {"pictures": len(used), "after_three": used[2], "after_all": used[-1]}
+    engine.release(loaded.model)
+    yield {"released": torch.cuda.memory_allocated() / 2**20 if cuda else None}
+
+
+def gpu_tests(options):
+    """The tests that need CUDA."""
     if not importlib.util.find_spec("pytest"):
         yield {"summary": "not run: pytest is not installed"}
         return
     left = max(1.0, options.deadline - time.perf_counter())
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "skipif", "tests/engine"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"]
     try:
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=left)
     except subprocess.TimeoutExpired:

@@ -24,6 +24,7 @@ from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.noise import draw_gumbel
 from tokenshuffle_core.pipeline import load
 from tokenshuffle_core.sampler import sample_windows
+from tokenshuffle_core.transformer import KVCache
 
 from .measure import in_a_process, machine, numbers, peak_mib, seconds_of, write_rows
 from .models import random_pipeline
@@ -75,9 +76,13 @@ def prefill(options):
         times = against_plain(
             options,
             random_pipeline(options.model, 2, options.device).model,
-            lambda model: model.prefill(text, padding, 64),  # noqa: B023
+            lambda model: model.prefill(cache_of(model, padding, length), text),  # noqa: B023
         )
         yield f"prefill, 2 x {batch} prompts of {length} tokens", *times, None
+
+
+def cache_of(model, padding, length: int) -> KVCache:
+    return KVCache(model.config, padding, length + 64, model.code_embedding.weight.dtype)
 
 
 def sampling(options):

@@ -32,10 +32,12 @@ def test_the_check_writes_what_it_found(tmp_path):
         assert row["largest_difference"] == 0
         assert row["equal_codes"] == 1
     assert all(row[part]["seconds"] > 0 for row in rows for part in ("decode", "encode"))
-    windows = [(row["model"], row["window"], row["windows"]) for row in found["pictures"]]
-    assert windows == [("bundled", 2, 16), ("tiny", 1, 16), ("tiny", 2, 4)]
-    for row in found["pictures"]:
-        assert row["ms_per_window"] == pytest.approx(1000 * row["seconds"] / row["windows"])
+    steps = [tuple(row[k] for k in ("window", "weights", "steps")) for row in found["decoding"]]
+    assert steps == [(1, None, 16), (1, None, 16), (2, "int4", 16)]
+    for row in found["decoding"]:
+        assert row["step"] == row["picture"] / row["steps"]
+        assert 0 < row["floor"] < row["step"]
+    assert found["memory"][0]["pictures"] == 4
     (tests,) = found["tests"]
     assert tests["returncode"] == 0
     assert "passed" in tests["summary"] or "skipped" in tests["summary"]
@@ -52,11 +54,12 @@ def test_other_codes_and_failures_are_reported(tmp_path, monkeypatch):
         raise RuntimeError("no kernel image")
 
     def last(options):
-        yield {"so far": json.loads(options.json.read_text())["pictures"]}
+        yield {"so far": json.loads(options.json.read_text())["decoding"]}
 
     monkeypatch.setattr(gpu_check, "image_tokenizers", lambda options: ())
-    monkeypatch.setattr(gpu_check, "pictures", failing)
-    monkeypatch.setattr(gpu_check, "cuda_tests", last)
+    monkeypatch.setattr(gpu_check, "decoding", failing)
+    monkeypatch.setattr(gpu_check, "memory", lambda options: ())
+    monkeypatch.setattr(gpu_check, "gpu_tests", last)
     arguments = ["gpu_check", "--device", "cpu", "--small", "--json", str(path)]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as stopped:
@@ -65,9 +68,9 @@ def test_other_codes_and_failures_are_reported(tmp_path, monkeypatch):
     found = json.loads(path.read_text())
     assert found["codes"][0]["equal"] == 0.75
     assert found["codes"][0]["all_equal"] is False
-    assert found["pictures"][0] == {"a": 1}
-    assert "no kernel image" in found["pictures"][1]["error"]
-    assert found["tests"] == [{"so far": found["pictures"]}]
+    assert found["decoding"][0] == {"a": 1}
+    assert "no kernel image" in found["decoding"][1]["error"]
+    assert found["tests"] == [{"so far": found["decoding"]}]
 
 
 def test_a_picture_that_differs_is_measured(monkeypatch):
