@@ -64,9 +64,8 @@ def test_a_trial_takes_few_steps(device):
     pace = Pace(*FINISHED)
     _, counts = draw(pace, COSTS[device], 0.6, 400)
     tried = [n for n in FINISHED if n in counts]
-    trial = counts[: TRIALS * len(tried)]
-    assert trial == [n for n in tried for _ in range(TRIALS)]
     assert not pace.trying
+    assert all(2 <= len(pace.seconds[n]) <= TRIALS for n in tried)
     if device == "a large model on a CPU":
         assert max(counts) == 8  # more would cost more still
 

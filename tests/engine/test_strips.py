@@ -20,7 +20,7 @@ from tokenshuffle_core.pipeline import load
 
 CPU = torch.device("cpu")
 PLAN = strips.Plan(10**9, bf16=False)
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+cuda = pytest.mark.gpu
 
 
 def random_tokenizer(config) -> ImageTokenizer:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Pace", "pace", "packed_nbytes", "prepare", "release", "steps"]
+__all__ = ["Pace", "pace", "packed_nbytes", "prepare", "release", "rounds_activations", "steps"]
 
 LAYERS = {"cpu": (CpuLinear, CpuTransformer)}  # for a linear layer and for the transformer
 LOCK = RLock()  # two threads may draw with one model

@@ -57,18 +57,21 @@ class Pace:
             self.expected += FINISHED[count] - 1
             self.found += finished - 1
         if self.trying and seconds is not None and count == self.count:
-            self.seconds.setdefault(count, []).append(seconds)
-            if len(self.seconds[count]) == TRIALS and self._is_enough(count):
+            times = self.seconds.setdefault(count, [])
+            times.append(seconds)
+            if len(times) > 1 and self._is_enough(count, len(times) == TRIALS):
                 self._choose()
                 log.info("%d windows ahead; %s", self.chosen, self._times())
         elif self.chosen and self.chosen > 1:
             self._choose()
 
-    def _is_enough(self, count: int) -> bool:
-        """Whether more than `count` windows cannot pay, or there are no more to try."""
-        rest = [n for n in self.counts if n > count]
-        before = [n for n in self.counts if n < count]
-        return not rest or any(self._rate(n) > self._rate(count) for n in before)
+    def _is_enough(self, count: int, last: bool) -> bool:
+        """Whether as many as `count` windows, and so more, do not pay: after its `last` trial, or
+        clearly; or whether there are no more to try."""
+        best = max((self._rate(n) for n in self.seconds if n < count), default=0.0)
+        if not last:
+            return best > 1.2 * self._rate(count)
+        return best > self._rate(count) or count == self.most
 
     def _rate(self, count: int) -> float:
         """Finished windows a second."""

@@ -17,6 +17,7 @@ MEMORY = 96 * 1024  # bytes of shared memory for tiles: NVIDIA's GPUs since 2020
 KEYS = 64  # in a tile of attention
 SPLIT = 256  # positions of the cache that one program attends to
 GROUP = tl.constexpr(128)  # columns with one scale in int4 weights
+COUNTS = ["rows", "together", "capacity"]  # no kernel is compiled again for another number of them
 PLAIN, EIGHT_BITS, FOUR_BITS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
@@ -66,7 +67,7 @@ def _product(
     return sums, squares
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _linear(
     x, w, scales, second, second_scales, norm, residual, out, rows, eps,
     outputs: tl.constexpr, columns: tl.constexpr, kind: tl.constexpr, normalised: tl.constexpr,
@@ -98,7 +99,7 @@ def _linear(
     tl.store(out + target, y.to(out.dtype.element_ty), mask=is_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _queries_keys_values(
     x, wq, wk, wv, q_scales, k_scales, v_scales, norm, cos, sin, shift, position,
     queries, keys, values, rows, together, capacity, eps,
@@ -146,7 +147,7 @@ def _queries_keys_values(
     tl.store(target + half, b.to(kind_of), mask=is_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _attend(
     queries, keys, values, padding, position, out, tops, sums, together, capacity, scale,
     heads: tl.constexpr, kv_heads: tl.constexpr, size: tl.constexpr, splits: tl.constexpr,
@@ -199,7 +200,7 @@ def _attend(
         tl.store(out + place[:, None] * size + d[None, :], mixed, mask=is_query[:, None] & is_value)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _combine(
     parts, tops, sums, position, out, together, heads: tl.constexpr, size: tl.constexpr,
     splits: tl.constexpr, split: tl.constexpr,
