@@ -20,7 +20,8 @@ from tokenshuffle_core.adapt.grow import grow
 from tokenshuffle_core.adapt.lora import merge_lora
 from tokenshuffle_core.data.emoji import captions
 from tokenshuffle_core.data.emoji.pictures import composite
-from tokenshuffle_core.data.shards import CodeShards, extract
+from tokenshuffle_core.data.extraction import extract
+from tokenshuffle_core.data.shards import CodeShards
 from tokenshuffle_core.data.sources import read_items
 from tokenshuffle_core.pipeline import Pipeline, load
 from tokenshuffle_core.training.model import ModelTask, check_codes, train_model
