@@ -212,10 +212,11 @@ def _without_weights(module: nn.Module) -> nn.Module:
 
 def generator(seed: int, index: int) -> torch.Generator:
     """An independent generator for item `index` of the run seeded `seed`."""
-    return torch.Generator().manual_seed(_seed(seed, index))
+    return torch.Generator().manual_seed(seed_of(seed, index))
 
 
-def _seed(seed: int, index: int) -> int:
+def seed_of(seed: int, index: int) -> int:
+    """A seed for item `index` of the run seeded `seed`."""
     return (seed * 1_000_003 + index * 7919 + 12345) % 2**63
 
 
@@ -248,7 +249,7 @@ def _backward(
     sums = {}
     for turn in range(config.accumulation):
         # A task that uses the global generator gets the same numbers in any process.
-        torch.manual_seed(_seed(config.seed, step))
+        torch.manual_seed(seed_of(config.seed, step))
         more = turn + 1 < config.accumulation
         # DDP accumulates locally and sends once; FSDP has no room for unsharded gradients.
         local = more and isinstance(loss_of, DistributedDataParallel)

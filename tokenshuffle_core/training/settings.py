@@ -88,7 +88,7 @@ class Recipe:
     """How a training step uses its pictures, and its losses.
 
     Dropped captions train the unconditional branch of classifier-free guidance. `context_noise`
-    keeps a model from memorising a small data set (see `ModelTask.foreign_windows`); set it to 0
+    keeps a model from memorising a small data set (see `feed.with_foreign`); set it to 0
     for a large one.
     """
 
