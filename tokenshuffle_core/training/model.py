@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +82,11 @@ class ModelTask(Task):
             loss = loss + self.recipe.text_loss * text_loss
             metrics["text_loss"] = text_loss.detach()
         return loss, metrics
+
+    def compile(self, module: nn.Module, compiled: Callable) -> None:
+        for name in ("embed_codes", "code_states", "code_logits"):
+            setattr(module, name, compiled(getattr(module, name)))
+        self.code_loss = compiled(self.code_loss)
 
     def code_loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss on logits (B, windows, s * s, codebook_size) of codes (B, windows, s * s)."""
