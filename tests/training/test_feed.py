@@ -96,7 +96,7 @@ def write_codes(directory, count: int, side: int = 8, captions: int = 3, shard: 
             }
             for i in range(number)
         ]
-        codes = torch.randint(0, 512, (number * side**2,), dtype=torch.int16)
+        codes = torch.randint(0, 64, (number * side**2,), dtype=torch.int16)
         grid = torch.full((number, 2), side, dtype=torch.int32)
         path = directory / f"codes-{first // shard:05}.safetensors"
         Shard(codes, grid, list(map(json.dumps, records)), [], path.name).write(path)

@@ -84,8 +84,11 @@ class ModelTask(Task):
         return loss, metrics
 
     def compile(self, module: nn.Module, compiled: Callable) -> None:
-        for name in ("embed_codes", "code_states", "code_logits"):
-            setattr(module, name, compiled(getattr(module, name)))
+        module.embed_codes = compiled(module.embed_codes)
+        states = compiled(module.code_states)
+        # Their strides depend on the length of the text, which would be one more shape.
+        module.code_states = lambda hidden, window: states(hidden.contiguous(), window)
+        module.code_logits = compiled(module.code_logits)
         self.code_loss = compiled(self.code_loss)
 
     def code_loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
