@@ -298,6 +298,21 @@ class CodeShards:
         shard = bisect_right(self._first, index) - 1
         return self._codes[shard][end - rows * columns : end].long().view(rows, columns)
 
+    def gather(self, indices: Tensor | list[int]) -> Tensor:
+        """Codes (N, H, W) of pictures of one size, in the dtype in which they are stored."""
+        indices = torch.as_tensor(indices)
+        rows, columns = self._grid[indices[0]].tolist()
+        count, codes = rows * columns, []
+        for index, end in zip(indices.tolist(), self._end[indices].tolist(), strict=True):
+            shard = bisect_right(self._first, index) - 1
+            codes.append(self._codes[shard].numpy()[end - count : end])
+        return torch.from_numpy(np.stack(codes)).view(-1, rows, columns)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all codes."""
+        return sum(codes.nbytes for codes in self._codes)
+
     def record(self, index: int) -> dict:
         """key, captions, repeats, split, extra and bucket (width, height) of picture `index`."""
         return json.loads(self._records[index])
