@@ -3,7 +3,7 @@
 # network: each step ends by itself in time, and results go to OUT, in small files.
 #
 #   benchmarks/gpu.sh check     does it compute what a CPU does? At most three minutes
-#   benchmarks/gpu.sh data      the data set of `train`, in RUN/data (27 MB); needs the network
+#   benchmarks/gpu.sh data      the data set of `train`, in RUN/data (19 MB); needs the network
 #   benchmarks/gpu.sh train     a model for 256 x 256 to 512 x 256, at most 570 s (SECONDS_IN_ALL)
 #   benchmarks/gpu.sh join      OUT/model.safetensors from the pieces that `train` left in OUT
 #   benchmarks/gpu.sh decode    the time for a picture, also of 2048 x 2048
@@ -12,7 +12,7 @@
 #                               nine minutes, and resume when they are run again
 #
 # RUN is the folder for everything, OUT that for results (default: RUN). `train` goes on from the
-# checkpoint INIT if that is set. Runs from a checkout, with the python3 in PATH. For a trial on a
+# checkpoint INIT if that is set, also one with int8 weights. Runs from a checkout, with the python3 in PATH. For a trial on a
 # CPU: DEVICE=cpu, SMALL=1 (of check and train), SUBJECTS (a list), SIDE (pixels of the data set),
 # COMPOSITIONS and STEPS (of each training, in fp32 and without compiling) and MODELS (of decode).
 set -euo pipefail
@@ -34,13 +34,12 @@ check)
     timeout --foreground -k 5 175 python3 -m benchmarks.gpu_check \
         --device "${DEVICE:-cuda}" ${SMALL:+--small} --json "$OUT/check.json"
     ;;
-data) # without its sources, which are 200 MB
+data)
     "${tokenshuffle[@]}" data emoji emoji --subjects "${SUBJECTS:-popular}" \
         --styles 3d,modern,flat,noto --size "${SIDE:-256}"
-    mkdir -p data
-    cp -R emoji/images emoji/manifest.jsonl emoji/dataset.json emoji/LICENSES.md data/
-    python3 -m benchmarks.gpu_train tokenizer data ${COMPOSITIONS:+--compositions "$COMPOSITIONS"}
-    du -sh data
+    python3 -m benchmarks.gpu_train prepare emoji data \
+        ${COMPOSITIONS:+--compositions "$COMPOSITIONS"}
+    du -sh --apparent-size data
     ;;
 train)
     seconds=${SECONDS_IN_ALL:-570}

@@ -1,12 +1,12 @@
 """One training on a borrowed GPU, by the clock: compositions are drawn and encoded on it, and the
 weights so far are kept where they survive a run that is killed.
 
-    python -m benchmarks.gpu_train tokenizer DATA
+    python -m benchmarks.gpu_train prepare BUILT DATA
     python -m benchmarks.gpu_train train DATA --work WORK --out OUT --until SECONDS
 
-DATA is a built data set with the text tokenizer that the first command adds. Every minute OUT
-receives a checkpoint in pieces, the log and the newest sheet of pictures, eight files with the
-output of `gpu.sh`. Everything else is in WORK. Needs only the core's own requirements.
+BUILT is a folder of `tokenshuffle data emoji`. Every minute OUT receives a checkpoint in pieces,
+the log and the newest sheet of pictures: eight files with the output of `gpu.sh`. Everything else
+is in WORK. Needs only the core's own requirements.
 """
 
 import argparse
@@ -16,16 +16,19 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
+from torch import nn
 
-from tokenshuffle_core import checkpoints
+from tokenshuffle_core import checkpoints, load
 from tokenshuffle_core.config import PRESETS, Config
 from tokenshuffle_core.data import CodeShards
-from tokenshuffle_core.data.emoji.build import read_manifest
+from tokenshuffle_core.data.emoji.build import read_manifest, write_lines
 from tokenshuffle_core.data.emoji.codes import extract_compositions
 from tokenshuffle_core.data.emoji.compose import Descriptions, plan, size_of
+from tokenshuffle_core.data.emoji.pictures import read
+from tokenshuffle_core.engine.quantize import QuantizedLinear
 from tokenshuffle_core.files import atomic_path, write_text
 from tokenshuffle_core.pipeline import Pipeline
 from tokenshuffle_core.text_tokenizer import TextTokenizer
@@ -54,18 +57,19 @@ RESERVE = 6  # seconds for the last pieces
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = parser.add_subparsers(required=True)
-    tokenizer = parts.add_parser("tokenizer", help="train the text tokenizer of a data set")
-    tokenizer.set_defaults(run=add_tokenizer)
+    preparing = parts.add_parser("prepare", help="a built data set -> one that is small to send")
+    preparing.set_defaults(run=prepare)
+    preparing.add_argument("built", type=Path, metavar="BUILT")
     training = parts.add_parser("train", help="compose, encode and train")
     training.set_defaults(run=train)
-    for part in (tokenizer, training):
+    for part in (preparing, training):
         part.add_argument("data", type=Path, metavar="DATA")
         part.add_argument("--compositions", type=int, metavar="N", default=90_000)
     option = training.add_argument
     option("--work", type=Path, required=True)
     option("--out", type=Path, required=True)
     option("--until", type=float, required=True, help="seconds since 1970 when it is over")
-    option("--init", type=Path, metavar="FILE", help="checkpoint to go on from")
+    option("--init", type=Path, metavar="FILE", help="checkpoint to go on from, whole or in int8")
     option("--device", default="cuda")
     option("--small", action="store_true", help="sizes for a trial on a CPU")
     option("--steps", type=int, default=0, help="instead of the time that is left, for a trial")
@@ -73,8 +77,20 @@ def main() -> None:
     options.run(options)
 
 
-def add_tokenizer(options) -> None:
-    records = read_manifest(options.data)
+def prepare(options) -> None:
+    """The built data set in a third less space than its PNGs, without what it was built from, and a
+    text tokenizer."""
+    options.data.mkdir(parents=True, exist_ok=True)
+    records = read_manifest(options.built)
+    for name in ("dataset.json", "LICENSES.md"):
+        shutil.copy(options.built / name, options.data)
+    for record in records:
+        picture = read(options.built, record)
+        record["image"] = str(PurePosixPath(record["image"]).with_suffix(".webp"))
+        path = options.data / record["image"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path, lossless=True, method=4)
+    write_lines(options.data / "manifest.jsonl", records)
     sizes = [size_of(options.data, records)]
     describe = Descriptions.of(records, sizes, white_repeats=1, seed=0)
     planned = plan(records, min(CAPTIONED, options.compositions), sizes)
@@ -117,7 +133,10 @@ def train(options) -> None:
 def start(options, shards: CodeShards, sizes: list[tuple[int, int]]) -> Pipeline:
     """The model of an earlier run, or a new one."""
     if options.init:
-        return trained_pipeline(options.init, shards, Changes())
+        pipeline = load(options.init, "cpu")
+        expand(pipeline.model)
+        pipeline.save(options.work / "init.safetensors")
+        return trained_pipeline(options.work / "init.safetensors", shards, Changes())
     preset = PRESETS["small"]
     width, height = sizes[0]
     generation = replace(preset.generation, width=width, height=height)
@@ -127,6 +146,19 @@ def start(options, shards: CodeShards, sizes: list[tuple[int, int]]) -> Pipeline
     text_tokenizer = options.data / TEXT_TOKENIZER
     changes = Changes((WINDOW,), head, text_tokenizer if text_tokenizer.is_file() else None)
     return new_pipeline(shards, checkpoints.BUNDLED, preset, changes)
+
+
+def expand(model: nn.Module) -> None:
+    """Give int8 linear layers whole weights again: such a checkpoint is half as large to send."""
+    for module in list(model.modules()):
+        for name, layer in module.named_children():
+            if isinstance(layer, QuantizedLinear):
+                rows, columns = layer.weight.shape
+                whole = nn.Linear(columns, rows, layer.bias is not None)
+                whole.weight.data = layer.weight.float() * layer.scale
+                if layer.bias is not None:
+                    whole.bias.data = layer.bias.float()
+                setattr(module, name, whole)
 
 
 def say(what: str, options) -> None:

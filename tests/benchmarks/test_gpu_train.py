@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -16,6 +18,9 @@ from safetensors.torch import load_file
 from benchmarks import gpu_train, pieces
 from scripts.comfyui import PACK
 from tokenshuffle_core import load
+from tokenshuffle_core.data.emoji.build import read_manifest
+from tokenshuffle_core.data.emoji.pictures import read
+from tokenshuffle_core.engine.quantize import check_whole, quantize
 from tokenshuffle_core.text_tokenizer import TextTokenizer
 
 
@@ -110,12 +115,45 @@ def embedding(checkpoint: Path) -> torch.Tensor:
     return load_file(checkpoint)["model.code_embedding.weight"]
 
 
+def test_int8_weights_are_expanded(tiny):
+    whole, model = load(tiny).model, quantize(load(tiny).model, "int8")
+    gpu_train.expand(model)
+    check_whole(model)
+    expected, found = whole.state_dict(), model.state_dict()
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        largest = weight.abs().amax(-1, keepdim=True) if weight.ndim == 2 else 0
+        assert ((found[name] - weight).abs() <= largest / 127 * 0.501).all(), name
+    changed = [name for name in expected if not torch.equal(found[name], expected[name])]
+    assert len(changed) > 10
+
+
+def prepared(built: Path, folder: Path) -> None:
+    gpu_train.prepare(SimpleNamespace(built=built, data=folder, compositions=60))
+
+
+def test_a_prepared_data_set_shows_the_same(data, tmp_path):
+    prepared(data, tmp_path)
+    pairs = list(zip(read_manifest(data), read_manifest(tmp_path), strict=True))
+    for before, after in pairs:
+        a, b = (np.asarray(read(folder, r)) for folder, r in ((data, before), (tmp_path, after)))
+        visible = a[..., 3:] > 0
+        np.testing.assert_array_equal(a * visible, b * visible)
+        assert before | {"image": None} == after | {"image": None}
+    files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(files) == 4 + len({Path(before["image"]).name for before, _ in pairs})
+    text = (tmp_path / gpu_train.TEXT_TOKENIZER).read_text(encoding="utf-8")
+    tokenizer = TextTokenizer.from_json(text)
+    assert len(tokenizer.encode("a red apple, 3d style")) < 9  # whole words
+    assert tokenizer.frame([], 128, 128)
+
+
 class Run:
     """`gpu.sh` in a folder with a data set of nine pictures."""
 
     def __init__(self, data: Path, folder: Path):
         self.folder, self.out = folder, folder / "out"
-        shutil.copytree(data, folder / "run" / "data", ignore=shutil.ignore_patterns("sources"))
+        prepared(data, folder / "run" / "data")
 
     def start(self, step: str, **more) -> subprocess.Popen:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -132,8 +170,6 @@ class Run:
 @pytest.mark.slow
 def test_a_run_leaves_a_model_and_goes_on_from_it(data, tmp_path):
     run = Run(data, tmp_path)
-    options = type("options", (), {"data": tmp_path / "run" / "data", "compositions": 60})
-    gpu_train.add_tokenizer(options)
     run("train", STEPS=4)
     files = list(run.out.iterdir())
     assert {path.name for path in files} == {
@@ -144,11 +180,14 @@ def test_a_run_leaves_a_model_and_goes_on_from_it(data, tmp_path):
     first = load(run.out / "model.safetensors")
     assert first.config.model.windows == (4,)
     assert first.config.model.window_head == 32
-    text_tokenizer = options.data / gpu_train.TEXT_TOKENIZER
+    text_tokenizer = tmp_path / "run" / "data" / gpu_train.TEXT_TOKENIZER
     expected = TextTokenizer.from_json(text_tokenizer.read_text(encoding="utf-8"))
     assert first.text_tokenizer.encode("a red apple") == expected.encode("a red apple")
     shutil.copy(run.out / "model.safetensors", tmp_path / "first.safetensors")
-    run("train", STEPS=2, INIT=tmp_path / "first.safetensors")
+    first_again = load(tmp_path / "first.safetensors")
+    quantize(first_again.model, "int8")
+    first_again.save(tmp_path / "int8.safetensors")
+    run("train", STEPS=2, INIT=tmp_path / "int8.safetensors")
     run("join")
     second = load(run.out / "model.safetensors")
     pairs = zip(first.model.parameters(), second.model.parameters(), strict=True)

@@ -150,11 +150,11 @@ class Composer:
                 row = self.rows[side][subject, shown.style]
                 places[side].append((picture, row, left, top))
         colours = [BACKGROUNDS[shown.background] for shown in compositions]
-        canvas = torch.tensor(colours, device=self.device, dtype=torch.float32)
-        canvas = canvas[:, :, None, None].expand(-1, -1, size[1], size[0]).clone()
+        canvas = self._sent(colours).float()[:, :, None, None]
+        canvas = canvas.expand(-1, -1, size[1], size[0]).clone()
         channels = torch.arange(3, device=self.device)[:, None, None]
         for side, of_side in places.items():
-            picture, row, left, top = torch.tensor(of_side, device=self.device).T[..., None, None]
+            picture, row, left, top = self._sent(of_side).T[..., None, None]
             span = torch.arange(side, device=self.device)
             at = picture[:, None], channels, (top + span[:, None])[:, None], (left + span)[:, None]
             cut_out = self.cut_outs[side][row.flatten()].float()
@@ -162,6 +162,12 @@ class Composer:
             # Subjects do not overlap, so those of one picture can be put in at once.
             canvas[at] = ((colour * alpha + canvas[at] * (255 - alpha)) / 255).round()
         return canvas / 255
+
+    def _sent(self, numbers: list) -> Tensor:
+        """On the device, without waiting for it: from pinned memory a copy is only queued."""
+        tensor = torch.tensor(numbers)
+        pinned = tensor.pin_memory() if self.device.type == "cuda" else tensor
+        return pinned.to(self.device, non_blocking=True)
 
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
