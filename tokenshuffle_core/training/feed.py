@@ -126,7 +126,7 @@ class Feed:
         if foreign is not None:
             others = codes.roll(1, 0) if others is None else others.long()
             context = with_foreign(codes, others, foreign, draw.window)
-        predicted = (draw.text.shape[1] - 1 - draw.padding).sum().item() / pieces
+        predicted = float((draw.text.shape[1] - 1 - draw.padding.numpy()).sum()) / pieces
         return Piece(draw.window, text.long(), padding, codes, context, predicted)
 
     def _load(self, step: int, piece: int, pieces: int) -> tuple[Draw, list[Tensor | None]]:

@@ -25,7 +25,7 @@ class Schedule:
         self.config, self.device = config, device
         self.first, self.started = 0, time.monotonic()
         self.closing: dict[str, float] = {}  # the longest time that each part of the end took
-        self.step: torch.cuda.Event | None = None  # the end of the step before
+        self.ended: torch.cuda.Event | None = None  # the step before, on the device
 
     def resume(self, first: int, seconds: float) -> None:
         """Go on after `first` steps, which took `seconds`."""
@@ -78,8 +78,8 @@ class Schedule:
     def _wait(self) -> None:
         """Not to run ahead of the device by more than a step: its clock counts."""
         if self.device.type == "cuda":
-            before, self.step = self.step, torch.cuda.Event()
-            self.step.record()
+            before, self.ended = self.ended, torch.cuda.Event()
+            self.ended.record()
             if before is not None:
                 before.synchronize()
 
