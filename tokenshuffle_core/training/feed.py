@@ -22,7 +22,7 @@ from .distributed import rank, world_size
 from .loop import seed_of
 from .settings import LoopConfig, Recipe
 
-RESIDENT_SHARE = 0.25  # of a GPU's free memory that codes may take
+RESIDENT_SHARE = 0.1  # of a GPU's free memory that codes may take
 COMPILED_MULTIPLE = 16  # of the length of texts, where each length is compiled
 
 
