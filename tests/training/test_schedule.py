@@ -93,6 +93,14 @@ def test_the_end_is_within_the_minutes(clock, tmp_path, validating, saving):
     assert task.seen == sorted(task.seen)
 
 
+def test_both_parts_of_the_end_are_known_in_time(clock, tmp_path):
+    """A validation by steps, before the early one, does not replace the first saving."""
+    task = TimedTask(clock, validating=1, saving=10)
+    loop = config(minutes=2, validate_every=11, steps=3)
+    fit(line(), task, loop, tmp_path, resume=False)
+    assert 1119 <= clock.now <= 1120
+
+
 def test_a_resumed_training_goes_on_where_its_clock_stood(clock, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     fit(line(), TimedTask(clock), MINUTES, whole, resume=False)

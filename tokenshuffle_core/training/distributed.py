@@ -174,10 +174,11 @@ def residual_in(dtype: torch.dtype, blocks: list[Block]) -> None:
 def _compile(module: nn.Module, task, blocks: list[Block]) -> None:
     """For static shapes, which are faster; each shape of a batch costs one block, not all of them,
     because all blocks call one compiled function."""
-    import torch._dynamo  # slow
+    from torch._dynamo import config as dynamo  # slow
 
-    limit = torch._dynamo.config.recompile_limit  # beyond it nothing is compiled any more
-    torch._dynamo.config.recompile_limit = max(limit, SHAPES)
+    # Beyond its limit nothing is compiled any more; torch 2.6 has the second name.
+    limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"
+    setattr(dynamo, limit, max(SHAPES, getattr(dynamo, limit)))
     compiled = partial(torch.compile, dynamic=False)
     if blocks:
         forward = compiled(Block.forward)

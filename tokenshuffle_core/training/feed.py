@@ -22,7 +22,7 @@ from .distributed import rank, world_size
 from .loop import seed_of
 from .settings import LoopConfig, Recipe
 
-RESIDENT_SHARE = 0.25  # of a GPU's free memory that codes may take
+RESIDENT_SHARE = 0.1  # of a GPU's free memory that codes may take
 COMPILED_MULTIPLE = 16  # of the length of texts, where each length is compiled
 
 
@@ -126,7 +126,7 @@ class Feed:
         if foreign is not None:
             others = codes.roll(1, 0) if others is None else others.long()
             context = with_foreign(codes, others, foreign, draw.window)
-        predicted = (draw.text.shape[1] - 1 - draw.padding).sum().item() / pieces
+        predicted = float((draw.text.shape[1] - 1 - draw.padding.numpy()).sum()) / pieces
         return Piece(draw.window, text.long(), padding, codes, context, predicted)
 
     def _load(self, step: int, piece: int, pieces: int) -> tuple[Draw, list[Tensor | None]]:

@@ -10,6 +10,7 @@ import torch
 from .distributed import from_first
 from .settings import LoopConfig
 
+ENDING = 2  # parts: validation and saving
 EARLY = 0.25  # share of the minutes after which a training has been validated and saved once
 
 
@@ -25,7 +26,7 @@ class Schedule:
         self.config, self.device = config, device
         self.first, self.started = 0, time.monotonic()
         self.closing: dict[str, float] = {}  # the longest time that each part of the end took
-        self.step: torch.cuda.Event | None = None  # the end of the step before
+        self.ended: torch.cuda.Event | None = None  # the step before, on the device
 
     def resume(self, first: int, seconds: float) -> None:
         """Go on after `first` steps, which took `seconds`."""
@@ -37,7 +38,7 @@ class Schedule:
         return time.monotonic() - self.started
 
     def steps(self) -> Iterator[int]:
-        """The numbers of the steps; ends after `close`."""
+        """The numbers of the steps; ends when `after` has found the last one."""
         self.closed = self.config.minutes > 0 and self.progress(self.first) >= 1
         for step in count(self.first) if self.config.minutes else range(self.first, self.total):
             if self.closed:
@@ -65,7 +66,7 @@ class Schedule:
         self._wait()
         now = self.seconds()
         last = 2 * now - self.begun > self._end()  # no step begins that would end too late
-        early = not self.closing and now > EARLY * self._end()
+        early = len(self.closing) < ENDING and now > EARLY * self._end()
         last, early = from_first(last, early)
         self.closed = bool(last)
         return self.closed, bool(early)
@@ -78,8 +79,8 @@ class Schedule:
     def _wait(self) -> None:
         """Not to run ahead of the device by more than a step: its clock counts."""
         if self.device.type == "cuda":
-            before, self.step = self.step, torch.cuda.Event()
-            self.step.record()
+            before, self.ended = self.ended, torch.cuda.Event()
+            self.ended.record()
             if before is not None:
                 before.synchronize()
 
