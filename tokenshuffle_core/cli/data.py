@@ -84,7 +84,7 @@ def _add_codes(parts) -> None:
     option("--held-out", type=float, default=0.0, metavar="SHARE", help=text)
     text = "pictures per shard (default: 1024; of compositions 8192)"
     option("--shard-size", type=int, metavar="N", help=text)
-    text = "pictures encoded at once (default: 16; of compositions on CUDA, 2^23 pixels)"
+    text = "pictures encoded at once (default: 16; of compositions on CUDA, what 2 GB hold)"
     option("--batch", type=int, metavar="N", help=text)
     option("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
     text = (

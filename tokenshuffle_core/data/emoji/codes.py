@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import random
 from collections import defaultdict
@@ -24,7 +25,8 @@ from .pictures import BACKGROUNDS, read, resize, stacked
 
 CPU = torch.device("cpu")
 CORES = os.cpu_count() or 1
-BATCH, PIXELS = 16, 2**23  # pictures that are encoded at once; on CUDA, their pixels
+BATCH = 16  # pictures that are encoded at once
+VALUES = 2**27  # the same on CUDA, in values of the largest maps, in float16
 SCALES = (1, 1, 0.94, 0.88, 0.8)  # of jittered subjects; few, because each is resized once
 
 
@@ -78,7 +80,8 @@ def extract_compositions(
         source = json.dumps([settings, sha256(path.read_bytes() for path in pictures)])
         image_tokenizer.to(device)
         composer = Composer(data, records, planned, device)
-        encode = partial(_shard, composer, encoders(image_tokenizer, device), batch, settings)
+        batches = {size: batch or _batch(image_tokenizer, size, device) for size in sizes}
+        encode = partial(_shard, composer, encoders(image_tokenizer, device), batches, settings)
 
         def parts() -> Iterator[tuple[str, Callable]]:
             for job, lines in zip(jobs, described, strict=True):
@@ -192,11 +195,18 @@ def encoders(image_tokenizer: ImageTokenizer, device: torch.device) -> list[Enco
     return [in_half, whole]
 
 
+def _batch(image_tokenizer: ImageTokenizer, size: Size, device: torch.device) -> int:
+    if device.type != "cuda":
+        return BATCH
+    shape = image_tokenizer.config
+    return max(1, VALUES // (math.prod(size) * shape.channels * shape.channel_multipliers[0]))
+
+
 @torch.inference_mode()
 def _shard(
     composer: Composer,
     encoders: list[Encode],
-    batch: int | None,
+    batches: dict[Size, int],
     settings: dict,
     planned: list[Planned],
     records: list[str],
@@ -212,11 +222,8 @@ def _shard(
         codes: list[Tensor] = [torch.empty(0)] * len(planned)
         finite = []
         for size, members in of_size.items():
-            step = batch or BATCH
-            if batch is None and composer.device.type == "cuda":
-                step = max(1, PIXELS // (size[0] * size[1]))
-            for start in range(0, len(members), step):
-                part = members[start : start + step]
+            for start in range(0, len(members), batches[size]):
+                part = members[start : start + batches[size]]
                 found, good = encode(composer([planned[i][0] for i in part], size))
                 finite.append(good)
                 for i, picture in zip(part, found, strict=True):
