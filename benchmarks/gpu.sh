@@ -3,7 +3,7 @@
 # network: each step ends by itself in time, and results go to OUT, in small files.
 #
 #   benchmarks/gpu.sh check     does it compute what a CPU does? At most three minutes
-#   benchmarks/gpu.sh data      the data set of `train`, in RUN/data (19 MB); needs the network
+#   benchmarks/gpu.sh data      the data set of `train`, in RUN/data (18 MB); needs the network
 #   benchmarks/gpu.sh train     a model for 256 x 256 to 512 x 256, at most 570 s (SECONDS_IN_ALL)
 #   benchmarks/gpu.sh join      OUT/model.safetensors from the pieces that `train` left in OUT
 #   benchmarks/gpu.sh decode    the time for a picture, also of 2048 x 2048
@@ -12,9 +12,10 @@
 #                               nine minutes, and resume when they are run again
 #
 # RUN is the folder for everything, OUT that for results (default: RUN). `train` goes on from the
-# checkpoint INIT if that is set, also one with int8 weights. Runs from a checkout, with the python3 in PATH. For a trial on a
-# CPU: DEVICE=cpu, SMALL=1 (of check and train), SUBJECTS (a list), SIDE (pixels of the data set),
-# COMPOSITIONS and STEPS (of each training, in fp32 and without compiling) and MODELS (of decode).
+# checkpoint INIT if that is set, also from one with int8 weights, which is half as large to send.
+# Runs from a checkout, with the python3 in PATH. For a trial on a CPU: DEVICE=cpu, SMALL=1 (of
+# check and train), SUBJECTS (a list), SIDE (pixels of the data set), COMPOSITIONS and STEPS (of
+# each training, in fp32 and without compiling) and MODELS (of decode).
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "${RUN:=run-gpu}" "${OUT:=$RUN}"
@@ -59,9 +60,9 @@ data-2048) # the 3d style has no vector source
 tokenizer)
     resume=()
     if compgen -G "vq/state/[0-9]*" >/dev/null; then resume=(--resume); fi
-    for_nine_minutes "${tokenshuffle[@]}" train tokenizer data-2048/composed -o vq --preset emoji-2048 \
-        --side "$((side / 4))" --crop "$((side / 16))" --batch 48 --steps "${STEPS:-12000}" \
-        --learning-rate 1e-3 "${resume[@]}"
+    for_nine_minutes "${tokenshuffle[@]}" train tokenizer data-2048/composed -o vq \
+        --preset emoji-2048 --side "$((side / 4))" --crop "$((side / 16))" --batch 48 \
+        --steps "${STEPS:-12000}" --learning-rate 1e-3 "${resume[@]}"
     ;;
 codes)
     for part in 8 4 2 1; do
@@ -95,5 +96,5 @@ decode)
     "${decode[@]}" --models "${MODELS:-2.7b}" --windows 2 --sizes "$side" --rounds 1 \
         --no-plain --no-transformers --json "$OUT/decode-2048.json"
     ;;
-*) sed -n '2,19p' "$here/benchmarks/gpu.sh" && exit 2 ;;
+*) sed -n '2,18p' "$here/benchmarks/gpu.sh" && exit 2 ;;
 esac
