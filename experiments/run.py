@@ -25,7 +25,8 @@ from tokenshuffle_core import checkpoints
 from tokenshuffle_core.data.emoji import build as emoji
 from tokenshuffle_core.data.emoji import compose
 from tokenshuffle_core.data.emoji.pictures import on_white
-from tokenshuffle_core.data.shards import INDEX, CodeShards, extract
+from tokenshuffle_core.data.extraction import extract
+from tokenshuffle_core.data.shards import INDEX, CodeShards
 from tokenshuffle_core.evaluation.reconstruction import psnr
 from tokenshuffle_core.evaluation.retrieval import choose, retrieval
 from tokenshuffle_core.files import sha256

@@ -15,7 +15,7 @@ from tests.support.models import LOOP, TINY, random_checkpoint
 from tokenshuffle_core import checkpoints
 from tokenshuffle_core.data.emoji import build as emoji
 from tokenshuffle_core.data.emoji import compose
-from tokenshuffle_core.data.shards import extract
+from tokenshuffle_core.data.extraction import extract
 from tokenshuffle_core.model import TokenShuffleModel
 from tokenshuffle_core.pipeline import Pipeline
 from tokenshuffle_core.training.tokenizer import train_tokenizer

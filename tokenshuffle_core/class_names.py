@@ -61,6 +61,10 @@ class ClassNames:
         hint = f"did you mean {names}?" if near else "this model draws ImageNet's 1,000 classes"
         raise ValueError(f"{text!r} is not the name of a class of this model: {hint}")
 
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        """`encode` of each text."""
+        return [self.encode(text) for text in texts]
+
     def frame(self, ids: list[int], rows: int, columns: int, length: int = 0) -> list[int]:
         """As TextTokenizer.frame, without a template."""
         return ids or [self.pad]

@@ -33,6 +33,7 @@ class PromptEncoder(Protocol):
     pad: int  # the id that pads shorter prompts on the left
 
     def encode(self, text: str) -> list[int]: ...
+    def encode_all(self, texts: list[str]) -> list[list[int]]: ...
     def frame(self, ids: list[int], rows: int, columns: int, length: int = 0) -> list[int]: ...
     def to_json(self) -> str: ...
     def __len__(self) -> int: ...
@@ -107,6 +108,13 @@ class TextTokenizer:
         ignored; empty text has no ids."""
         text = text.strip()
         return self._plain(self.glued_before + text + self.glued_after) if text else []
+
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        """`encode` of each text, on all cores."""
+        texts = [text.strip() for text in texts]
+        whole = [self.glued_before + text + self.glued_after for text in texts]
+        encoded = self.tokenizer.encode_batch(whole, add_special_tokens=False)
+        return [found.ids if text else [] for found, text in zip(encoded, texts, strict=True)]
 
     def text_of(self, ids: list[int]) -> str:
         """The inverse of `encode`, up to normalisation."""

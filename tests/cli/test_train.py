@@ -82,4 +82,5 @@ def test_a_recipe_and_the_command_line_have_the_same_defaults(codes, image_token
     assert train(codes, tmp_path / "run", "--image-tokenizer", image_tokenizer) == 0
     stored = json.loads((tmp_path / "run/state/0000002/settings.json").read_text())
     (stage,) = parse_stages({"stage": [{"codes": "x", "steps": 2, "batch": 2}]}).stages
+    assert stored.pop("seconds") > 0
     assert asdict(stage.loop) | {"about": stored["about"]} == stored

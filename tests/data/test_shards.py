@@ -23,8 +23,8 @@ from tests.support.pairs import (
 from tokenshuffle_core import checkpoints
 from tokenshuffle_core.cli.main import main
 from tokenshuffle_core.config import PRESETS
-from tokenshuffle_core.data import shards
-from tokenshuffle_core.data.shards import CodeShards, extract, fingerprint
+from tokenshuffle_core.data import CodeShards, extract, shards
+from tokenshuffle_core.data.shards import fingerprint
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 
 SIZES = [(32, 32), (48, 24), (24, 48)]

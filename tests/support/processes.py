@@ -10,8 +10,10 @@ import json
 import math
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.model import TokenShuffleModel
 from tokenshuffle_core.shuffle import shuffle
+from tokenshuffle_core.training import schedule
 from tokenshuffle_core.training.distributed import process_group, rank, world_size
 from tokenshuffle_core.training.loop import Task, fit, generator
 from tokenshuffle_core.training.settings import LoopConfig
@@ -77,10 +80,15 @@ def model() -> TokenShuffleModel:
     return module
 
 
-def train(directory, resume=False, stop_at=None, freeze=False, **config) -> TokenShuffleModel:
-    """Returns the module after the last step; `freeze` freezes its first half."""
+def train(
+    directory, resume=False, stop_at=None, freeze=False, fast_clock=False, **config
+) -> TokenShuffleModel:
+    """Returns the module after the last step; `freeze` freezes its first half. A `fast_clock` runs
+    ten times as fast in all processes but the first."""
     config = LoopConfig(**CONFIG | config)
     module = model()
+    if fast_clock and rank():
+        schedule.time = SimpleNamespace(monotonic=lambda: 10 * time.monotonic())
     if freeze:
         for part in (module.code_embedding, module.shuffle, module.transformer.blocks[0]):
             part.requires_grad_(False)

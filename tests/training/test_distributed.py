@@ -17,7 +17,7 @@ from tests.support.processes import log_of, model, train, weights_of
 from tokenshuffle_core import checkpoints
 from tokenshuffle_core.cli.main import main
 from tokenshuffle_core.config import PRESETS
-from tokenshuffle_core.data.shards import extract
+from tokenshuffle_core.data.extraction import extract
 from tokenshuffle_core.training import tokenizer as train_tokenizer
 from tokenshuffle_core.training.distributed import process_group
 from tokenshuffle_core.training.settings import LoopConfig
@@ -57,6 +57,7 @@ def runs(tmp_path_factory) -> Path:
     train(directory / "one")
     train(directory / "frozen", freeze=True)
     train(directory / "one, then two sharded", stop_at=6)
+    train(directory / "muon", optimizer="muon")
     runs = [{"directory": directory / name, **config} for name, config in WAYS.items()]
     runs += [
         {"directory": directory / "frozen, ddp", "freeze": True},
@@ -64,11 +65,15 @@ def runs(tmp_path_factory) -> Path:
         {"directory": directory / "two, then one", "stop_at": 6},
         {"directory": directory / "two sharded, then one", "stop_at": 6, "shard": True},
         {"directory": directory / "one, then two sharded", "resume": True, "shard": True},
+        {"directory": directory / "muon, ddp", "optimizer": "muon"},
+        {"directory": directory / "muon, two, then one", "optimizer": "muon", "stop_at": 6},
+        {"directory": directory / "minutes", "minutes": 0.03, "fast_clock": True},
     ]
     train_in_two(directory, runs)
     for name in ("two, then one", "two sharded, then one"):
         assert (directory / name / "state" / "0000007").exists()
         train(directory / name, resume=True)
+    train(directory / "muon, two, then one", resume=True, optimizer="muon")
     return directory
 
 
@@ -98,6 +103,20 @@ def test_frozen_weights_stay_in_every_process(runs, name):
 )
 def test_another_number_of_processes_goes_on(runs, name):
     assert_the_same(runs / name, runs / "one")
+
+
+@pytest.mark.parametrize("name", ["muon, ddp", "muon, two, then one"])
+def test_muon_learns_the_same(runs, name):
+    found, expected = log_of(runs / name), log_of(runs / "muon")
+    for row, other in zip(found, expected, strict=True):
+        assert row == (*other[:2], pytest.approx(other[2], rel=1e-3, nan_ok=True))
+
+
+def test_one_clock_decides_for_all(runs):
+    """Else one process would stop, and the other one wait for it."""
+    settings = next((runs / "minutes" / "state").glob("*/settings.json"))
+    assert json.loads(settings.read_text())["seconds"] == pytest.approx(60 * 0.03, rel=0.5)
+    assert (runs / "minutes" / "final.safetensors").exists()
 
 
 def test_torchrun_on_a_device_that_it_does_not_know(monkeypatch):

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from tokenshuffle_core import checkpoints
 from tokenshuffle_core.cli.main import main
-from tokenshuffle_core.data.shards import Shard, extract
+from tokenshuffle_core.data.extraction import extract
+from tokenshuffle_core.data.shards import Shard
 from tokenshuffle_core.pipeline import load
 from tokenshuffle_core.training.stages import parse_stages, read_stages
 

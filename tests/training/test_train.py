@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.models import LOOP, TINY
 from tests.support.pairs import noise
@@ -20,7 +21,8 @@ from tokenshuffle_core.adapt.grow import grow
 from tokenshuffle_core.adapt.lora import merge_lora
 from tokenshuffle_core.data.emoji import captions
 from tokenshuffle_core.data.emoji.pictures import composite
-from tokenshuffle_core.data.shards import CodeShards, extract
+from tokenshuffle_core.data.extraction import extract
+from tokenshuffle_core.data.shards import CodeShards
 from tokenshuffle_core.data.sources import read_items
 from tokenshuffle_core.pipeline import Pipeline, load
 from tokenshuffle_core.training.model import ModelTask, check_codes, train_model
@@ -254,6 +256,30 @@ def test_frozen_parts_stay(codes, image_tokenizer, tmp_path):
         train_model(
             CodeShards(codes), tmp_path / "no", pipeline, SHORT, Recipe(), freeze=("nothing",)
         )
+
+
+class Waits(TorchDispatchMode):
+    """Counts the values that the host reads from tensors, for which it waits on a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_steps_do_not_wait_for_the_device(codes, image_tokenizer, tmp_path, optimizer):
+    """Only what is logged and validated at the end is read."""
+    counts = []
+    for steps in (2, 12):
+        loop = replace(SHORT, steps=steps, optimizer=optimizer)
+        pipeline = pipeline_of(codes, image_tokenizer)
+        recipe = Recipe(text_loss=0.1, z_loss=1e-4)
+        with Waits() as waits:
+            train_model(CodeShards(codes), tmp_path / str(steps), pipeline, loop, recipe)
+        counts.append(waits.count)
+    assert counts[0] == counts[1] > 0
 
 
 def test_codes_of_another_image_tokenizer(codes, tiny, tmp_path):

@@ -62,47 +62,86 @@ def _emoji(options) -> None:
 
 
 def _add_codes(parts) -> None:
-    text = "Encode your own pictures; under torchrun, the processes share the work."
+    text = (
+        "Encode your own pictures, or compositions of the emoji data set; under torchrun, the "
+        "processes share the work."
+    )
     parser = command(parts, "codes", _codes, text)
     option, size_option = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
     text = "folder of pictures with .txt captions, folder with a metadata.jsonl, or .tar shards"
     option("source", type=Path, metavar="SOURCE", help=text)
     option("-o", "--output", type=Path, required=True, metavar="DIR")
     option("--image-tokenizer", type=Path, metavar="FILE", help="(default: the bundled model's)")
-    text = "sizes to crop to, each picture to the nearest"
+    text = "sizes to crop to, each picture to the nearest; of compositions, their sizes"
     size_option("--sizes", metavar="WxH,WxH,...", help=text)
     text = f"crop to sizes of about PX x PX pixels (default: {SIDE})"
-    size_option("--side", type=int, default=SIDE, metavar="PX", help=text)
+    size_option("--side", type=int, metavar="PX", help=text)
     text = f"largest ratio of the sides of such a size (default: {MAX_RATIO:g})"
     option("--max-ratio", type=float, help=text)
-    option("--background", default="white", help="colour behind transparent pictures")
+    text = "colour behind transparent pictures (default: white)"
+    option("--background", metavar="COLOUR", help=text)
     text = "share to hold out for validation (default: only pictures marked as held out)"
     option("--held-out", type=float, default=0.0, metavar="SHARE", help=text)
-    option("--shard-size", type=int, default=1024, help="pictures per shard (default: 1024)")
-    option("--batch", type=int, default=16)
+    text = "pictures per shard (default: 1024; of compositions 8192)"
+    option("--shard-size", type=int, metavar="N", help=text)
+    text = "pictures encoded at once (default: 16; of compositions on CUDA, what 2 GB hold)"
+    option("--batch", type=int, metavar="N", help=text)
     option("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
+    text = (
+        "SOURCE is a folder of `data emoji`: compose N pictures of it, as `data emoji "
+        "--compositions` does, and encode them without saving them"
+    )
+    option = parser.add_argument_group("compositions of the emoji data set").add_argument
+    option("--compositions", type=int, metavar="N", help=text)
+    text = "share of them in the first of --sizes (default: each in one that suits its subjects)"
+    option("--first-share", type=float, metavar="SHARE", help=text)
+    text = "how often an epoch visits a single subject on white in the first size (default: 8)"
+    option("--white-repeats", type=int, metavar="N", help=text)
+    text = "single subjects up to a fifth smaller, anywhere in the picture"
+    option("--jitter", action="store_const", const=True, help=text)
+    option("--seed", type=int, help="which compositions, and their captions (default: 0)")
+
+
+OF_PICTURES = ("side", "max_ratio", "background")
+OF_COMPOSITIONS = ("first_share", "white_repeats", "jitter", "seed")
 
 
 def _codes(options) -> None:
     from .. import checkpoints
     from ..data.buckets import buckets
-    from ..data.shards import extract
+    from ..data.emoji.codes import extract_compositions
+    from ..data.extraction import extract
 
+    composed = options.compositions is not None
+    for name in OF_PICTURES if composed else OF_COMPOSITIONS:
+        if getattr(options, name) is not None:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"{option} is not for compositions: leave it out"
+                if composed
+                else f"{option} is for compositions: add --compositions"
+            )
     if options.sizes and options.max_ratio is not None:
         raise ValueError("--max-ratio goes with --side, not with --sizes: leave one of them out")
     device = device_of(own_device(options.device))
     image_tokenizer = checkpoints.load_image_tokenizer(
-        options.image_tokenizer or checkpoints.BUNDLED, device
+        options.image_tokenizer or checkpoints.BUNDLED
     )
-    if options.sizes:
-        sizes = parse_sizes(options.sizes)
-    else:
-        ratio = MAX_RATIO if options.max_ratio is None else options.max_ratio
-        sizes = buckets(options.side, UNIT * image_tokenizer.config.stride, ratio)
-    names = ("background", "shard_size", "batch", "held_out")
-    more = {name: getattr(options, name) for name in names} | {"device": device}
+    sizes = list(dict.fromkeys(parse_sizes(options.sizes or "")))
+    names = ("shard_size", "batch", *(OF_COMPOSITIONS if composed else ("background",)))
+    given = {name: getattr(options, name) for name in names}
+    more = {name: value for name, value in given.items() if value is not None}
+    more |= {"held_out": options.held_out, "device": device}
     more["rank"], more["world"] = process()
-    summary = extract(options.source, options.output, image_tokenizer, sizes, **more)
+    if composed:
+        summary = extract_compositions(
+            options.source, options.compositions, options.output, image_tokenizer, sizes, **more
+        )
+    else:
+        side = SIDE if options.side is None else options.side
+        ratio = MAX_RATIO if options.max_ratio is None else options.max_ratio
+        sizes = sizes or buckets(side, UNIT * image_tokenizer.config.stride, ratio)
+        summary = extract(options.source, options.output, image_tokenizer, sizes, **more)
     print(
         f"{summary.pictures} pictures in {summary.written} new shards and {summary.kept} that were "
         f"already complete; {summary.broken} broken ones left out",

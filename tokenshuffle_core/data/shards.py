@@ -1,6 +1,6 @@
 """Image codes, extracted once and stored in shards, and their reader.
 
-The items of a source are divided, in order, into chunks; each becomes `codes-00012.safetensors`:
+The pictures of a source are divided, in order, into parts; each becomes `codes-00012.safetensors`:
 
     codes    the codes of its pictures one after another, flat, int16 or int32
     grid     rows and columns of each, int32 (N, 2)
@@ -12,18 +12,15 @@ complete. `index.json` is written last.
 
 import json
 from bisect import bisect_right
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import ImageColor
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
@@ -31,14 +28,11 @@ from tqdm import tqdm
 from ..config import parse_sizes
 from ..files import atomic_path, sha256, write_safetensors, write_text
 from ..image_tokenizer import ImageTokenizer
-from .buckets import Size, nearest, scale_and_crop
-from .sources import Item, read_items
+from .buckets import Size
 
-CPU = torch.device("cpu")
 INDEX = "index.json"
 RECORDS = "tokenshuffle.codes"  # a single key: safetensors writes several in a random order
 HEADER_LIMIT = 90_000_000  # bytes; safetensors cannot read a header above 100 MB
-READERS = 8  # threads that decode and scale pictures, for which Pillow releases the GIL
 
 
 class Extraction(NamedTuple):
@@ -61,6 +55,21 @@ class Shard:
     broken: list[list[str]]
     source: str  # fingerprint of the items and settings that the shard is made from
 
+    @classmethod
+    def of(
+        cls,
+        codes: list[Tensor],
+        records: list[str],
+        broken: list[list[str]],
+        source: str,
+        codebook_size: int,
+    ) -> "Shard":
+        """From the codes (H, W) of each picture, of any integer type and on any device."""
+        dtype = torch.int16 if codebook_size <= 2**15 else torch.int32
+        grid = torch.tensor([picture.shape for picture in codes], dtype=torch.int32).view(-1, 2)
+        flat = torch.cat([picture.flatten() for picture in codes]) if codes else torch.empty(0)
+        return cls(flat.to("cpu", dtype), grid, records, broken, source)
+
     @property
     def sha256(self) -> str:
         records = json.dumps([self.broken, self.records])
@@ -72,7 +81,7 @@ class Shard:
         full."""
         head = {"sha256": self.sha256, "source": self.source, "broken": self.broken}
         text = "\n".join([json.dumps(head), *self.records])
-        if len(json.dumps(text)) > HEADER_LIMIT:
+        if len(text) + sum(map(text.count, '"\\\n')) > HEADER_LIMIT:  # escaped, as ASCII
             raise ValueError(
                 f"the records of {path.name} take more than {HEADER_LIMIT // 10**6} MB: choose a "
                 "smaller shard size"
@@ -100,82 +109,10 @@ def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:
     return sha256(n.encode() + weight.cpu().float().numpy().tobytes() for n, weight in weights)
 
 
-def extract(
-    source: str | Path,
-    directory: str | Path,
-    image_tokenizer: ImageTokenizer,
-    sizes: list[Size],
-    *,
-    background: str = "white",
-    shard_size: int = 1024,
-    batch: int = 16,
-    held_out: float = 0.0,
-    device: torch.device = CPU,
-    rank: int = 0,
-    world: int = 1,
-) -> Extraction:
-    """Encode the pictures of `source`, each at the nearest of `sizes` (width, height in pixels),
-    into shards in `directory`.
-
-    Of `world` processes, process `rank` encodes every world-th chunk of `shard_size` items; the
-    last one to finish writes the index. Shards that are complete and up to date are kept. A picture
-    that cannot be read is omitted and listed in `broken-00012.txt`. A share `held_out` of the
-    training pictures is held out; this depends only on the key of each, not on the other pictures.
-    Raises as `read_items`, and ValueError for a setting out of range.
-    """
+def settings_of(image_tokenizer: ImageTokenizer, sizes: list[Size], background: str) -> dict:
+    """What the index says of all shards. Raises ValueError for a size that the image tokenizer
+    cannot encode."""
     stride = image_tokenizer.config.stride
-    colour = _check_settings(sizes, stride, background, shard_size, batch, held_out, rank, world)
-    items = [_held_out(item, held_out) for item in read_items(source)]
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "image_tokenizer": fingerprint(image_tokenizer.state_dict().items()),
-        "stride": stride,
-        "codebook_size": image_tokenizer.config.codebook_size,
-        "sizes": [f"{width}x{height}" for width, height in sizes],
-        "background": background,
-    }
-    chunks = {
-        directory / f"codes-{k:05}.safetensors": items[i : i + shard_size]
-        for k, i in enumerate(range(0, len(items), shard_size))
-    }
-    sources = {path: _source(chunk, settings) for path, chunk in chunks.items()}
-    part = list(chunks.items())[rank::world]
-    image_tokenizer.to(device)
-    load = partial(_load, colour=colour, sizes=sizes)
-    pictures = broken = kept = 0
-    total = sum(len(chunk) for _, chunk in part)
-    with (
-        ThreadPoolExecutor(READERS) as pool,
-        tqdm(total=total, desc="encoding", unit="picture", disable=None) as bar,
-    ):
-        for path, chunk in part:
-            if shard := _complete(path, sources[path]):
-                kept += 1
-                bar.update(len(chunk))
-            else:
-                (directory / INDEX).unlink(missing_ok=True)
-                for leftover in directory.glob(f".{path.name}.*"):  # of a killed run
-                    leftover.unlink()
-                pairs = zip(chunk, _ahead(pool, load, chunk, 2 * batch), strict=True)
-                shard = _encode(pairs, image_tokenizer, batch, sources[path], bar)
-                _list_broken(path, shard)
-                shard.write(path)
-            pictures += len(shard.records)
-            broken += len(shard.broken)
-    index = _write_index(directory, sources, settings)
-    return Extraction(pictures, broken, len(part) - kept, kept, index)
-
-
-def _check_settings(sizes, stride, background, shard_size, batch, held_out, rank, world):
-    """Returns the RGB of the background. Raises ValueError for a setting out of range."""
-    for name, value in (("shard_size", shard_size), ("batch", batch), ("world", world)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
-    if not 0 <= held_out < 1:
-        raise ValueError(f"held_out must be at least 0 and below 1, not {held_out}")
-    if not 0 <= rank < world:
-        raise ValueError(f"rank must be from 0 to {world - 1} (world - 1), not {rank}")
     if not sizes:
         raise ValueError("sizes must contain at least one width and height")
     for width, height in sizes:
@@ -184,29 +121,78 @@ def _check_settings(sizes, stride, background, shard_size, batch, held_out, rank
                 f"size {width}x{height} does not fit: both sides must be multiples of {stride}, "
                 "the image tokenizer's stride"
             )
-    try:
-        return ImageColor.getrgb(background)[:3]
-    except ValueError:
-        raise ValueError(f"background {background!r} is not a colour") from None
+    return {
+        "image_tokenizer": fingerprint(image_tokenizer.state_dict().items()),
+        "stride": stride,
+        "codebook_size": image_tokenizer.config.codebook_size,
+        "sizes": [f"{width}x{height}" for width, height in sizes],
+        "background": background,
+    }
 
 
-def _held_out(item: Item, share: float) -> Item:
-    number = int(sha256([item.key.encode(errors="surrogateescape")])[:16], 16)
-    return replace(item, split="held-out") if number < share * 2**64 else item
+def write_shards(
+    parts: Iterable[tuple[str, Callable[[tqdm], Shard]]],
+    total: int,
+    directory: str | Path,
+    settings: dict,
+    rank: int = 0,
+    world: int = 1,
+) -> Extraction:
+    """Make the shards of `total` pictures in `directory` that are not complete, and the index.
+
+    A part is the fingerprint of what a shard is made from, and the function that makes it and
+    updates a progress bar. Every process goes through all `parts` and makes every world-th.
+    """
+    if world < 1:
+        raise ValueError(f"world must be at least 1, not {world}")
+    if not 0 <= rank < world:
+        raise ValueError(f"rank must be from 0 to {world - 1} (world - 1), not {rank}")
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    sources: dict[Path, str] = {}
+    pictures = broken = written = kept = 0
+    with (
+        ThreadPoolExecutor(1) as writer,  # while the next shard is made
+        tqdm(total=total, desc="encoding", unit="picture", disable=None) as bar,
+    ):
+        writing = None
+        for number, (source, encode) in enumerate(parts):
+            path = directory / f"codes-{number:05}.safetensors"
+            sources[path] = source
+            if number % world != rank:
+                continue
+            if shard := _complete(path, source):
+                kept += 1
+                bar.update(len(shard.records) + len(shard.broken))
+            else:
+                written += 1
+                (directory / INDEX).unlink(missing_ok=True)
+                for leftover in directory.glob(f".{path.name}.*"):  # of a killed run
+                    leftover.unlink()
+                shard = encode(bar)
+                if writing:
+                    writing.result()
+                writing = writer.submit(_write, path, shard)
+            pictures += len(shard.records)
+            broken += len(shard.broken)
+        if writing:
+            writing.result()
+    return Extraction(pictures, broken, written, kept, _write_index(directory, sources, settings))
 
 
-def _source(items: list[Item], settings: dict) -> str:
-    """Fingerprint of a chunk. Like `make`, it uses the size and time of a picture, not its content:
-    to check whether terabytes are complete it should not read all of them."""
-    texts = [json.dumps(settings)]
-    for item in items:
-        record = _record(item) | {"picture": [item.offset, item.size, item.modified]}
-        texts.append(json.dumps(record, sort_keys=True))
-    return sha256(text.encode() for text in texts)
+def check_counts(shard_size: int, batch: int, held_out: float) -> None:
+    """Raises ValueError for a setting out of range."""
+    for name, value in (("shard_size", shard_size), ("batch", batch)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    if not 0 <= held_out < 1:
+        raise ValueError(f"held_out must be at least 0 and below 1, not {held_out}")
 
 
-def _record(item: Item) -> dict:
-    return {name: getattr(item, name) for name in ("key", "captions", "repeats", "split", "extra")}
+def split_of(key: str, split: str, held_out: float) -> str:
+    """The split of a picture, of which a share `held_out` is held out by its key alone."""
+    number = int(sha256([key.encode(errors="surrogateescape")])[:16], 16)
+    return "held-out" if number < held_out * 2**64 else split
 
 
 def _complete(path: Path, source: str) -> Shard | None:
@@ -218,68 +204,14 @@ def _complete(path: Path, source: str) -> Shard | None:
     return shard if shard.source == source and shard.sha256 == stored else None
 
 
-def _load(item: Item, colour, sizes: list[Size]) -> tuple[Size, Tensor] | ValueError:
-    """The bucket of a picture and uint8 (H, W, 3) of that size, or the error in reading it."""
-    try:
-        picture = item.picture(colour)
-    except ValueError as error:
-        return error
-    bucket = nearest(picture.size, sizes)
-    return bucket, torch.from_numpy(np.array(scale_and_crop(picture, bucket)))
-
-
-def _ahead(pool: Executor, function: Callable, items: Iterable, count: int) -> Iterator:
-    """function(item) for the items in order, computed up to `count` items ahead."""
-    waiting = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > count:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-@torch.inference_mode()
-def _encode(pairs, image_tokenizer: ImageTokenizer, batch: int, source: str, bar) -> Shard:
-    """The shard of pairs (item, result of `_load`); pictures of one size are encoded in batches."""
-    dtype = torch.int16 if image_tokenizer.config.codebook_size <= 2**15 else torch.int32
-    device = image_tokenizer.quantizer.codebook.weight.device
-    codes: list[Tensor] = []
-    records, broken = [], []
-    waiting = defaultdict(list)
-
-    def flush(places: list[int], pictures: list[Tensor]) -> None:
-        images = torch.stack(pictures).to(device).movedim(-1, 1).contiguous().float() / 255
-        encoded = image_tokenizer.encode(images).to("cpu", dtype)
-        for place, picture in zip(places, encoded, strict=True):
-            codes[place] = picture
-        bar.update(len(places))
-
-    for item, loaded in pairs:
-        if isinstance(loaded, ValueError):
-            broken.append([item.key, " ".join(str(loaded).split())])
-            bar.update()
-            continue
-        bucket, pixels = loaded
-        waiting[bucket].append((len(codes), pixels))
-        codes.append(torch.empty(0))
-        records.append(json.dumps(_record(item) | {"bucket": bucket}))
-        if len(waiting[bucket]) == batch:
-            flush(*zip(*waiting.pop(bucket), strict=True))
-    for part in waiting.values():
-        flush(*zip(*part, strict=True))
-    grid = torch.tensor([picture.shape for picture in codes], dtype=torch.int32).view(-1, 2)
-    flat = torch.cat([torch.empty(0, dtype=dtype), *(picture.flatten() for picture in codes)])
-    return Shard(flat, grid, records, broken, source)
-
-
-def _list_broken(path: Path, shard: Shard) -> None:
+def _write(path: Path, shard: Shard) -> None:
     listing = path.with_name(f"broken-{path.stem.removeprefix('codes-')}.txt")
     listing.unlink(missing_ok=True)
     if shard.broken:
         text = "".join(f"{key}\t{reason}\n" for key, reason in shard.broken)
         with atomic_path(listing) as temporary:  # names on disk may be in any encoding
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    shard.write(path)
 
 
 def _write_index(directory: Path, sources: dict[Path, str], settings: dict) -> Path | None:
@@ -296,9 +228,10 @@ def _write_index(directory: Path, sources: dict[Path, str], settings: dict) -> P
         if shard.source != source:
             return None
         broken += len(shard.broken)
-        for record in map(json.loads, shard.records):
-            counts["{}x{}".format(*record["bucket"])] += 1
-            held_out += record["split"] == "held-out"
+        for rows, columns in shard.grid.tolist():
+            counts[f"{columns * settings['stride']}x{rows * settings['stride']}"] += 1
+        for record in shard.records:  # most need not be parsed
+            held_out += "held-out" in record and json.loads(record)["split"] == "held-out"
     index = {
         **settings,
         "pictures": sum(counts.values()),
@@ -365,6 +298,21 @@ class CodeShards:
         end = self._end[index].item()
         shard = bisect_right(self._first, index) - 1
         return self._codes[shard][end - rows * columns : end].long().view(rows, columns)
+
+    def gather(self, indices: Tensor | list[int]) -> Tensor:
+        """Codes (N, H, W) of pictures of one size, in the dtype in which they are stored."""
+        indices = torch.as_tensor(indices)
+        rows, columns = self._grid[indices[0]].tolist()
+        count, codes = rows * columns, []
+        for index, end in zip(indices.tolist(), self._end[indices].tolist(), strict=True):
+            shard = bisect_right(self._first, index) - 1
+            codes.append(self._codes[shard].numpy()[end - count : end])
+        return torch.from_numpy(np.stack(codes)).view(-1, rows, columns)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all codes."""
+        return sum(codes.nbytes for codes in self._codes)
 
     def record(self, index: int) -> dict:
         """key, captions, repeats, split, extra and bucket (width, height) of picture `index`."""

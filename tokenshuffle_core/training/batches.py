@@ -18,7 +18,7 @@ class Batches:
         self.batch = batch
         self.seed = seed
         self.counts = [-(-len(bucket) // batch) for bucket in buckets]
-        self.planned = None  # the epoch of `plan`
+        self.planned = None, []  # an epoch and its plan
 
     def __len__(self) -> int:
         """Steps per epoch."""
@@ -27,9 +27,11 @@ class Batches:
     def at(self, step: int) -> tuple[int, Tensor]:
         """The bucket of step `step`, and the indices (batch,) int64."""
         epoch, i = divmod(step, len(self))
-        if epoch != self.planned:
-            self.plan, self.planned = self._plan(epoch), epoch
-        return self.plan[i]
+        planned, plan = self.planned
+        if epoch != planned:
+            plan = self._plan(epoch)
+            self.planned = epoch, plan
+        return plan[i]
 
     def _plan(self, epoch: int) -> list[tuple[int, Tensor]]:
         random = generator(self.seed, epoch)

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from ..transformer import Block
 from .settings import LoopConfig
 
+SHAPES = 256  # that are compiled at most: sizes x windows x lengths of text
 TIMEOUT = timedelta(hours=1)  # the others wait while process 0 validates and draws a sheet
 
 
@@ -82,6 +83,15 @@ def max_of_all(tensor: torch.Tensor) -> None:
     _all_reduce(tensor, dist.ReduceOp.MAX)
 
 
+def from_first(*values: float) -> list[float]:
+    """The values of process 0, in every process."""
+    tensor = torch.tensor(values, dtype=torch.float64)
+    if rank() > 0:
+        tensor.zero_()
+    _all_reduce(tensor)
+    return tensor.tolist()
+
+
 def barrier() -> None:
     """Wait until every process has called this."""
     in_any(False)
@@ -118,11 +128,12 @@ def spread(module: nn.Module, task, config: LoopConfig, dtype: torch.dtype) -> n
     """A module that computes `task.loss(module, step, piece, pieces)` on all processes together.
 
     The config's `compile` and `checkpointing` change each transformer block of `module` in place
-    (`compile` each child of a module without blocks); the weights keep their names. `shard`
-    replaces the weights by shards (FSDP's fully_shard, arXiv 2304.11277), which are gathered in
-    `dtype` for one block at a time; otherwise every process holds all weights (DDP, arXiv
-    2006.15704). In one process there is nothing to shard. Raises ValueError for `checkpointing` or
-    `shard` on a module without blocks.
+    (`compile` each child of a module without blocks, and what `task.compile` names); the weights
+    keep their names. On a GPU the sum of embeddings enters the blocks in `dtype`. `shard` replaces
+    the weights by shards (FSDP's fully_shard, arXiv 2304.11277), which are gathered in `dtype` for
+    one block at a time; otherwise every process holds all weights (DDP, arXiv 2006.15704). In one
+    process there is nothing to shard. Raises ValueError for `checkpointing` or `shard` on a module
+    without blocks.
     """
     blocks = [part for part in module.modules() if isinstance(part, Block)]
     for name in ("checkpointing", "shard"):
@@ -131,9 +142,10 @@ def spread(module: nn.Module, task, config: LoopConfig, dtype: torch.dtype) -> n
                 f"{name} needs transformer blocks, and {type(module).__name__} has none: leave it "
                 "out"
             )
+    if next(module.parameters()).device.type == "cuda":
+        residual_in(dtype, blocks)
     if config.compile:
-        for part in blocks or module.children():
-            part.forward = torch.compile(part.forward)
+        _compile(module, task, blocks)
     if config.checkpointing:
         for block in blocks:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -141,7 +153,7 @@ def spread(module: nn.Module, task, config: LoopConfig, dtype: torch.dtype) -> n
     if world_size() == 1:
         return loss
     if config.shard:
-        # The rotary angles stay float32, and so do the embeddings, to which the blocks add.
+        # The rotary angles stay float32.
         exact = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in blocks:
             fully_shard(block, mp_policy=replace(exact, param_dtype=dtype))
@@ -150,3 +162,29 @@ def spread(module: nn.Module, task, config: LoopConfig, dtype: torch.dtype) -> n
     return DistributedDataParallel(
         loss, find_unused_parameters=task.idle_parameters, gradient_as_bucket_view=True
     )
+
+
+def residual_in(dtype: torch.dtype, blocks: list[Block]) -> None:
+    """Let the sum of embeddings enter the `blocks` in `dtype`, in which each adds to it: half the
+    memory traffic in bf16. Norms compute in float32 anyway."""
+    for block in blocks[:1]:
+        block.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype), *inputs[1:]))
+
+
+def _compile(module: nn.Module, task, blocks: list[Block]) -> None:
+    """For static shapes, which are faster; each shape of a batch costs one block, not all of them,
+    because all blocks call one compiled function."""
+    from torch._dynamo import config as dynamo  # slow
+
+    # Beyond its limit nothing is compiled any more; torch 2.6 has the second name.
+    limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"
+    setattr(dynamo, limit, max(SHAPES, getattr(dynamo, limit)))
+    compiled = partial(torch.compile, dynamic=False)
+    if blocks:
+        forward = compiled(Block.forward)
+        for block in blocks:
+            block.forward = partial(forward, block)
+    else:
+        for part in module.children():
+            part.forward = compiled(part.forward)
+    task.compile(module, compiled)

@@ -1,8 +1,9 @@
 """The training loop of the image tokenizer and the model, in one process or in many.
 
-AdamW, linear warm-up then cosine decay, gradient clipping, an exponential moving average (EMA)
-of the weights. The batch of a step, over all processes, depends only on (seed, step), so a resumed
-run computes exactly what an uninterrupted one would, on any number of processes.
+AdamW, or Muon for hidden matrices, linear warm-up then cosine decay, gradient clipping, an
+exponential moving average (EMA) of the weights. The batch of a step, over all processes, depends
+only on (seed, step), so a resumed run computes exactly what an uninterrupted one would, on any
+number of processes.
 """
 
 import copy
@@ -10,7 +11,7 @@ import signal
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -22,13 +23,19 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ..files import atomic_path
+from ..shuffle import FuseBlock
+from ..transformer import Block
 from . import state
 from .distributed import in_any, mean_of_all, rank, spread, world_size
 from .log import Log, Speed
+from .muon import Muon
+from .schedule import Schedule
 from .settings import LoopConfig
 
 LOG_EVERY = 50  # steps
 FINAL = "final.safetensors"
+LATEST = "latest.safetensors"  # until there is a final one
+BETAS = 0.9, 0.95
 
 
 class Task(ABC):
@@ -41,6 +48,8 @@ class Task(ABC):
         self.state: dict[str, Tensor] = {}
         # Texts that must be the same when it is resumed, such as a checksum of its data.
         self.about: dict[str, str] = {}
+        # The share of the training that is over: the loop sets it before each step.
+        self.progress = 0.0
 
     @abstractmethod
     def loss(
@@ -60,6 +69,9 @@ class Task(ABC):
     @abstractmethod
     def save(self, module: nn.Module, path: Path) -> None: ...
 
+    def compile(self, module: nn.Module, compiled: Callable) -> None:  # noqa: B027
+        """Replace, in place, what a step calls besides transformer blocks by compiled(it)."""
+
     def codes_per_sample(self) -> float:
         """For the log; 0 if samples have no image codes."""
         return 0
@@ -74,8 +86,10 @@ def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resu
 
     Within `distributed.process_group` every process calls it with the same arguments. Writes into
     `directory`: `state/` (all that resuming needs, on any number of processes), `log.csv`,
-    TensorBoard events if `tensorboard` is installed, `sheet-STEP.png`, and `final.safetensors` by
-    `task.save`. On Ctrl-C it finishes the step, saves and raises KeyboardInterrupt.
+    TensorBoard events if `tensorboard` is installed, `sheet-STEP.png`, and by `task.save`
+    `latest.safetensors` with each state, at the end `final.safetensors` in its place. On Ctrl-C it
+    finishes the step, saves and raises KeyboardInterrupt. With `config.minutes` all of this takes
+    that long.
 
     Raises FileExistsError where `directory` has a training and `resume` is false,
     FileNotFoundError where there is nothing to resume, ValueError for settings that do not fit the
@@ -83,6 +97,7 @@ def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resu
     diverges.
     """
     device = next(module.parameters()).device
+    schedule = Schedule(config, device)
     check_loop(config, device)
     path = _state_to_resume(directory, resume)
     directory.mkdir(parents=True, exist_ok=True)
@@ -92,42 +107,53 @@ def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resu
     loss_of = spread(module, task, config, dtype)
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     trained = list(parameters.values())
-    optimizer = _optimizer(trained, config)
+    optimizers = _optimizers(module, trained, config)
     ema = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     tensors = {
         "model": {name: parameter.detach() for name, parameter in parameters.items()},
         "ema": ema,
-        "optimizer": {name: optimizer.state[parameter] for name, parameter in parameters.items()},
+        "optimizer": {
+            name: optimizer.state[parameter]
+            for name, parameter in parameters.items()
+            for optimizer in optimizers
+            if parameter in optimizer.state
+        },
         "task": task.state,
     }
-    first = state.restore(path, tensors, config, task.about) if path else 0
+    if path:
+        schedule.resume(*state.restore(path, tensors, config, task.about))
+    first = schedule.first
     is_first = rank() == 0
     log = Log(directory, first) if is_first else None
     saved = time.monotonic()
     speed.restart(first)
     hidden = None if is_first else True  # None: where standard error is not a terminal
-    bar = tqdm(range(first, config.steps), initial=first, total=config.steps, disable=hidden)
+    bar = tqdm(schedule.steps(), initial=first, total=schedule.total, disable=hidden)
     with _Interrupt() as interrupt, log or nullcontext(), bar:
         for step in bar:
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate_at(step)
+            task.progress = schedule.progress(step)
+            learning_rate = config.learning_rate_at(step, task.progress)
             module.train()
-            optimizer.zero_grad(set_to_none=True)
+            module.zero_grad(set_to_none=True)
             values = _backward(loss_of, config, step, device)
             norm = nn.utils.clip_grad_norm_(trained, config.clip)
-            optimizer.step()
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate
+                optimizer.step()
             with torch.no_grad():
                 torch._foreach_lerp_(list(ema.values()), trained, 1 - config.ema)
             done = step + 1
-            last = done == config.steps
+            last, early = schedule.after(done)
             if done % LOG_EVERY == 0 or last:
                 row = mean_of_all(values | {"gradient_norm": _finite(norm, step)})
-                row |= {"learning_rate": config.learning_rate_at(step)} | speed.measure(done)
+                row |= {"learning_rate": learning_rate} | speed.measure(done)
                 if log:
                     log.write(done, row)
                     bar.set_postfix({name: f"{value:.3g}" for name, value in row.items()})
-            if done % config.validate_every == 0 or last:
+            if done % config.validate_every == 0 or last or early:
                 with (
+                    schedule.ending("validation"),
                     averaged(skeleton, module, ema) as weights,
                     torch.inference_mode(),
                     _autocast(config, device),
@@ -139,10 +165,16 @@ def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resu
                 speed.restart(done)
             # Clocks differ between processes, and Ctrl-C may have reached only some of them.
             due = time.monotonic() - saved > 60 * config.save_minutes
-            interrupted, due = in_any(interrupt.pressed, due)
+            interrupted, due = in_any(interrupt.pressed, due or early)
             if interrupted or due or last:
                 _finite(norm, step)
-                state.save(directory, done, tensors, config, task.about)
+                with schedule.ending("saving"):
+                    seconds = max(schedule.seconds(), 60 * config.minutes * last)
+                    state.save(directory, done, seconds, tensors, config, task.about)
+                    if not last:
+                        with averaged(skeleton, module, ema) as weights:
+                            if is_first:
+                                task.save(weights, directory / LATEST)
                 saved = time.monotonic()
                 speed.restart(done)
             if interrupted:
@@ -151,6 +183,7 @@ def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resu
     with averaged(skeleton, module, ema) as weights:
         if is_first:
             task.save(weights, final)
+            (directory / LATEST).unlink(missing_ok=True)
     return final
 
 
@@ -212,33 +245,48 @@ def _without_weights(module: nn.Module) -> nn.Module:
 
 def generator(seed: int, index: int) -> torch.Generator:
     """An independent generator for item `index` of the run seeded `seed`."""
-    return torch.Generator().manual_seed(_seed(seed, index))
+    return torch.Generator().manual_seed(seed_of(seed, index))
 
 
-def _seed(seed: int, index: int) -> int:
+def seed_of(seed: int, index: int) -> int:
+    """A seed for item `index` of the run seeded `seed`."""
     return (seed * 1_000_003 + index * 7919 + 12345) % 2**63
 
 
-def _optimizer(parameters: list[nn.Parameter], config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW with a complete state from the start, so that it can be saved and restored."""
-    matrices = [p for p in parameters if p.ndim >= 2]
-    vectors = [p for p in parameters if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
+def _optimizers(
+    module: nn.Module, trained: list[nn.Parameter], config: LoopConfig
+) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon if it is chosen, with a complete state from the start, so that it can be
+    saved and restored. Raises ValueError where there is nothing for Muon."""
+    hidden = set()
+    if config.optimizer == "muon":
+        blocks = [part for part in module.modules() if isinstance(part, Block | FuseBlock)]
+        hidden = {p for block in blocks for p in block.parameters() if p.ndim == 2}
+        hidden &= set(trained)
+        if not hidden:
+            raise ValueError(
+                "muon is for matrices of transformer and fuse blocks, and none are trained here: "
+                "choose optimizer adamw"
+            )
+    others = [p for p in trained if p not in hidden]
+    adamw = torch.optim.AdamW(
         [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
+            {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
         ],
-        lr=config.learning_rate,
-        betas=(0.9, 0.95),
+        betas=BETAS,
         fused=True,
     )
-    for parameter in parameters:
-        optimizer.state[parameter] = {
+    for parameter in others:
+        adamw.state[parameter] = {
             "step": torch.zeros((), device=parameter.device),
             "exp_avg": torch.zeros_like(parameter),
             "exp_avg_sq": torch.zeros_like(parameter),
         }
-    return optimizer
+    if not hidden:
+        return [adamw]
+    matrices = [p for p in trained if p in hidden]  # in an order that does not change
+    return [adamw, Muon(matrices, config.weight_decay, momentum=BETAS[1])]
 
 
 def _backward(
@@ -248,7 +296,7 @@ def _backward(
     sums = {}
     for turn in range(config.accumulation):
         # A task that uses the global generator gets the same numbers in any process.
-        torch.manual_seed(_seed(config.seed, step))
+        torch.manual_seed(seed_of(config.seed, step))
         more = turn + 1 < config.accumulation
         # DDP accumulates locally and sends once; FSDP has no room for unsharded gradients.
         local = more and isinstance(loss_of, DistributedDataParallel)

@@ -2,8 +2,7 @@
 
 import json
 import math
-import random
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,11 +20,10 @@ from ..image_tokenizer import ImageTokenizer
 from ..images import sheet_of
 from ..model import TokenShuffleModel
 from ..pipeline import Pipeline, decode_codes
-from ..sampler import pad_left, sample
+from ..sampler import sample
 from ..shuffle import shuffle
-from .batches import Batches
-from .distributed import rank
-from .loop import Task, fit, generator
+from .feed import Feed
+from .loop import Task, fit
 from .settings import LoopConfig, Recipe
 
 CPU = torch.device("cpu")
@@ -49,7 +47,6 @@ class ModelTask(Task):
         check_codes(shards, pipeline.image_tokenizer, pipeline.config.model, recipe)
         self.shards, self.pipeline, self.recipe, self.device = shards, pipeline, recipe, device
         self.windows = pipeline.config.model.windows
-        self.seed = loop.seed
         self.idle_parameters = len(self.windows) > 1  # those of the other windows
         self.about = {
             "codes": sha256([json.dumps(shards.index).encode()]),
@@ -58,54 +55,24 @@ class ModelTask(Task):
         frozen = [(n, p) for n, p in pipeline.model.named_parameters() if not p.requires_grad]
         if frozen:
             self.about["weights that are not trained"] = fingerprint(frozen)
-        self.visits, held_out = {}, []  # size -> indices, repeated as an epoch visits them
-        for size, indices in shards.indices.items():
-            visits = []
-            for index in indices.tolist():
-                record = shards.record(index)
-                if record["split"] == "train":
-                    visits += [index] * record["repeats"]
-                else:
-                    held_out.append(index)
-            if visits:
-                self.visits[size] = torch.tensor(visits)
-        self.batches = Batches(list(self.visits.values()), loop.batch, loop.seed)
-        trained = torch.cat([indices.unique() for indices in self.visits.values()])
-        self.trained, self.held_out = _spread(trained.tolist()), _spread(held_out)
-        self.noted = False  # whether the note on long captions has been printed
-        self.latest = None  # step and batch: the pieces of a step share it
+        shape = pipeline.config.model
+        self.feed = Feed(
+            shards, pipeline.text_tokenizer, shape.max_prompt, shape.windows, loop, recipe, device
+        )
+        self.trained, self.held_out = _spread(self.feed.trained), _spread(self.feed.held_out)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, int]:
         """text (B, T), padding (B,), codes (B, H, W) of step `step`, all of one size, and the
         window to train with."""
-        rng = random.Random(self.seed * 1_000_003 + step)
-        (window,) = rng.choices(self.windows, self.recipe.window_mix)
-        _, indices = self.batches.at(step)
-        captions = []
-        for record in map(self.shards.record, indices.tolist()):
-            dropped = rng.random() < self.recipe.drop_prompt
-            captions.append("" if dropped else rng.choice(record["captions"]))
-        return *self._tensors(indices.tolist(), captions, window), window
+        whole = self.feed.piece(step, 0, 1)
+        return whole.text, whole.padding, whole.codes, whole.window
 
     def loss(self, module: nn.Module, step: int, piece: int = 0, pieces: int = 1):
         """The mean loss on the pictures [piece::pieces] of the step's batch."""
-        if self.latest is None or self.latest[0] != step:
-            self.latest = step, self.batch(step)
-        text, padding, codes, window = self.latest[1]
-        context = self.foreign_windows(codes, window, step) if self.recipe.context_noise else codes
-        predicted = (text.shape[1] - 1 - padding).sum() / pieces  # text tokens, in a mean piece
-        text, padding, codes, context = (
-            whole[piece::pieces].to(self.device) for whole in (text, padding, codes, context)
-        )
+        window, text, padding, codes, context, predicted = self.feed.piece(step, piece, pieces)
         with_text = self.recipe.text_loss > 0
         logits = module(text, padding, context, window, targets=codes, with_text=with_text)
-        targets = shuffle(codes[..., None], window)
-        code_loss = F.cross_entropy(logits.codes.flatten(0, 2).float(), targets.flatten())
-        loss, metrics = code_loss, {"code_loss": code_loss.detach()}
-        if self.recipe.z_loss:
-            z = logits.codes.float().logsumexp(-1).square().mean()
-            loss = loss + self.recipe.z_loss * z
-            metrics["z"] = z.detach()
+        loss, metrics = self.code_loss(logits.codes, module.targets(codes, window))
         if with_text:
             targets = text[:, 1:].masked_fill(
                 torch.arange(text.shape[1] - 1, device=text.device) < padding[:, None], -100
@@ -116,21 +83,24 @@ class ModelTask(Task):
             metrics["text_loss"] = text_loss.detach()
         return loss, metrics
 
-    def foreign_windows(self, codes: Tensor, window: int, step: int) -> Tensor:
-        """The codes (B, H, W) with some windows of each picture replaced by its neighbour's.
+    def compile(self, module: nn.Module, compiled: Callable) -> None:
+        module.embed_codes = compiled(module.embed_codes)
+        states = compiled(module.code_states)
+        # Their strides depend on the length of the text, which would be one more shape.
+        module.code_states = lambda hidden, window: states(hidden.contiguous(), window)
+        module.code_logits = compiled(module.code_logits)
+        self.code_loss = compiled(self.code_loss)
 
-        Otherwise a model memorises a small data set: it learns to recognise the picture by its
-        first windows and to ignore the prompt, and one wrong window while sampling leads it into
-        another picture. A large data set does not need this. The idea comes from scheduled sampling
-        (arXiv 1506.03099). The share of foreign windows differs from picture to picture, from 0 to
-        `context_noise`, so that the model still trusts a clean context.
-        """
-        random = generator(self.seed + 3, step)
-        rows, columns = codes.shape[1] // window, codes.shape[2] // window
-        share = self.recipe.context_noise * torch.rand(len(codes), 1, 1, generator=random)
-        foreign = torch.rand(len(codes), rows, columns, generator=random) < share
-        foreign = foreign.repeat_interleave(window, 1).repeat_interleave(window, 2)
-        return torch.where(foreign, codes.roll(1, 0), codes)
+    def code_loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss on logits (B, windows, s * s, codebook_size) of codes (B, windows, s * s)."""
+        logits = logits.float()
+        loss = F.cross_entropy(logits.flatten(0, 2), targets.flatten())
+        metrics = {"code_loss": loss.detach()}
+        if self.recipe.z_loss:
+            z = logits.logsumexp(-1).square().mean()
+            loss = loss + self.recipe.z_loss * z
+            metrics["z"] = z.detach()
+        return loss, metrics
 
     def codes_per_sample(self) -> float:
         return sum(codes * share for codes, share in self._code_counts())
@@ -145,8 +115,9 @@ class ModelTask(Task):
 
     def _code_counts(self) -> list[tuple[int, float]]:
         """For each size: the codes of a picture, and its share of the pictures of an epoch."""
-        visits, area = sum(map(len, self.visits.values())), self.shards.stride**2
-        return [(w * h // area, len(of_size) / visits) for (w, h), of_size in self.visits.items()]
+        visits, area = self.feed.visits, self.shards.stride**2
+        total = sum(map(len, visits.values()))
+        return [(w * h // area, len(of_size) / total) for (w, h), of_size in visits.items()]
 
     def validate(self, module: nn.Module) -> dict[str, float]:
         """Nats per code, given the first caption, on held-out pictures and on trained ones."""
@@ -161,13 +132,13 @@ class ModelTask(Task):
     def _loss_of(self, module: nn.Module, indices: list[int], window: int) -> float:
         total, count = 0.0, 0
         for size in self.shards.sizes:
-            of_size = [i for i in indices if tuple(self.shards.record(i)["bucket"]) == size]
+            of_size, grid = self._of_size(indices, size), self._grid(size, window)
             batch = max(1, min(16, VALIDATION_CODES * self.shards.stride**2 // math.prod(size)))
             for start in range(0, len(of_size), batch):
                 part = of_size[start : start + batch]
-                captions = [self.shards.record(i)["captions"][0] for i in part]
-                tensors = self._tensors(part, captions, window)
-                text, padding, codes = (tensor.to(self.device) for tensor in tensors)
+                captions = self.feed.captions.first[part]
+                tensors = *self.feed.captions.rows(captions, grid), self.shards.gather(part)
+                text, padding, codes = (tensor.to(self.device).long() for tensor in tensors)
                 logits = module(text, padding, codes, window).codes.flatten(0, 2)
                 targets = shuffle(codes[..., None], window).flatten()
                 total += F.cross_entropy(logits.float(), targets, reduction="sum").item()
@@ -177,19 +148,18 @@ class ModelTask(Task):
     def sheet(self, module: nn.Module) -> Image.Image:
         """Pictures sampled from the first captions of twelve trained and four held-out pictures of
         the first size (of fewer if they are large), with the default settings."""
-        size, window = next(iter(self.visits)), self.windows[0]
-        width, height = (side // (window * self.shards.stride) for side in size)
-        grid = height, width
-        quarter = max(1, min(4, SHEET_POSITIONS // (4 * width * height)))
+        size, window = next(iter(self.feed.visits)), self.windows[0]
+        grid = self._grid(size, window)
+        quarter = max(1, min(4, SHEET_POSITIONS // (4 * math.prod(grid))))
         prompts = []
         for pool, count in ((self.trained, 3 * quarter), (self.held_out, quarter)):
-            records = [self.shards.record(i) for i in pool]
-            of_size = [record for record in records if tuple(record["bucket"]) == size]
-            prompts += [self._frame(record["captions"][0], grid) for record in of_size[:count]]
+            of_size = self._of_size(pool, size)[:count]
+            prompts += [self.feed.captions.prompt(index, grid) for index in of_size]
+        frame = self.pipeline.text_tokenizer.frame
         generators = [torch.Generator(self.device).manual_seed(i) for i in range(len(prompts))]
         settings = replace(self.pipeline.config.generation, window=window)
         *_, last = sample(
-            module, prompts, [self._frame("", grid, len(p)) for p in prompts], grid, settings,
+            module, prompts, [frame([], *grid, len(prompt)) for prompt in prompts], grid, settings,
             generators, self.pipeline.text_tokenizer.pad, ahead=1,
         )  # fmt: skip
         engine.release(module)
@@ -200,30 +170,17 @@ class ModelTask(Task):
         return sheet_of(torch.cat(images).movedim(-1, 1), columns=8)
 
     def save(self, module: nn.Module, path: Path) -> None:
-        sizes = ", ".join(f"{width}x{height}" for width, height in self.visits)
+        sizes = ", ".join(f"{width}x{height}" for width, height in self.feed.visits)
         card = self.pipeline.card | {checkpoints.SIZES: sizes}
         replace(self.pipeline, model=module, card=card).save(path)
 
-    def _tensors(self, indices, captions, window: int) -> tuple[Tensor, Tensor, Tensor]:
-        codes = torch.stack([self.shards.codes(i) for i in indices])
-        grid = codes.shape[1] // window, codes.shape[2] // window
-        pad = self.pipeline.text_tokenizer.pad
-        longest = max(len(self._frame(caption, grid)) for caption in captions)
-        text, padding = pad_left([self._frame(c, grid, longest) for c in captions], pad, CPU)
-        return text, padding, codes
+    def _of_size(self, indices: list[int], size: tuple[int, int]) -> list[int]:
+        return [i for i in indices if tuple(self.shards.record(i)["bucket"]) == size]
 
-    def _frame(self, caption: str, grid: tuple[int, int], length: int = 0) -> list[int]:
-        """As `TextTokenizer.frame`, of a caption that is cut to what the model reads."""
-        tokenizer = self.pipeline.text_tokenizer
-        ids, longest = tokenizer.encode(caption), self.pipeline.config.model.max_prompt
-        if len(ids) > longest and not self.noted and rank() == 0:
-            self.noted = True
-            print(
-                f"note: a caption has {len(ids)} tokens, the model reads {longest}: the ends of "
-                f"such captions are cut off: {caption[:60]}...",
-                file=sys.stderr,
-            )
-        return tokenizer.frame(ids[:longest], *grid, length)
+    def _grid(self, size: tuple[int, int], window: int) -> tuple[int, int]:
+        """Rows and columns of windows in a picture of `size` (width, height) pixels."""
+        width, height = (side // (window * self.shards.stride) for side in size)
+        return height, width
 
 
 def check_codes(

@@ -11,6 +11,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 PRECISIONS = ("fp32", "bf16")
+OPTIMIZERS = ("adamw", "muon")
 PRESET = "small"  # of `config.PRESETS`
 KINDS: dict[Any, tuple[tuple, str]] = {  # of a field -> types of its value in TOML, their name
     bool: ((bool,), "true or false"),
@@ -31,7 +32,7 @@ class LoopConfig:
     """How long and how a module is trained; the defaults are for the model.
 
     For `compile`, `checkpointing` and `shard` see `distributed.spread`. They, the precision and the
-    accumulation change speed and memory, not what is learnt.
+    accumulation change speed and memory, not what is learnt. For `minutes` see `schedule.Schedule`.
     """
 
     steps: int = setting(15000, "how many steps to train for")
@@ -41,12 +42,22 @@ class LoopConfig:
     final_learning_rate: float = setting(
         0.02, "final learning rate, as a share of the peak", metavar="SHARE"
     )
-    weight_decay: float = setting(0.01, "weight decay of matrices (AdamW)", metavar="RATE")
+    weight_decay: float = setting(0.01, "weight decay of matrices", metavar="RATE")
     clip: float = setting(1.0, "largest norm of the gradient", metavar="NORM")
     ema: float = setting(0.99, "decay of the moving average of the weights", metavar="DECAY")
+    minutes: float = setting(
+        0.0,
+        "minutes to train for, instead of --steps: the learning rate falls by the clock (default: "
+        "none)",
+        metavar="N",
+    )
+    optimizer: str = setting(
+        "adamw", "for the matrices of transformer and fuse blocks; the rest uses adamw",
+        choices=OPTIMIZERS,
+    )  # fmt: skip
     seed: int = setting(0, "random seed")
     validate_every: int = setting(500, "steps between validations", metavar="STEPS")
-    save_minutes: float = setting(5.0, "minutes between saved states", metavar="N")
+    save_minutes: float = setting(5.0, "minutes between saved states and checkpoints", metavar="N")
     accumulation: int = setting(
         1, "pieces that a process splits its part of the batch into", metavar="N"
     )
@@ -65,19 +76,28 @@ class LoopConfig:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
-        if self.precision not in PRECISIONS:
+        if not self.minutes >= 0:
+            raise ValueError(f"minutes must be at least 0, not {self.minutes}")
+        for name, known in (("precision", PRECISIONS), ("optimizer", OPTIMIZERS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}"
+                )
+        if self.optimizer == "muon" and self.shard:
             raise ValueError(
-                f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}"
+                "muon needs whole matrices, and shard divides them: leave out shard, or choose "
+                "optimizer adamw"
             )
 
-    def learning_rate_at(self, step: int) -> float:
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        return self.learning_rate * (
-            self.final_learning_rate + (1 - self.final_learning_rate) * cosine
-        )
+    def learning_rate_at(self, step: int, progress: float = 0.0) -> float:
+        """Of step `step`; with `minutes`, after the share `progress` of them. The warm-up is in
+        steps in any case, because the first ones, in which shapes are compiled, are slow."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup))
+        if not self.minutes:
+            progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
+        final = self.final_learning_rate
+        return self.learning_rate * warm * (final + (1 - final) * cosine)
 
 
 TOKENIZER = LoopConfig(steps=3200, batch=12, learning_rate=2e-3)  # defaults for the image tokenizer
@@ -88,7 +108,7 @@ class Recipe:
     """How a training step uses its pictures, and its losses.
 
     Dropped captions train the unconditional branch of classifier-free guidance. `context_noise`
-    keeps a model from memorising a small data set (see `ModelTask.foreign_windows`); set it to 0
+    keeps a model from memorising a small data set (see `feed.with_foreign`); set it to 0
     for a large one.
     """
 

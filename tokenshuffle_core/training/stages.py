@@ -21,7 +21,7 @@
     z_loss = 1e-4
 
 Paths are relative to where the command runs. A stage has the fields of `Stage`, `LoopConfig` and
-`Recipe`, with the defaults of `train model`; `codes` and `steps` are required.
+`Recipe`, with the defaults of `train model`; `codes` and `steps` (or `minutes`) are required.
 """
 
 import dataclasses
@@ -125,9 +125,10 @@ def _stage(shared: dict[str, Any], table: dict[str, Any], number: int) -> Stage:
     name = str(given.get("name", number))
     given["name"] = name
     check_table(f"stage {name}", given, LoopConfig, Recipe, Stage)
-    for needed in ("codes", "steps"):
-        if needed not in given:
-            raise ValueError(f"stage {name} needs {needed}")
+    if "codes" not in given:
+        raise ValueError(f"stage {name} needs codes")
+    if "steps" not in given and not given.get("minutes"):
+        raise ValueError(f"stage {name} needs steps or minutes")
     if name in ("", "..") or Path(name).name != name:
         raise ValueError(
             f"stage name {name!r} cannot be the name of a folder: choose one without slashes"

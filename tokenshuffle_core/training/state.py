@@ -25,8 +25,11 @@ def latest(directory: Path) -> Path | None:
     return max((directory / "state").glob("[0-9]*"), default=None, key=lambda path: int(path.name))
 
 
-def save(directory: Path, step: int, tensors: dict, config, about: dict[str, str]) -> None:
-    """Write the state after `step` steps and remove those before; every process calls it.
+def save(
+    directory: Path, step: int, seconds: float, tensors: dict, config, about: dict[str, str]
+) -> None:
+    """Write the state after `step` steps and `seconds` of training and remove those before; every
+    process calls it.
 
     `tensors` are nested dictionaries of tensors, the sharded ones DTensors. The fields of the
     dataclass `config` are stored with them, and so is `about`, what else the training depends on.
@@ -37,7 +40,7 @@ def save(directory: Path, step: int, tensors: dict, config, about: dict[str, str
     if rank() == 0:
         shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process
         unfinished.mkdir(parents=True)
-        settings = json.dumps(asdict(config) | {"about": about})
+        settings = json.dumps(asdict(config) | {"seconds": seconds, "about": about})
         (unfinished / SETTINGS).write_text(settings, encoding="utf-8")
     barrier()
     with _explained(OSError, f"{path} cannot be saved"):
@@ -49,11 +52,12 @@ def save(directory: Path, step: int, tensors: dict, config, about: dict[str, str
                 shutil.rmtree(other)
 
 
-def restore(path: Path, tensors: dict, config, about: dict[str, str]) -> int:
-    """Fill `tensors`, as for `save`, in place and return the step; every process calls it.
+def restore(path: Path, tensors: dict, config, about: dict[str, str]) -> tuple[int, float]:
+    """Fill `tensors`, as for `save`, in place and return the steps and the seconds; every process
+    calls it.
 
-    Raises ValueError where the state was saved with another batch, seed or `about`, or for another
-    module.
+    Raises ValueError where the state was saved with another batch, seed, optimizer or `about`, or
+    for another module.
     """
     stored = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
     if stored["batch"] != config.batch or stored["seed"] != config.seed:
@@ -61,6 +65,8 @@ def restore(path: Path, tensors: dict, config, about: dict[str, str]) -> int:
             f"{path} was saved with batch {stored['batch']} and seed {stored['seed']}: resume "
             "with the same"
         )
+    if (optimizer := stored.get("optimizer", "adamw")) != config.optimizer:
+        raise ValueError(f"{path} was saved with optimizer {optimizer}: resume with the same")
     before = stored.get("about", {})
     names = sorted(before.keys() | about)
     if changed := [name for name in names if before.get(name) != about.get(name)]:
@@ -70,7 +76,7 @@ def restore(path: Path, tensors: dict, config, about: dict[str, str]) -> int:
         )
     with _explained(ValueError, f"{path} does not fit this training"):
         dcp.load(tensors, checkpoint_id=path)
-    return int(path.name)
+    return int(path.name), stored.get("seconds", 0.0)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from .settings import LoopConfig
 CPU = torch.device("cpu")
 WHOLE_SHARE = 0.15  # share of the steps, at the end, that use whole pictures
 UNQUANTISED = 200  # first steps, as a plain autoencoder: its latents initialise the codebook
+UNQUANTISED_SHARE = 0.1  # of a short training
 REVIVE_EVERY = 100  # steps between replacements of unused codes
 VALIDATION_PICTURES = 64
 READERS = 8  # threads that decode and scale pictures, for which Pillow releases the GIL
@@ -62,14 +63,14 @@ class TokenizerTask(Task):
         visits = [i for i, item in enumerate(self.train) for _ in range(item.repeats)]
         self.batches = Batches([torch.tensor(visits)], config.batch, config.seed)
         self.readers = ThreadPoolExecutor(READERS)
-        self.unquantised = 0 if trained else min(UNQUANTISED, config.steps // 10)
+        self.unquantised = 0 if trained else UNQUANTISED
         self.revived = None  # the last step in which unused codes were replaced
         self.state = {"used": torch.zeros(codebook_size, dtype=torch.uint8, device=device)}
 
     def batch(self, step: int, piece: int, pieces: int) -> Tensor:
         """The pictures [piece::pieces] of the step, (n, 3, crop, crop) in 0..1; near the end fewer
         but whole pictures, at least one for each of the `pieces`."""
-        crop, count = self._crop(step), self._count(step, pieces)
+        crop, count = self._crop(), self._count(pieces)
         _, indices = self.batches.at(step)
         random = generator(self.config.seed + 1, step)
         room = self.side - crop + 1
@@ -82,13 +83,12 @@ class TokenizerTask(Task):
         ]
         return to_tensor(crops).to(self.device)
 
-    def _crop(self, step: int) -> int:
-        whole = step >= self.config.steps * (1 - WHOLE_SHARE)
-        return self.side if whole else self.crop
+    def _crop(self) -> int:
+        return self.side if self.progress >= 1 - WHOLE_SHARE else self.crop
 
-    def _count(self, step: int, pieces: int) -> int:
+    def _count(self, pieces: int) -> int:
         """Pictures in a step: about as many pixels in every step, for the same memory and time."""
-        return max(pieces, self.config.batch * self.crop**2 // self._crop(step) ** 2)
+        return max(pieces, self.config.batch * self.crop**2 // self._crop() ** 2)
 
     def _square(self, items: list[Item], i: int) -> Image.Image:
         """The centre of the picture of item i, scaled, or of the next one that can be read."""
@@ -110,7 +110,7 @@ class TokenizerTask(Task):
         images = self.batch(step, piece, pieces)
         latent = module.latent(images)
         quantized = module.quantizer(latent)
-        continuous = step < self.unquantised
+        continuous = step < self.unquantised and self.progress < UNQUANTISED_SHARE
         vectors = F.normalize(latent, dim=1) if continuous else quantized.vectors
         reconstruction = module.pixels(vectors)
         if not continuous:
@@ -123,19 +123,17 @@ class TokenizerTask(Task):
         )
         loss = l1 + 4 * l2 + edges + (0 if continuous else quantized.loss)
         psnr = -10 * l2.detach().log10()
-        share = (
-            len(images) * pieces / self._count(step, pieces)
-        )  # whole pictures may not divide evenly
+        share = len(images) * pieces / self._count(pieces)  # whole pictures may not divide evenly
         return loss * share, {"psnr": psnr, "codebook_loss": quantized.loss.detach()}
 
     @torch.no_grad()
     def _revive(self, module: ImageTokenizer, step: int, pieces: int) -> None:
         """Replace codes that were not used for REVIVE_EVERY steps by random latents of the whole
         batch, the same in all processes."""
-        if 0 < step <= self.config.steps // 2:
+        if step and self.progress <= 0.5:
             dead = (self.state["used"] == 0).nonzero().flatten()
             parts = [module.latent(self.batch(step, piece, pieces)) for piece in range(pieces)]
-            in_order = [parts[i % pieces][i // pieces] for i in range(self._count(step, pieces))]
+            in_order = [parts[i % pieces][i // pieces] for i in range(self._count(pieces))]
             latent = torch.stack(in_order).float().movedim(1, -1).flatten(0, 2)
             pick = torch.randint(
                 0, len(latent), (len(dead),), generator=generator(self.config.seed + 2, step)

@@ -1,6 +1,8 @@
 """Captions of a picture in several languages, with or without its style."""
 
 import random
+from functools import cache
+from itertools import accumulate
 
 from .english import plural, with_article
 from .phrases import PHRASES
@@ -9,6 +11,9 @@ UNSTYLED = 0.1  # share of captions without a style, so that such prompts work t
 ENGLISH = 4  # English captions are this many times as frequent as those of any other language
 KEYWORD = 0.2  # share of captions with another name than the first
 LEAST, MOST = 12, 24  # captions of a composed picture
+
+# A data set has a few hundred names, and a million captions of them.
+_plural, _with_article = cache(plural), cache(with_article)
 
 
 def prompt(subject: str, style: str | None, background: str = "white", language: str = "en") -> str:
@@ -28,7 +33,10 @@ def composed(
     `kind` as in `compose.Composition`; `names` has a name for each subject, which is repeated for
     copies.
     """
-    return _with_surroundings(ways(kind, names, language)[0], style, background, language)
+    canonical = _templates(kind, names, language)[0]
+    return _with_surroundings(
+        _filled(canonical, names, language, names), style, background, language
+    )
 
 
 def ways(kind: str, names: list[str], language: str, plain: list[str] | None = None) -> list[str]:
@@ -36,21 +44,32 @@ def ways(kind: str, names: list[str], language: str, plain: list[str] | None = N
 
     `plain` are other names, which are used where no article or plural is needed.
     """
-    phrases, plain = PHRASES[language], plain or names
-    several = plural(names[0]) if language == "en" else None
     return [
-        template.format(
-            first=plain[0],
-            second=plain[-1],
-            a_first=with_article(names[0]),
-            a_second=with_article(names[-1]),
-            plural=several,
-            number=phrases.numbers.get(len(names)),
-            digit=len(names),
-        )
-        for template in getattr(phrases, kind)
-        if several or "{plural}" not in template
+        _filled(template, names, language, plain or names)
+        for template in _templates(kind, names, language)
     ]
+
+
+def _templates(kind: str, names: list[str], language: str) -> tuple[str, ...]:
+    return _of_kind(kind, language, language == "en" and _plural(names[0]) is not None)
+
+
+@cache
+def _of_kind(kind: str, language: str, has_plural: bool) -> tuple[str, ...]:
+    templates = getattr(PHRASES[language], kind)
+    return tuple(t for t in templates if has_plural or "{plural}" not in t)
+
+
+def _filled(template: str, names: list[str], language: str, plain: list[str]) -> str:
+    return template.format(
+        first=plain[0],
+        second=plain[-1],
+        a_first=_with_article(names[0]),
+        a_second=_with_article(names[-1]),
+        plural=_plural(names[0]) if language == "en" else None,
+        number=PHRASES[language].numbers.get(len(names)),
+        digit=len(names),
+    )
 
 
 def write(record: dict, background: str, rng: random.Random) -> str:
@@ -95,14 +114,21 @@ def _variation(kind: str, names, style: str, background: str, rng: random.Random
     if rng.random() < (KEYWORD if language == "en" else 2 * KEYWORD):
         other = {name: rng.choice(each[language]) for name, each in zip(first, names, strict=True)}
         plain = [other[name] for name in first]
-    what = rng.choice(ways(kind, first, language, plain))
+    what = _filled(rng.choice(_templates(kind, first, language)), first, language, plain)
     named_style = None if rng.random() < 2 * UNSTYLED else style
     return _with_surroundings(what, named_style, background, language)
 
 
 def _language(names: dict[str, list[str]], rng: random.Random) -> str:
-    known = [language for language in names if language in PHRASES]
-    return rng.choices(known, [ENGLISH if language == "en" else 1 for language in known])[0]
+    known, cumulated = _known(tuple(names))
+    return rng.choices(known, cum_weights=cumulated)[0]
+
+
+@cache
+def _known(languages: tuple[str, ...]) -> tuple[list[str], list[int]]:
+    """Those with phrases, and their cumulated weights."""
+    known = [language for language in languages if language in PHRASES]
+    return known, list(accumulate(ENGLISH if each == "en" else 1 for each in known))
 
 
 def _with_surroundings(what: str, style: str | None, background: str, language: str) -> str:

@@ -5,9 +5,9 @@ describes the composition, so that a model's pictures can be scored against it.
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache, partial
 from itertools import combinations, cycle
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from PIL import Image
 from ..buckets import Size
 from . import captions
 from .build import read_manifest, render_all, write_lines
-from .pictures import BACKGROUNDS
+from .pictures import BACKGROUNDS, resize
 
 FOLDER = "composed"  # in the folder of the data set
 KINDS = ("single", "count", "single", "beside", "above")  # in turn: two of five are singles
@@ -79,6 +79,7 @@ def render(
     return canvas.convert("RGB")
 
 
+@lru_cache(maxsize=4096)
 def square_in(box: Box, size: Size) -> tuple[int, int, int]:
     """Left, top and side in pixels of the largest square in the middle of a box."""
     width, height = size
@@ -86,14 +87,6 @@ def square_in(box: Box, size: Size) -> tuple[int, int, int]:
     wide, high = round(box[2] * width) - left, round(box[3] * height) - top
     side = min(wide, high)
     return left + (wide - side) // 2, top + (high - side) // 2, side
-
-
-def resize(cut_out: Image.Image, side: int) -> Image.Image:
-    """A square RGBA picture resized without a fringe in the colour of its transparent pixels."""
-    if cut_out.size == (side, side):
-        return cut_out
-    resized = cut_out.convert("RGBa").resize((side, side), Image.Resampling.LANCZOS)
-    return resized.convert("RGBA")
 
 
 def build(
@@ -109,65 +102,109 @@ def build(
 ) -> Path:
     """Compose `count` pictures from the data set in `data`, as the image folder `data`/composed.
 
-    Their kinds are `kinds` in turn. Returns the path of `metadata.jsonl`: file_name, captions,
-    repeats (how often an epoch visits the picture), split ("train" or "held-out") and the fields of
-    `Composition`.
-
-    Pictures have `sizes` (width, height), by default the size of the data set. A single subject on
-    white comes in all sizes; the first of them has `white_repeats` repeats, because it is what most
-    prompts ask for. Any other picture has, half of the time, the size that gives its subjects the
-    most room (the first such size), otherwise a random one.
-
-    A subject-style pair that the data set holds out is held out here, and appears only as a single.
-    A share `held_out` of the pairs of subjects, and of the pairs of a subject and a count, is held
-    out in every style and order. A larger `count` with the same seed only adds pictures; those
-    already rendered are kept. Raises ValueError for a bad setting, FileNotFoundError where there is
-    no data set.
+    Returns the path of `metadata.jsonl`, a line of `Descriptions` for each picture. For the
+    pictures see `plan`; those already rendered are kept. Raises as `plan`.
     """
     data = Path(data)
-    if count < 1:
-        raise ValueError(f"the number of compositions must be at least 1, not {count}")
-    if white_repeats < 1:
-        raise ValueError(f"white_repeats must be at least 1, not {white_repeats}")
-    if not 0 <= held_out < 1:
-        raise ValueError(f"held_out must be at least 0 and below 1, not {held_out}")
     records = read_manifest(data)
-    names = {r["subject"]: {"en": [r["subject"]]} | r["names"] for r in records}
     paths = {(r["subject"], r["style"]): data / r["image"] for r in records}
-    if not sizes:
-        with Image.open(data / records[0]["image"]) as image:
-            sizes = [image.size]
+    sizes = sizes or [size_of(data, records)]
+    planned = plan(records, count, sizes, kinds=kinds, held_out=held_out, seed=seed)
+    describe = Descriptions.of(records, sizes, white_repeats, seed)
     directory = data / FOLDER
     entries, jobs = [], []
-    plan = _plan(records, count, kinds, sizes, held_out, seed)
-    for i, (composition, size, split) in enumerate(plan):
-        file_name = _file_name(composition, size if size != sizes[0] else None, paths)
-        texts = captions.variations(
-            composition.kind,
-            [names[subject] for subject in composition.subjects],
-            composition.style,
-            composition.background,
-            random.Random(f"{seed} captions {i}"),
-        )
-        on_white = composition.kind == "single" and composition.background == "white"
-        repeats = white_repeats if on_white and size == sizes[0] else 1
-        entry = {"file_name": file_name, "captions": texts, "repeats": repeats, "split": split}
-        entries.append(entry | asdict(composition))
+    for i, (composition, size, split) in enumerate(planned):
+        name = describe.file_name(composition, size)
+        entries.append({"file_name": name, **describe(i, composition, size, split)})
         keys = [(subject, composition.style) for subject in composition.subjects]
-        jobs.append((directory / file_name, size, composition, {key: paths[key] for key in keys}))
+        jobs.append((directory / name, size, composition, {key: paths[key] for key in keys}))
     render_all(_draw, jobs, workers, "composing")
     return write_lines(directory / "metadata.jsonl", entries)
 
 
-def _plan(
+def size_of(data: Path, records: list[dict]) -> Size:
+    """That of the data set's pictures."""
+    with Image.open(data / records[0]["image"]) as image:
+        return image.size
+
+
+@dataclass(frozen=True)
+class Descriptions:
+    """What is said of compositions: captions, repeats (how often an epoch visits the picture),
+    split ("train" or "held-out") and the fields of `Composition`."""
+
+    names: dict[str, dict[str, list[str]]]  # subject -> language -> names
+    stems: dict[str, str]  # subject -> its part of a file name
+    first: Size  # which file names leave out
+    white_repeats: int  # of a single subject on white in the first size
+    seed: int
+
+    @classmethod
+    def of(
+        cls, records: list[dict], sizes: list[Size], white_repeats: int, seed: int
+    ) -> "Descriptions":
+        """Raises ValueError for repeats below 1."""
+        if white_repeats < 1:
+            raise ValueError(f"white_repeats must be at least 1, not {white_repeats}")
+        names = {r["subject"]: {"en": [r["subject"]]} | r["names"] for r in records}
+        stems = {r["subject"]: Path(r["image"]).stem for r in records}
+        return cls(names, stems, sizes[0], white_repeats, seed)
+
+    def __call__(self, i: int, composition: Composition, size: Size, split: str) -> dict:
+        """Of the composition number `i`; the number and the seed decide its captions."""
+        kind, subjects = composition.kind, composition.subjects
+        texts = captions.variations(
+            kind,
+            [self.names[subject] for subject in subjects],
+            composition.style,
+            composition.background,
+            random.Random(f"{self.seed} captions {i}"),
+        )
+        on_white = kind == "single" and composition.background == "white"
+        repeats = self.white_repeats if on_white and size == self.first else 1
+        return {"captions": texts, "repeats": repeats, "split": split, **vars(composition)}
+
+    def file_name(self, composition: Composition, size: Size) -> str:
+        """Such as "beside/cat_red-apple_flat_white_192x128.png"; without the size if it is the
+        first."""
+        parts = [self.stems[subject] for subject in composition.subjects]
+        if composition.kind == "count":
+            parts = [str(len(parts)), parts[0]]
+        parts += [composition.style, composition.background]
+        if size != self.first:
+            parts.append(f"{size[0]}x{size[1]}")
+        return f"{composition.kind}/{'_'.join(parts)}.png"
+
+
+def plan(
     records: list[dict],
     count: int,
-    kinds: tuple[str, ...],
     sizes: list[Size],
-    held_out: float,
-    seed: int,
+    *,
+    kinds: tuple[str, ...] = KINDS,
+    held_out: float = 0.05,
+    first_share: float | None = None,
+    seed: int = 0,
 ) -> list[Planned]:
-    """`count` different compositions with their sizes and splits."""
+    """`count` different compositions of the pictures in the manifest, with their sizes and splits.
+
+    Their kinds are `kinds` in turn. A single subject on white comes in all `sizes` (width, height),
+    the first of them first, because it is what most prompts ask for. A share `first_share` of the
+    other pictures has the first size. Any other picture, by default each, has half of the time the
+    size that gives its subjects the most room (the first such size), otherwise a random one.
+
+    A subject-style pair that the data set holds out is held out here, and appears only as a single.
+    A share `held_out` of the pairs of subjects, and of the pairs of a subject and a count, is held
+    out in every style and order. A larger `count` with the same seed only adds pictures. Raises
+    ValueError for a bad setting, or if there are not so many different ones.
+    """
+    if count < 1:
+        raise ValueError(f"the number of compositions must be at least 1, not {count}")
+    if not 0 <= held_out < 1:
+        raise ValueError(f"held_out must be at least 0 and below 1, not {held_out}")
+    if first_share is not None and not 0 <= first_share <= 1:
+        raise ValueError(f"first_share must be from 0 to 1, not {first_share}")
+    size_for = partial(_size, sizes, first_share)
     trained: dict[str, list[str]] = {}  # style -> subjects
     for record in records:
         if record["split"] == "train":
@@ -185,9 +222,9 @@ def _plan(
     for kind in kinds:
         draws = random.Random(f"{seed} {kind}")
         sources[kind] = (
-            _singles(records, sizes, draws)
+            _singles(records, sizes, size_for, draws)
             if kind == "single"
-            else _several(kind, trained, sizes, apart, draws)
+            else _several(kind, trained, size_for, apart, draws)
         )
     planned: list[Planned] = []
     for kind in cycle(kinds):
@@ -204,7 +241,9 @@ def _plan(
             )
 
 
-def _singles(records: list[dict], sizes: list[Size], rng: random.Random) -> Iterator[Planned]:
+def _singles(
+    records: list[dict], sizes: list[Size], size_for: Callable, rng: random.Random
+) -> Iterator[Planned]:
     """Every picture on white in the first size, then on white in the other sizes and on every
     other background in one size."""
     white, *others = BACKGROUNDS
@@ -215,13 +254,13 @@ def _singles(records: list[dict], sizes: list[Size], rng: random.Random) -> Iter
         rng.shuffle(placed)
         for record, colour, size in placed:
             composition = arrange("single", (record["subject"],), record["style"], colour)
-            yield composition, size or _size(composition, sizes, rng), record["split"]
+            yield composition, size or size_for(composition, rng), record["split"]
 
 
 def _several(
     kind: str,
     trained: dict[str, list[str]],
-    sizes: list[Size],
+    size_for: Callable,
     apart: set[tuple[str, ...]],
     rng: random.Random,
 ) -> Iterator[Planned]:
@@ -245,11 +284,17 @@ def _several(
             continue
         drawn.add(composition)
         split = "held-out" if tuple(sorted(subjects)) in apart else "train"
-        yield composition, _size(composition, sizes, rng), split
+        yield composition, size_for(composition, rng), split
 
 
-def _size(composition: Composition, sizes: list[Size], rng: random.Random) -> Size:
+def _size(
+    sizes: list[Size], first_share: float | None, composition: Composition, rng: random.Random
+) -> Size:
     """Half of the time the one with the most room for the subjects, otherwise any of `sizes`."""
+    if first_share is not None and len(sizes) > 1:
+        if rng.random() < first_share:
+            return sizes[0]
+        sizes = sizes[1:]
     if len(sizes) == 1 or rng.random() < 0.5:
         return roomiest(composition, sizes)
     return rng.choice(sizes)
@@ -258,19 +303,6 @@ def _size(composition: Composition, sizes: list[Size], rng: random.Random) -> Si
 def roomiest(composition: Composition, sizes: Sequence[Size]) -> Size:
     """The first of `sizes` that gives the smallest subject the most room."""
     return max(sizes, key=lambda size: min(square_in(box, size)[2] for box in composition.boxes))
-
-
-def _file_name(
-    composition: Composition, size: Size | None, paths: dict[tuple[str, str], Path]
-) -> str:
-    """Such as "beside/cat_red-apple_flat_white_192x128.png"; without the size if None."""
-    parts = [paths[subject, composition.style].stem for subject in composition.subjects]
-    if composition.kind == "count":
-        parts = [str(len(parts)), parts[0]]
-    parts += [composition.style, composition.background]
-    if size:
-        parts.append(f"{size[0]}x{size[1]}")
-    return f"{composition.kind}/{'_'.join(parts)}.png"
 
 
 def _draw(

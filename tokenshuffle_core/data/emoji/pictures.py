@@ -1,6 +1,7 @@
 """The pictures of the data set in memory: RGBA cut-outs, and the colours of backgrounds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,27 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 
 def load_rgba(directory: Path, records: list[dict]) -> Tensor:
     """The records' pictures as uint8 (N, 4, H, W), straight alpha."""
-    pictures = []
-    for record in records:
-        with Image.open(directory / record["image"]) as image:
-            pictures.append(np.asarray(image.convert("RGBA")))
-    return torch.from_numpy(np.stack(pictures)).movedim(-1, 1).contiguous()
+    return stacked(map(partial(read, directory), records))
+
+
+def read(directory: Path, record: dict) -> Image.Image:
+    """The picture of a record, RGBA."""
+    with Image.open(directory / record["image"]) as image:
+        return image.convert("RGBA")
+
+
+def stacked(pictures: Iterable[Image.Image]) -> Tensor:
+    """RGBA pictures of one size as uint8 (N, 4, H, W)."""
+    arrays = np.stack([np.asarray(picture) for picture in pictures])
+    return torch.from_numpy(arrays).movedim(-1, 1).contiguous()
+
+
+def resize(cut_out: Image.Image, side: int) -> Image.Image:
+    """A square RGBA picture resized without a fringe in the colour of its transparent pixels."""
+    if cut_out.size == (side, side):
+        return cut_out
+    resized = cut_out.convert("RGBa").resize((side, side), Image.Resampling.LANCZOS)
+    return resized.convert("RGBA")
 
 
 def composite(rgba: Tensor, backgrounds: Tensor) -> Tensor:

@@ -1,0 +1,92 @@
+"""The captions of a data set, tokenised once, and rows of them for a step."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..text_tokenizer import PromptEncoder
+from .distributed import rank
+
+CHUNK = 4096  # pictures whose captions are tokenised together
+
+
+class Captions:
+    """Every caption of every picture, cut to the `longest` ids that the model reads.
+
+    `first` (pictures + 1,) int64: those of picture i are the captions first[i] to first[i + 1] - 1.
+    Raises as `PromptEncoder.encode`.
+    """
+
+    def __init__(self, pictures: Iterable[list[str]], tokenizer: PromptEncoder, longest: int):
+        self.tokenizer = tokenizer
+        counts, lengths, parts = [], [], [np.empty(0, np.int32)]
+        noted = rank() > 0
+        for chunk in _chunks(pictures):
+            texts = [caption for captions in chunk for caption in captions]
+            rows = tokenizer.encode_all(texts)
+            for text, ids in zip(texts, rows, strict=True):
+                if len(ids) > longest and not noted:
+                    noted = True
+                    print(
+                        f"note: a caption has {len(ids)} tokens, the model reads {longest}: the "
+                        f"ends of such captions are cut off: {text[:60]}...",
+                        file=sys.stderr,
+                    )
+            rows = [ids[:longest] for ids in rows]
+            counts += map(len, chunk)
+            lengths += map(len, rows)
+            parts.append(np.array([token for ids in rows for token in ids], dtype=np.int32))
+        self.ids = np.concatenate(parts)
+        self.first, self.start = (
+            np.cumsum([0, *each], dtype=np.int64) for each in (counts, lengths)
+        )
+        self._frames: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
+
+    def prompt(self, picture: int, grid: tuple[int, int]) -> list[int]:
+        """The first caption of a picture, framed for `grid` (rows, columns) of windows."""
+        caption = self.first[picture]
+        ids = self.ids[self.start[caption] : self.start[caption + 1]].tolist()
+        return self.tokenizer.frame(ids, *grid)
+
+    def rows(
+        self, captions: np.ndarray, grid: tuple[int, int], multiple: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Captions (B,) int64, -1 for none -> framed ids (B, T) int32, padded on the left, and the
+        padding tokens of each row (B,) int64.
+
+        T is the length of the longest row, or the next length that is one more than a multiple of
+        `multiple`: together with the n - 1 windows that follow, few lengths of sequences.
+        """
+        if grid not in self._frames:
+            framed = self.tokenizer.frame([-1], *grid)
+            self._frames[grid] = framed[: framed.index(-1)], framed[framed.index(-1) + 1 :]
+        before, after = self._frames[grid]
+        start = self.start[captions]
+        counts = np.where(captions < 0, 0, self.start[captions + 1] - start)
+        empty = counts == 0
+        longest = len(self.tokenizer.frame([], *grid))
+        if not empty.all():
+            longest = max(longest, len(before) + int(counts.max()) + len(after))
+        negative = self.tokenizer.frame([], *grid, longest)
+        width = 1 - (1 - longest) // multiple * multiple
+        text = np.full((len(captions), width), self.tokenizer.pad, dtype=np.int32)
+        first = width - len(after) - counts  # the column of each caption's first id
+        place = np.arange(width) - first[:, None]
+        inside = (place >= 0) & (place < counts[:, None])
+        text[inside] = self.ids[(start[:, None] + place)[inside]]
+        text[:, width - len(after) :] = after
+        for column, token in enumerate(before, -len(before)):
+            text[np.arange(len(text)), first + column] = token
+        text[empty] = [self.tokenizer.pad] * (width - len(negative)) + negative
+        padding = np.where(empty, width - len(negative), first - len(before))
+        return torch.from_numpy(text), torch.from_numpy(padding)
+
+
+def _chunks(pictures: Iterable[list[str]]) -> Iterator[list[list[str]]]:
+    pictures = iter(pictures)
+    while chunk := list(islice(pictures, CHUNK)):
+        yield chunk
