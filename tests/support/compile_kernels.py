@@ -1,5 +1,5 @@
 """Compiles the kernels of the engine for a GPU that need not be there, with the shapes of the 2.7 B
-model: `python compile_kernels.py 90` prints a line of JSON for each."""
+model: `python compile_kernels.py 90 2,64` prints a line of JSON for each, of 2 and of 64 rows."""
 
 import json
 import sys
@@ -49,9 +49,9 @@ def linear(rows: int, outputs: int, columns: int, kind: int, capability: int, **
     compiled(kernels._linear, types, constants, capability, **options)
 
 
-def main(capability: int) -> None:
+def main(capability: int, numbers: list[int]) -> None:
     for kind in (PLAIN, EIGHT, FOUR):
-        for rows in (2, 64):
+        for rows in numbers:
             linear(rows, 8192, 3072, kind, capability, normalised=True, gated=True)
             linear(rows, 3072, 8192, kind, capability, added=True)
     linear(2, 16384, 3072, PLAIN, capability)
@@ -71,4 +71,4 @@ def main(capability: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), [int(part) for part in sys.argv[2].split(",")])
