@@ -200,6 +200,22 @@ def decoding(options):
             torch.cuda.empty_cache()
 
 
+HEADER = """\
+| model | window | pixels | weights | pictures at once | windows ahead | steps | ms / step \
+| floor, ms | share of the floor | seconds a picture |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+
+
+def line(row: dict) -> str:
+    cells = [
+        row["model"], row["window"], row["size"], row["weights"] or "bfloat16", row["batch"],
+        row["ahead"] or "chosen", row["steps"], f"{1e3 * row['step']:.2f}",
+        f"{1e3 * row['floor']:.3f}", f"{row['floor'] / row['step']:.0%}",
+        f"{row['picture'] / row['batch']:.3g}",
+    ]  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
+
+
 def memory(options):
     """What fifty pictures leave in memory, in MiB; None on a CPU."""
     cuda = options.device.startswith("cuda")

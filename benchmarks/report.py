@@ -2,9 +2,10 @@
 
     python -m benchmarks.report
 
-A file there is what `benchmarks.decode`, `parts`, `quality` or `janus` wrote with `--json`, or the
-rows of several such runs with the same settings; its name starts with the script's.
-`resolutions-*.json`, by `benchmarks.decode` as well, is the plot.
+A file there is what `benchmarks.decode`, `gpu_check`, `parts`, `quality` or `janus` wrote with
+`--json`, or the rows of several such runs with the same settings; its name starts with the
+script's, gpu-*.json for `gpu_check`. `resolutions-*.json`, by `benchmarks.decode` as well, is the
+plot.
 """
 
 import json
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from tokenshuffle_core.files import write_text
 
-from . import decode, janus, parts, quality
+from . import decode, gpu_check, janus, parts, quality
 from .measure import svg_plot
 
 ROOT = Path(__file__).resolve().parent
@@ -34,6 +35,11 @@ def document() -> str:
         if (stored := result.get("stored", "float32")) != "float32":
             weights += f", from a file in {stored}"
         sections += [f"### {_device(result)}{weights}", _table(decode, result)]
+    sections.append(GPU.strip())
+    for result in results("gpu"):
+        about = result["about"]
+        sections.append(f"### {about['device']}, torch {about['torch']}{about.get('note', '')}")
+        sections.append("\n".join([gpu_check.HEADER, *map(gpu_check.line, result["decoding"])]))
     sections.append(RESOLUTIONS.strip())
     for result in results("quality"):
         sections += [QUALITY.strip(), _table(quality, result)]
@@ -100,6 +106,17 @@ without loss; the same goes for a checkpoint in float16 or bfloat16. An x86 CPU 
 from 16 bits, so a step reads half the bytes, and its floor is half as high. "x whole" of int8
 weights is therefore 1.4 to 2.1 against a float32 file, but 1.0 to 1.2 against a float16 file:
 there int8 saves half the memory and little time.
+"""
+
+GPU = """
+## On a GPU
+
+`benchmarks/gpu.sh check` measures steps there: random weights, guidance on, windows that a step
+samples as given or as the engine chose. A "step" is a picture's time over the steps of one window
+each. The floor is the bytes that a step must read over the bandwidth of a copy.
+
+Steps as one CUDA graph each and Triton's kernels are newer than these figures: so far, no GPU has
+run them.
 """
 
 RESOLUTIONS = """
