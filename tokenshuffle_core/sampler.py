@@ -263,6 +263,9 @@ class Steps:
         self.pace.note(count, finished - done, time.perf_counter() - started)
         return finished
 
+    def stop(self) -> None:
+        """Wait for what is under way: nothing, here."""
+
 
 @torch.inference_mode()
 def sample(
@@ -316,14 +319,17 @@ def sample(
     first, done = decoding.start(model, text, padding, given, generators)
     if first:
         yield Progress(first, positions, grid[1], decoding.codes.clone())
-    while True:
-        # The next picture may reuse the memory, but the last result stays as it is.
-        codes = decoding.codes.clone() if done == positions else decoding.codes
-        for position in range(first + 1, done + 1):
-            yield Progress(position, positions, grid[1], codes)
-        if done == positions:
-            return
-        first, done = done, steps.advance(model, done)
+    try:
+        while True:
+            # The next picture may reuse the memory, but the last result stays as it is.
+            codes = decoding.codes.clone() if done == positions else decoding.codes
+            for position in range(first + 1, done + 1):
+                yield Progress(position, positions, grid[1], codes)
+            if done == positions:
+                return
+            first, done = done, steps.advance(model, done)
+    finally:
+        steps.stop()
 
 
 def pad_left(rows: list[list[int]], pad: int, device) -> tuple[Tensor, Tensor]:

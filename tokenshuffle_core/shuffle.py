@@ -99,9 +99,12 @@ class WindowHead(nn.Module):
         """
         last = first + states.shape[-2]
         relations = self.relations[first:last, : last - 1]
-        if states.shape[-2] > 1:
-            place = torch.arange(last, device=states.device)
-            relations = relations * (place[first:, None] > place[:-1])[..., None]
         embedded = self.code_embedding(codes[..., : last - 1])
-        context = torch.einsum("ijh,...jh->...ih", relations, embedded)
+        if states.shape[-2] == 1:  # in a step, where all of `codes` are earlier ones
+            context = (relations[0] * embedded).sum(-2, keepdim=True)
+        else:
+            place = torch.arange(last, device=states.device)
+            earlier = place[first:, None] > place[:-1]
+            relations = relations * earlier[..., None]
+            context = torch.einsum("ijh,...jh->...ih", relations, embedded)
         return states + self.output(F.gelu(self.input(self.norm(states)) + context))

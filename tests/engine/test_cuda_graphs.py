@@ -215,6 +215,17 @@ def test_the_host_is_at_most_two_steps_ahead_of_the_device(ahead, monkeypatch, g
     assert waits
 
 
+def test_nothing_is_in_flight_after_an_interrupt(graphs):
+    random = [torch.Generator().manual_seed(0)]
+    steps = sample(model_of(2), [[1, 2]], [[1]], (6, 6), SETTINGS, random, 0, ahead=1)
+    for step in steps:
+        if step.position == 9:
+            assert graphs[0].pending
+            steps.close()
+            break
+    assert not graphs[0].pending
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("prompts", [[[1, 5, 6], [1, 5, 6]], [[1, 5, 6, 7], [1, 2]]])
 @pytest.mark.parametrize("chunk", [3, 8, 100])

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from ..transformer import KVCache, Layout, positions_of, rotary_angles
 from .pace import Pace
+from .swapped import Swapped
 
 if TYPE_CHECKING:
     from ..model import TokenShuffleModel
@@ -124,8 +125,9 @@ class CapturedSteps:
             # The end of the last window that the step may sample, if all guesses are right.
             end = done + (len(pending) + 1) * decoding.ahead
             decoding.draw(min(end, positions))
-            reach = -(-(self.before + end) // CHUNK) * CHUNK
-            cache.reach = min(reach, cache.capacity)
+            if not isinstance(model.transformer, Swapped):  # which stops at the length by itself
+                reach = -(-(self.before + end) // CHUNK) * CHUNK
+                cache.reach = min(reach, cache.capacity)
             self._launch(model, count)
             pending.append(self._mark())
             if len(pending) < decoding.lead and not self.pace.trying:
@@ -135,10 +137,14 @@ class CapturedSteps:
         seconds = time.perf_counter() - began if self.pace.trying else None
         self.pace.note(count, finished - done, seconds)
         if finished == positions:
-            while pending:  # steps that have nothing left to do
-                pending.popleft()()
+            self.stop()
             KEPT[model] = _key(model, decoding.shape), self
         return finished
+
+    def stop(self) -> None:
+        """Wait for the steps in flight, which write into memory that may be freed next."""
+        while self.pending:
+            self.pending.popleft()()
 
     def _launch(self, model: "TokenShuffleModel", count: int) -> None:
         key = count, self.decoding.cache.reach
