@@ -1,6 +1,8 @@
 """The kernels on a GPU; without one, in Triton's interpreter, which runs them on a CPU (see
 conftest.py)."""
 
+import copy
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -17,7 +19,7 @@ pytest.importorskip("triton")
 from tokenshuffle_core.engine import triton_kernels as kernels
 from tokenshuffle_core.engine.cuda_graphs import StaticCache
 from tokenshuffle_core.engine.gpu_layers import GpuLinear, GpuTransformer, check, fits
-from tokenshuffle_core.engine.quantize import KINDS, QuantizedLinear
+from tokenshuffle_core.engine.quantize import KINDS, QuantizedLinear, quantize
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PLAIN = kernels.PLAIN.value
@@ -144,32 +146,55 @@ class RepeatedSteps(EmulatedSteps):
         return lambda: self._step(model, count)
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize("ahead", [1, 3])
-def test_a_picture_is_that_of_the_plain_loop(ahead, monkeypatch):
-    """All layers replaced, as on a GPU."""
-    model = model_of(2, **SMALL, window_head=16).to(DEVICE)
-    settings = GenerationConfig(cfg=3.0, temperature=0.7)
-
-    def codes(**more) -> torch.Tensor:
-        random = [torch.Generator(DEVICE).manual_seed(0)]
-        *_, last = sample(
-            model, [[1, 2, 3]], [[1]], (2, 2), settings, random, 0, ahead=ahead, **more
-        )
-        return last.codes
-
-    expected = codes(engine=False)
+@contextmanager
+def on_a_gpu(monkeypatch):
+    """Without one, layers are swapped and steps repeated as there."""
     if DEVICE.type == "cpu":
         kinds = {"cpu": (GpuLinear, GpuTransformer)}
         monkeypatch.setattr("tokenshuffle_core.engine.LAYERS", kinds)
         with emulated(monkeypatch, RepeatedSteps) as made:
-            found = codes()
+            yield
         assert len(made) == 1
     else:
-        found = codes()
+        yield
+
+
+def codes_of(model, grid: tuple[int, int], **more) -> torch.Tensor:
+    settings = GenerationConfig(cfg=3.0, temperature=0.7)
+    random = [torch.Generator(DEVICE).manual_seed(0)]
+    *_, last = sample(model, [[1, 2, 3]], [[1]], grid, settings, random, 0, **more)
+    return last.codes
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_a_picture_is_that_of_the_plain_loop(ahead, monkeypatch):
+    """All layers replaced."""
+    model = model_of(2, **SMALL, window_head=16).to(DEVICE)
+    expected = codes_of(model, (2, 2), engine=False)
+    with on_a_gpu(monkeypatch):
+        found = codes_of(model, (2, 2), ahead=ahead)
     assert isinstance(model.transformer, GpuTransformer)
     assert isinstance(model.head, GpuLinear)
     assert torch.equal(found, expected)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_a_picture_with_small_weights_and_windows_ahead(kind, monkeypatch):
+    """That of the plain loop with the weights that they stand for."""
+    model = model_of(1, **SMALL | {"dim": 128, "hidden": 128}).to(DEVICE)
+    quantize(model, kind)
+    plain = copy.deepcopy(model)
+    for name, layer in list(plain.named_modules()):
+        if isinstance(layer, QuantizedLinear):
+            whole = nn.Linear(layer.columns, len(layer.weight), bias=False)
+            whole.weight = nn.Parameter(layer.dequantized(torch.float32))
+            plain.set_submodule(name, whole)
+    with on_a_gpu(monkeypatch):
+        found = codes_of(model, (1, 4), ahead=3)
+    assert isinstance(model.transformer, GpuTransformer)
+    assert torch.equal(found, codes_of(plain, (1, 4), engine=False))
 
 
 def test_the_trial():
