@@ -2,7 +2,8 @@
 # The work that needs a GPU, for one that may be borrowed for ten minutes at a time and has no
 # network: each step ends by itself in time, and results go to OUT, in small files.
 #
-#   benchmarks/gpu.sh check     does it compute what a CPU does? At most three minutes
+#   benchmarks/gpu.sh check     does it compute what a CPU does, and how fast? At most three minutes;
+#                               PARTS=tests for the tests alone (see benchmarks/gpu_check.py)
 #   benchmarks/gpu.sh data      the data set of `train`, in RUN/data (18 MB); needs the network
 #   benchmarks/gpu.sh train     a model for 256 x 256 to 512 x 256, at most 570 s (SECONDS_IN_ALL)
 #   benchmarks/gpu.sh join      OUT/model.safetensors from the pieces that `train` left in OUT
@@ -33,7 +34,8 @@ for_nine_minutes() { # Ctrl-C saves the state
 case ${1:-} in
 check)
     timeout --foreground -k 5 175 python3 -m benchmarks.gpu_check \
-        --device "${DEVICE:-cuda}" ${SMALL:+--small} --json "$OUT/check.json"
+        --device "${DEVICE:-cuda}" ${SMALL:+--small} ${PARTS:+--parts $PARTS} \
+        --json "$OUT/check.json"
     ;;
 data)
     "${tokenshuffle[@]}" data emoji emoji --subjects "${SUBJECTS:-popular}" \

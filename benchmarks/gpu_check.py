@@ -39,9 +39,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = ("a red apple", "a fox, flat style", "three dogs on blue")
 
 
+PARTS = ("codes", "decoding", "image_tokenizers", "memory", "tests")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--parts", nargs="+", help="instead of all five", choices=PARTS)
     parser.add_argument("--small", action="store_true", help="sizes for a trial on a CPU")
     parser.add_argument("--seconds", type=float, default=170, help="after which the tests stop")
     parser.add_argument("--json", type=Path, required=True)
@@ -57,15 +61,13 @@ def main() -> None:
         write_json(options.json, results)
 
     failed = False
-    parts = {
-        "codes": codes, "decoding": decoding, "image_tokenizers": image_tokenizers,
-        "memory": memory, "tests": gpu_tests,
-    }  # fmt: skip
-    for name, part in parts.items():
+    functions = codes, decoding, image_tokenizers, memory, gpu_tests
+    parts = dict(zip(PARTS, functions, strict=True))
+    for name in options.parts or PARTS:
         rows = results[name] = []
         keep()
         try:
-            for row in part(options):
+            for row in parts[name](options):
                 rows.append(row)
                 print(name, json.dumps(row), flush=True)
                 keep()
