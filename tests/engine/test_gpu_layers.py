@@ -79,6 +79,8 @@ def test_linear_layer_with_a_bias():
     plain = nn.Linear(64, 32, device=DEVICE)
     x = randn(2, 3, 64)
     torch.testing.assert_close(GpuLinear(plain)(x), plain(x), rtol=1e-5, atol=1e-5)
+    wide = randn(2, 4, 3, 64)[:, :, 1]  # rows that do not follow each other in memory
+    torch.testing.assert_close(GpuLinear(plain)(wide), plain(wide), rtol=1e-5, atol=1e-5)
     assert torch.equal(
         GpuLinear(plain)(x.expand(300, -1, -1, -1)), plain(x.expand(300, -1, -1, -1))
     )
@@ -90,6 +92,18 @@ def test_linear_layer_with_a_bias():
 def test_which_layers_fit(rows, outputs, fitting):
     assert fits(nn.Linear(rows, outputs, device=DEVICE), DEVICE) == fitting
     assert not fits(nn.Linear(32, 32, device="meta"), DEVICE)
+    turned = nn.Linear(32, 32, device=DEVICE)
+    turned.weight = nn.Parameter(turned.weight.T)
+    assert not fits(turned, DEVICE)
+
+
+def test_which_transformers_fit():
+    plain = model_of(2, **SMALL).to(DEVICE).transformer
+    assert GpuTransformer.takes(plain, DEVICE)
+    plain.blocks[0].attention.q_proj = nn.Linear(64, 64, bias=True, device=DEVICE)
+    assert not GpuTransformer.takes(plain, DEVICE)
+    other = model_of(2, **SMALL | {"heads": 4, "kv_heads": 4}).to(DEVICE)  # heads of 16
+    assert not GpuTransformer.takes(other.transformer, DEVICE)
 
 
 @pytest.mark.parametrize("together", [1, 5])

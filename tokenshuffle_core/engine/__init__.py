@@ -72,6 +72,7 @@ def _gpu_layers(device: torch.device) -> tuple[type, type] | None:
     except Exception as error:  # any, since Triton's have no common type: there is another way
         log.warning("continuing without Triton's kernels: %s", str(error).split("\n")[0])
         return None
+    log.info("using Triton's kernels, which the first picture of a model compiles")
     return GpuLinear, GpuTransformer
 
 

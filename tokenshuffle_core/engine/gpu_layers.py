@@ -5,6 +5,7 @@ or copied.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..transformer import KVCache, Layout, Transformer
@@ -20,7 +21,7 @@ MOST_TOKENS = 64  # of the transformer, in all rows of a batch
 def fits(layer: nn.Module, device: torch.device) -> bool:
     """Whether the kernels can multiply with the weight of a plain or quantised layer."""
     weight, columns = layer.weight, layer.weight.shape[1]
-    if weight.device != device or len(weight) % 16:
+    if weight.device != device or not weight.is_contiguous() or len(weight) % 16:
         return False
     if weight.dtype == torch.uint8:
         return columns * 2 % kernels.GROUP.value == 0
@@ -47,7 +48,8 @@ class GpuLinear(Swapped):
         rows = x.numel() // x.shape[-1]
         if rows > MOST_ROWS or torch.is_grad_enabled():
             return self.plain[0](x)
-        y = kernels.linear(x.reshape(rows, -1), stored(self.plain[0])).view(*x.shape[:-1], -1)
+        flat = x.reshape(rows, -1).contiguous()  # also a view of some columns of a wider one
+        y = kernels.linear(flat, stored(self.plain[0])).view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
 
@@ -67,8 +69,9 @@ class GpuTransformer(Swapped):
     @classmethod
     def takes(cls, plain: Transformer, device: torch.device) -> bool:
         layers = _layers_of(plain)
-        same = len({(layer.weight.dtype, type(layer)) for layer in layers}) == 1
-        return same and plain.config.head_size % 32 == 0 and all(fits(x, device) for x in layers)
+        same = len({(layer.weight.dtype, type(layer), layer.bias is None) for layer in layers}) == 1
+        fitting = all(layer.bias is None and fits(layer, device) for layer in layers)
+        return same and fitting and plain.config.head_size % 32 == 0
 
     def is_current(self) -> bool:
         return _layers_of(self) == self.layers
@@ -105,7 +108,19 @@ class GpuTransformer(Swapped):
 
 @torch.inference_mode()
 def check(device: torch.device) -> None:
-    """Raises an error where the kernels do not work on `device` as they should."""
-    plain = nn.Linear(256, 64, False, device, torch.float16)
-    x = torch.randn(3, 256, device=device, dtype=torch.float16)
-    torch.testing.assert_close(GpuLinear(plain)(x), plain(x), rtol=1e-2, atol=1e-2)
+    """Raises an error where the kernels do not work on `device` as they should, with the largest
+    tiles as well."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device).half()
+
+    for rows, outputs in ((3, 64), (40, 16384)):
+        x, plain = random(rows, 256), nn.Linear(256, outputs, False, device, torch.float16)
+        plain.weight.copy_(random(outputs, 256) / 16)
+        torch.testing.assert_close(GpuLinear(plain)(x), plain(x), rtol=1e-2, atol=1e-2)
+    q, keys, values = random(2, 1, 128), random(1, 1, 300, 128), random(1, 1, 300, 128)
+    zero, last = torch.zeros(1, dtype=torch.int64, device=device), torch.tensor(298, device=device)
+    h = kernels.attend(q, keys, values, zero, last).view(2, 128)
+    expected = F.scaled_dot_product_attention(q[1:].transpose(0, 1)[None], keys, values)
+    torch.testing.assert_close(h[1:], expected.view(1, 128), rtol=1e-2, atol=1e-2)
