@@ -173,6 +173,17 @@ DECODED = (
 TINY = (("tiny", 1, 64, [(None, 1, 1), (None, 2, 1)]), ("tiny", 2, 128, [("int4", 1, None)]))
 
 
+def begin(pipeline: Pipeline, size: int, batch: int, ahead: int | None) -> None:
+    """The first steps of pictures of this size: kernels are compiled for it."""
+    settings = replace(pipeline.config.generation, width=size, height=size)
+    prompts = [pipeline.encode_prompt("a red apple")] * batch
+    steps = pipeline.sample(prompts, [], settings, list(range(batch)), ahead=ahead)
+    for step in steps:
+        if step.position == 4:
+            break
+    steps.close()
+
+
 def decoding(options):
     """The time of a step against the time of reading what it must read, guidance on, in the
     device's usual dtype."""
@@ -184,9 +195,10 @@ def decoding(options):
             if weights:
                 pipeline = replace(whole, model=quantize(copy.deepcopy(whole.model), weights))
             steps, read = decode.bytes_of_a_step(pipeline.model, size, batch)
-            decode.picture(pipeline, 64 * window, batch, ahead, True)  # compiles
             if size < 2048:
-                decode.picture(pipeline, size, batch, ahead, True)  # captures
+                decode.picture(pipeline, size, batch, ahead, True)  # compiles and captures
+            else:
+                begin(pipeline, size, batch, ahead)
             seconds = decode.picture(pipeline, size, batch, ahead, True)
             again = decode.picture(pipeline, size, batch, ahead, True) if size < 2048 else seconds
             floor = read / decode.bandwidth(read, device)

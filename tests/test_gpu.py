@@ -3,7 +3,11 @@
 import copy
 import gc
 import logging
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,9 +53,12 @@ def test_every_kind_of_weights_draws_the_picture_of_the_plain_loop(kind, ahead):
         quantize(loaded.model, kind)
     plain = replace(loaded, model=dequantized(loaded.model))
     expected = codes_of(plain, engine=False)
+    rounds = engine.rounds_activations(loaded.model, GPU)  # the prompt, also with the kernels
     engine.prepare(loaded.model, GPU)
     if engine.rounds_activations(loaded.model, GPU):
         pytest.skip("without Triton's kernels this kind rounds activations")
+    if rounds:
+        expected = codes_of(loaded, ahead=1)
     found = codes_of(loaded, ahead=ahead)
     assert (found == expected).float().mean() > 0.99
 
@@ -86,6 +93,9 @@ def test_the_same_seed_draws_the_same_picture():
 
 def test_pictures_leave_nothing_in_memory():
     loaded = load(device=GPU)
+    codes_of(loaded)  # libraries keep workspaces
+    engine.release(loaded.model)
+    gc.collect()
     before = torch.cuda.memory_allocated()
     used = []
     for seed in range(12):
@@ -97,6 +107,38 @@ def test_pictures_leave_nothing_in_memory():
     engine.release(loaded.model)
     gc.collect()
     assert torch.cuda.memory_allocated() <= before + 2**20
+
+
+GRAPHS_COME_AND_GO = """
+import torch
+from tests.engine.test_cuda_graphs import codes_of
+from tests.support.models import model_of
+models = [model_of(window).cuda() for window in (1, 2)]
+grids = (5, 6), (7, 6), (5, 6)
+def codes(model, grid, **more):
+    return codes_of(model, grid=grid, device="cuda", **more)[1]
+expected = [[codes(model, grid, engine=False) for model in models] for grid in grids]
+for grid, codes_then in zip(grids, expected):
+    for _ in range(2):
+        for model, then in zip(models, codes_then):
+            assert torch.equal(codes(model, grid, ahead=1), then)
+            torch.cuda.empty_cache()
+"""
+
+
+@pytest.mark.parametrize("backend", ["native", "cudaMallocAsync"])
+def test_graphs_of_two_models(backend):
+    """Those of one are freed while the other's stay, with the allocator that ComfyUI chooses as
+    well; without Triton's kernels, so that PyTorch's libraries have workspaces."""
+    code = "import tokenshuffle_core.engine as e; e._gpu_layers = lambda device: None\n"
+    environment = os.environ | {"PYTORCH_CUDA_ALLOC_CONF": f"backend:{backend}"}
+    subprocess.run(
+        [sys.executable, "-c", code + GRAPHS_COME_AND_GO],
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        check=True,
+        timeout=100,
+    )
 
 
 class Fetched(nn.Linear):

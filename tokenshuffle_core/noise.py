@@ -29,8 +29,9 @@ class GumbelNoise:
         """Draw until there is noise for so many windows from the first one on."""
         while self.drawn < windows:
             first = self.drawn % self.memory.shape[1]
-            part = self.memory[:, first : first + self.chunk]
-            part.copy_(draw_gumbel(tuple(part.shape[1:]), self.generators))
+            for row, generator in zip(self.memory, self.generators, strict=True):
+                part = row[first : first + self.chunk]  # one picture at a time saves memory
+                part.copy_(draw_gumbel(tuple(part.shape), [generator])[0])
             self.drawn += self.chunk
 
     def at(self, index: Tensor) -> Tensor:

@@ -295,7 +295,8 @@ def sample(
     engine, which makes steps faster without changing the pictures; `engine` False is the plain loop
     over the plain model.
     """
-    device, window = generators[0].device, settings.window or model.config.window
+    device = torch.empty(0, device=generators[0].device).device  # with its index
+    window = settings.window or model.config.window
     if engine:
         engines.prepare(model, device)
     else:

@@ -12,22 +12,38 @@ from torch import nn
 
 from tests.support.graphs import EmulatedSteps, emulated
 from tests.support.models import model_of
+from tokenshuffle_core import engine
 from tokenshuffle_core.config import GenerationConfig
 from tokenshuffle_core.sampler import pad_left, sample
 
 pytest.importorskip("triton")
+from triton.runtime.errors import OutOfResources
+
 from tokenshuffle_core.engine import triton_kernels as kernels
 from tokenshuffle_core.engine.cuda_graphs import StaticCache
-from tokenshuffle_core.engine.gpu_layers import GpuLinear, GpuTransformer, check, fits
-from tokenshuffle_core.engine.quantize import KINDS, QuantizedLinear, quantize
+from tokenshuffle_core.engine.gpu_layers import (
+    MOST_ROWS,
+    MOST_TOKENS,
+    GpuLinear,
+    GpuTransformer,
+    check,
+    fits,
+)
+from tokenshuffle_core.engine.quantize import KINDS, QuantizedLinear, quantize, rounds_activations
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 PLAIN = kernels.PLAIN.value
 # A LLaMA that is just large enough: heads of 32, so that a kernel has 16 rotary pairs.
 SMALL = {"dim": 64, "heads": 2, "kv_heads": 2, "hidden": 96, "layers": 1}
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3}
 if DEVICE.type == "cuda":  # the interpreter cannot multiply it
     TOLERANCE[torch.bfloat16] = 4e-2
+
+
+@pytest.fixture(autouse=True)
+def no_kernel_fails(caplog):
+    yield
+    assert not [r for r in caplog.records if "without Triton" in r.message]
 
 
 def randn(*shape, dtype=torch.float32, scale=1.0) -> torch.Tensor:
@@ -86,6 +102,49 @@ def test_linear_layer_with_a_bias():
     )
 
 
+@torch.inference_mode()
+def test_linear_layer_of_the_last_token_of_each_row():
+    """A view with gaps between its rows."""
+    plain = nn.Linear(64, 32, device=DEVICE)
+    x = randn(3, 5, 64)[:, -1:]
+    torch.testing.assert_close(GpuLinear(plain)(x), plain(x), rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_the_first_picture_of_a_batch_and_the_others(monkeypatch):
+    """Without guidance and window, the head reads the prompt's hidden states as they are."""
+    model = model_of(1, **SMALL).to(DEVICE)
+    settings = GenerationConfig(cfg=1.0, temperature=0.0)
+
+    def codes(**more) -> torch.Tensor:
+        random = [torch.Generator(DEVICE) for _ in range(3)]
+        prompts = [[1, 2, 3], [1, 9, 8], [1, 5, 6]]
+        *_, last = sample(model, prompts, [], (1, 2), settings, random, 0, **more)
+        return last.codes
+
+    expected = codes(engine=False)
+    with on_a_gpu(monkeypatch):
+        assert torch.equal(codes(), expected)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("failing", ["linear", "attend"])
+def test_a_kernel_that_fails_leaves_the_plain_layers(failing, monkeypatch, caplog):
+    """Also in the middle of a step."""
+    model = model_of(2, **SMALL).to(DEVICE)
+    expected = codes_of(model, (2, 2), engine=False)
+
+    def fail(*arguments, **more):
+        raise OutOfResources(2, 1, "shared memory")
+
+    with on_a_gpu(monkeypatch):
+        monkeypatch.setattr(kernels, failing, fail)
+        assert torch.equal(codes_of(model, (2, 2), ahead=2), expected)
+    assert not model.transformer.works
+    assert caplog.records
+    caplog.clear()
+
+
 @pytest.mark.parametrize(
     ("rows", "outputs", "fitting"), [(16, 32, True), (24, 32, False), (32, 24, False)]
 )
@@ -106,7 +165,52 @@ def test_which_transformers_fit():
     assert not GpuTransformer.takes(other.transformer, DEVICE)
 
 
-@pytest.mark.parametrize("together", [1, 5])
+def test_every_layer_of_a_step_takes_its_rows():
+    """With a window of 4, or the sums of a step would depend on the number of windows."""
+    assert engine.ROWS <= MOST_TOKENS
+    assert engine.ROWS * 4**2 <= MOST_ROWS
+
+
+@torch.inference_mode()
+def test_attention_does_not_depend_on_the_number_of_queries():
+    """Bit for bit."""
+    keys, values = (randn(1, 2, 80, 32) for _ in range(2))
+    queries, padding = randn(20, 4, 32), torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    whole = kernels.attend(queries, keys, values, padding, torch.tensor(50, device=DEVICE))
+    for i in range(20):
+        alone = kernels.attend(
+            queries[i : i + 1], keys, values, padding, torch.tensor(50 + i, device=DEVICE)
+        )
+        assert torch.equal(alone, whole[i : i + 1])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("most", "reaches"), [(64, 1), (1, 2)])
+def test_one_graph_where_attention_stops_at_the_length(most, reaches, monkeypatch):
+    monkeypatch.setattr("tokenshuffle_core.engine.gpu_layers.MOST_TOKENS", most)
+    monkeypatch.setattr("tokenshuffle_core.engine.cuda_graphs.CHUNK", 4)
+    model = model_of(2, **SMALL).to(DEVICE)
+    expected = codes_of(model, (2, 3), engine=False)
+    with on_a_gpu(monkeypatch):
+        assert torch.equal(codes_of(model, (2, 3), ahead=1), expected)
+        _, kept = engine.KEPT[model]
+    assert len(kept.replays) == reaches
+
+
+def test_swapped_layers_round_no_activations(monkeypatch):
+    """On a GPU that multiplies float8."""
+    monkeypatch.setattr("tokenshuffle_core.engine.quantize._multiplies_fp8", lambda device: True)
+    model, gpu = quantize(model_of(2, **SMALL), "fp8"), torch.device("cuda", 0)
+    assert rounds_activations(model, gpu)
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, QuantizedLinear) and not name.startswith("transformer."):
+            model.set_submodule(name, GpuLinear(layer))
+    assert rounds_activations(model, gpu)
+    model.transformer = GpuTransformer(model.transformer)
+    assert not rounds_activations(model, gpu)
+
+
+@pytest.mark.parametrize("together", [1, 5, 20])
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(2, 2, 32), (4, 2, 48)])
 @pytest.mark.parametrize(("length", "split"), [(3, 256), (70, 16), (33, 16)])
 def test_attention(together, heads, kv_heads, size, length, split, monkeypatch):
@@ -114,7 +218,7 @@ def test_attention(together, heads, kv_heads, size, length, split, monkeypatch):
     monkeypatch.setattr(kernels, "SPLIT", split)
     monkeypatch.setattr(kernels, "KEYS", 16)
     padding = torch.tensor([0, 2], device=DEVICE)
-    keys, values = (randn(2, kv_heads, 80, size) for _ in range(2))
+    keys, values = (randn(2, kv_heads, 96, size) for _ in range(2))
     for stored in (keys, values):
         stored[:, :, length + together :] = torch.nan  # must not be read
     queries = randn(2 * together, heads, size)

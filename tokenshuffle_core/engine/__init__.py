@@ -54,16 +54,22 @@ def prepare(model: "TokenShuffleModel", device: torch.device) -> None:
         if PREPARED.get(model) == state and all(layer.is_current() for _, layer in _swapped(model)):
             return
         release(model)
-        if kinds := LAYERS.get(device.type) or _gpu_layers(device):
+        # Triton launches on the current device alone.
+        kinds = LAYERS.get(device.type) or (_is_current(device) and _gpu_layers(device))
+        if kinds:
             _swap(model, device, *kinds)
         PREPARED[model] = state
+
+
+def _is_current(device: torch.device) -> bool:
+    return device.type == "cuda" and device.index == torch.cuda.current_device()
 
 
 @cache
 def _gpu_layers(device: torch.device) -> tuple[type, type] | None:
     """The layers with Triton's kernels where these work. Determined by trying: it depends on the
     GPU, on the versions of Triton and PyTorch and, where a compiler is needed, on the system."""
-    if device.type != "cuda" or not find_spec("triton"):
+    if not find_spec("triton"):
         return None
     try:
         from .gpu_layers import GpuLinear, GpuTransformer, check

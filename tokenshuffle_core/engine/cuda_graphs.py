@@ -9,11 +9,11 @@ picture of the same shape, as long as the weights stay where they are.
 
 import logging
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..sampler import Decoding, Shape
 
 CHUNK = 512  # positions
+STREAMS: defaultdict[torch.device, list] = defaultdict(list)  # whose graphs are gone
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +105,17 @@ class CapturedSteps:
     def __init__(self, decoding: "Decoding", pace: Pace):
         self.decoding, self.pace = decoding, pace
         self.replays: dict[tuple[int, int], Callable[[], None] | None] = {}
-        self.pool = None
         on_gpu = decoding.done.is_cuda
+        self.pool = torch.cuda.graph_pool_handle() if on_gpu else None
+        # Of its own while it is there: libraries keep a workspace for each stream, which graphs
+        # that were captured on it use, and PyTorch frees it with the first of these graphs. They
+        # all go together, also those whose capture failed.
+        self.stream = None
+        if on_gpu:
+            free = STREAMS[decoding.done.device]
+            self.stream = free.pop() if free else torch.cuda.Stream()
+            finalize(self, free.append, self.stream)
+        self.graphs: list[torch.cuda.CUDAGraph] = []
         self.finished = torch.zeros((), dtype=torch.int64, pin_memory=on_gpu)
         self.known = self.finished.numpy()  # reading it is no operation for the device
         self.pending: deque[Callable[[], None]] = deque()  # each waits for a step in flight
@@ -125,9 +135,11 @@ class CapturedSteps:
             # The end of the last window that the step may sample, if all guesses are right.
             end = done + (len(pending) + 1) * decoding.ahead
             decoding.draw(min(end, positions))
-            if not isinstance(model.transformer, Swapped):  # which stops at the length by itself
-                reach = -(-(self.before + end) // CHUNK) * CHUNK
-                cache.reach = min(reach, cache.capacity)
+            reach = -(-(self.before + end) // CHUNK) * CHUNK
+            layer = model.transformer
+            if isinstance(layer, Swapped) and layer.stops_at_length(count * decoding.shape.rows):
+                reach = cache.capacity  # one graph is enough
+            cache.reach = min(reach, cache.capacity)
             self._launch(model, count)
             pending.append(self._mark())
             if len(pending) < decoding.lead and not self.pace.trying:
@@ -151,7 +163,7 @@ class CapturedSteps:
         if key in self.replays:
             replay = self.replays[key]
             return replay() if replay else self._step(model, count)
-        self._step(model, count)  # a step like any other, in which libraries allocate workspaces
+        self._warm_up(model, count)
         try:
             self.replays[key] = self._capture(model, count)
         except RuntimeError as error:
@@ -162,14 +174,24 @@ class CapturedSteps:
         self.decoding.step(model, count)
         self.finished.copy_(self.decoding.done, non_blocking=True)
 
+    def _warm_up(self, model: "TokenShuffleModel", count: int) -> None:
+        """A step like any other, in which libraries allocate workspaces for the stream: those that
+        they allocate in a capture may go with its graph."""
+        if self.stream is None:
+            return self._step(model, count)
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            self._step(model, count)
+        current.wait_stream(self.stream)
+
     def _capture(self, model: "TokenShuffleModel", count: int) -> Callable[[], None]:
         """A function that repeats a step of `count` windows; capturing it changes nothing."""
-        stream = torch.cuda.current_stream()
-        self.pool = self.pool or torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
+        stream, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+        self.graphs.append(graph)
         try:
             # Other threads of a host may keep using CUDA.
-            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, self.pool, self.stream, "thread_local"):
                 self._step(model, count)
         finally:
             torch.cuda.set_stream(stream)  # a failed capture leaves its own stream set

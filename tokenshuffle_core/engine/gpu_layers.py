@@ -4,6 +4,8 @@ They read the parameters of the layers whose place they take where these are, so
 or copied.
 """
 
+import logging
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,8 +16,10 @@ from .cuda_graphs import StaticCache
 from .quantize import QuantizedLinear
 from .swapped import Swapped
 
-MOST_ROWS = 512  # of a linear layer; more compute longer than they read
+MOST_ROWS = 1024  # of a linear layer; more compute longer than they read
 MOST_TOKENS = 64  # of the transformer, in all rows of a batch
+
+log = logging.getLogger(__name__)
 
 
 def fits(layer: nn.Module, device: torch.device) -> bool:
@@ -37,7 +41,27 @@ def stored(layer: nn.Module) -> kernels.Stored:
     return layer.weight, layer.weight, kernels.PLAIN.value
 
 
-class GpuLinear(Swapped):
+class GpuLayer(Swapped):
+    """A layer that computes as `plain` does once a kernel has failed: whether one compiles and
+    fits a GPU depends on the shape of its layer as well."""
+
+    works = True
+
+    def attempt(self, *inputs) -> Tensor:
+        if self.works:
+            try:
+                return self.fast(*inputs)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # any, since Triton's have no common type
+                if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+                    raise  # the step before has compiled all kernels
+                log.warning("a layer continues without Triton: %s", str(error).split("\n")[0])
+                self.works = False
+        return self.plain[0](*inputs)
+
+
+class GpuLinear(GpuLayer):
     """A linear layer, for up to MOST_ROWS rows."""
 
     @classmethod
@@ -48,7 +72,11 @@ class GpuLinear(Swapped):
         rows = x.numel() // x.shape[-1]
         if rows > MOST_ROWS or torch.is_grad_enabled():
             return self.plain[0](x)
-        flat = x.reshape(rows, -1).contiguous()  # also a view of some columns of a wider one
+        return self.attempt(x)
+
+    def fast(self, x: Tensor) -> Tensor:
+        # A copy of a view with gaps, such as the last token of each row.
+        flat = x.reshape(-1, x.shape[-1]).contiguous()
         y = kernels.linear(flat, stored(self.plain[0])).view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
@@ -58,7 +86,7 @@ def _layers_of(transformer: nn.Module) -> list[nn.Module]:
     return [layer for part in parts for layer in part.children()]
 
 
-class GpuTransformer(Swapped):
+class GpuTransformer(GpuLayer):
     """A transformer, for steps with a cache whose length is on the device."""
 
     def __init__(self, plain: Transformer):
@@ -72,6 +100,9 @@ class GpuTransformer(Swapped):
         same = len({(layer.weight.dtype, type(layer), layer.bias is None) for layer in layers}) == 1
         fitting = all(layer.bias is None and fits(layer, device) for layer in layers)
         return same and fitting and plain.config.head_size % 32 == 0
+
+    def stops_at_length(self, tokens: int) -> bool:
+        return self.works and tokens <= MOST_TOKENS
 
     def is_current(self) -> bool:
         return _layers_of(self) == self.layers
@@ -87,6 +118,9 @@ class GpuTransformer(Swapped):
         held = isinstance(cache, StaticCache) and cache.reach is not None
         if not held or x.shape[0] * x.shape[1] > MOST_TOKENS or torch.is_grad_enabled():
             return self.plain[0](x, padding, cache, layout)
+        return self.attempt(x, padding, cache, layout)
+
+    def fast(self, x: Tensor, padding: None, cache: StaticCache, layout: None) -> Tensor:
         shape, eps = x.shape, self.config.norm_eps
         angles, shift = cache.angles, cache.shift
         x = x.reshape(-1, shape[2])
@@ -118,7 +152,7 @@ def check(device: torch.device) -> None:
     for rows, outputs in ((3, 64), (40, 16384)):
         x, plain = random(rows, 256), nn.Linear(256, outputs, False, device, torch.float16)
         plain.weight.copy_(random(outputs, 256) / 16)
-        torch.testing.assert_close(GpuLinear(plain)(x), plain(x), rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(GpuLinear(plain).fast(x), plain(x), rtol=1e-2, atol=1e-2)
     q, keys, values = random(2, 1, 128), random(1, 1, 300, 128), random(1, 1, 300, 128)
     zero, last = torch.zeros(1, dtype=torch.int64, device=device), torch.tensor(298, device=device)
     h = kernels.attend(q, keys, values, zero, last).view(2, 128)

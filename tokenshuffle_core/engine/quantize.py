@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..config import WEIGHT_KINDS
 from . import int4
+from .swapped import Swapped
 
 # Kind -> the type of the weights' tensors, which no other tensor of a model has.
 KINDS = dict(zip(WEIGHT_KINDS, (torch.int8, torch.float8_e4m3fn, torch.uint8), strict=True))
@@ -174,8 +175,10 @@ def rounds_activations(model: nn.Module, device: torch.device) -> bool:
     """
     if device.type == "cpu":
         return kind_of(model) == "int8"
+    swapped = (layer for layer in model.modules() if isinstance(layer, Swapped))
+    weight_only = {part for layer in swapped for part in layer.modules()}
     layers = (module for module in model.modules() if isinstance(module, QuantizedLinear))
-    return any(layer.rounds_fp8(device) for layer in layers)
+    return any(layer.rounds_fp8(device) for layer in layers if layer not in weight_only)
 
 
 def check_whole(model: nn.Module) -> None:

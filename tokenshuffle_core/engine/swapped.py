@@ -21,6 +21,11 @@ class Swapped(nn.Module):
         """Whether it can take the place of a layer that will run on `device`."""
         return True
 
+    def stops_at_length(self, tokens: int) -> bool:
+        """Whether a transformer, with so many tokens in all rows of a step, reads no more of a
+        `StaticCache` than is filled."""
+        return False
+
     def is_current(self) -> bool:
         """Whether it still computes the same as `plain`, whose weights may have changed."""
         return True

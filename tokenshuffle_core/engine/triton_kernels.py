@@ -16,6 +16,7 @@ MOST_ROWS = 32  # of a tile; Triton sums larger ones in another order
 MEMORY = 96 * 1024  # bytes of shared memory for tiles: NVIDIA's GPUs since 2020 have more
 KEYS = 64  # in a tile of attention
 SPLIT = 256  # positions of the cache that one program attends to
+QUERIES = 16  # in a tile of attention, however many there are: others sum in another order
 GROUP = tl.constexpr(128)  # columns with one scale in int4 weights
 COUNTS = ["rows", "together", "capacity"]  # no kernel is compiled again for another number of them
 PLAIN, EIGHT_BITS, FOUR_BITS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -155,11 +156,13 @@ def _attend(
 ):  # fmt: skip
     """Attention (flash-decoding) of all tokens and heads that share keys over `split` positions:
     the outputs of this part, and the largest logit and the sum of exponentials of each query."""
-    row = tl.program_id(0) // kv_heads
-    kv_head = tl.program_id(0) % kv_heads
-    part = tl.program_id(1)
+    # Neighbouring programs have the same keys, which the second finds in the cache.
     grouped: tl.constexpr = heads // kv_heads
-    query = tl.arange(0, block_q)
+    blocks = tl.cdiv(together * grouped, block_q)
+    row = tl.program_id(0) // blocks // kv_heads
+    kv_head = tl.program_id(0) // blocks % kv_heads
+    part = tl.program_id(1)
+    query = tl.program_id(0) % blocks * block_q + tl.arange(0, block_q)
     token, head = query // grouped, kv_head * grouped + query % grouped
     is_query = query < together * grouped
     d = tl.arange(0, triton.next_power_of_2(size))
@@ -328,10 +331,10 @@ def attend(
         whole = {"dtype": torch.float32, "device": queries.device}
         parts = torch.empty(rows, heads, splits, size, **whole)
         tops, sums = torch.empty(2, rows, heads, splits, **whole)
-    block_q = max(16, triton.next_power_of_2(together * heads // kv_heads))
-    _attend[(batch * kv_heads, splits)](
+    blocks = triton.cdiv(together * heads // kv_heads, QUERIES)
+    _attend[(batch * kv_heads * blocks, splits)](
         queries, keys, values, padding, position, parts, tops, sums, together, capacity,
-        size**-0.5, heads, kv_heads, size, splits, SPLIT, block_q, KEYS, num_warps=4, num_stages=2,
+        size**-0.5, heads, kv_heads, size, splits, SPLIT, QUERIES, KEYS, num_warps=4, num_stages=2,
     )  # fmt: skip
     if splits > 1:
         _combine[(rows * heads,)](
