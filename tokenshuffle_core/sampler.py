@@ -263,8 +263,8 @@ class Steps:
         self.pace.note(count, finished - done, time.perf_counter() - started)
         return finished
 
-    def stop(self) -> None:
-        """Wait for what is under way: nothing, here."""
+    def stop(self, model: TokenShuffleModel, done: int) -> None:
+        """The picture is finished, or given up: here, nothing is under way or to be kept."""
 
 
 @torch.inference_mode()
@@ -330,7 +330,7 @@ def sample(
                 return
             first, done = done, steps.advance(model, done)
     finally:
-        steps.stop()
+        steps.stop(model, done)
 
 
 def pad_left(rows: list[list[int]], pad: int, device) -> tuple[Tensor, Tensor]:

@@ -148,15 +148,15 @@ class CapturedSteps:
         finished = int(self.known)
         seconds = time.perf_counter() - began if self.pace.trying else None
         self.pace.note(count, finished - done, seconds)
-        if finished == positions:
-            self.stop()
-            KEPT[model] = _key(model, decoding.shape), self
         return finished
 
-    def stop(self) -> None:
-        """Wait for the steps in flight, which write into memory that may be freed next."""
+    def stop(self, model: "TokenShuffleModel", done: int) -> None:
+        """Wait for the steps in flight, which write into memory that may be freed next; after a
+        finished picture, keep the graphs for the next one."""
         while self.pending:
             self.pending.popleft()()
+        if done == self.decoding.shape.positions:
+            KEPT[model] = _key(model, self.decoding.shape), self
 
     def _launch(self, model: "TokenShuffleModel", count: int) -> None:
         key = count, self.decoding.cache.reach
