@@ -6,19 +6,22 @@ weights so far are kept where they survive a run that is killed.
 
 BUILT is a folder of `tokenshuffle data emoji`. Every minute OUT receives a checkpoint in pieces,
 the log and the newest sheet of pictures: eight files with the output of `gpu.sh`. Everything else
-is in WORK. Needs only the core's own requirements.
+is in WORK. What only speeds a training up, or shows it, does not end it where it fails. Needs only
+the core's own requirements.
 """
 
 import argparse
 import shutil
 import threading
 import time
+import traceback
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path, PurePosixPath
 
 import torch
+from PIL import Image
 from torch import nn
 
 from tokenshuffle_core import checkpoints, load
@@ -118,16 +121,49 @@ def train(options) -> None:
     if device.type == "cpu":
         loop = replace(loop, batch=8, precision="fp32", compile=False)
     say("captions", options)
-    task = ModelTask(shards, pipeline, loop, RECIPE, device)
+    task = Task(shards, pipeline, loop, RECIPE, device)
+    pipeline.model.to(device)
+    while loop:
+        loop = attempt(options, pipeline.model, task, loop)
+    say("finished", options)
+
+
+class Task(ModelTask):
+    def sheet(self, module: nn.Module) -> Image.Image:
+        try:
+            return super().sheet(module)
+        except RuntimeError:
+            traceback.print_exc()
+            return Image.new("RGB", (1, 1))
+
+
+def attempt(options, module: nn.Module, task: ModelTask, loop: LoopConfig) -> LoopConfig | None:
+    """Train for the time that is left. Returns the settings to go on with, from the weights so far:
+    smaller pieces where the memory is full, without compiling where anything else has failed."""
     if options.steps:
         loop = replace(loop, steps=options.steps)
     else:
         loop = replace(loop, minutes=max(5, options.until - time.time() - RESERVE) / 60)
     say("training", options)
     folder = next(each for n in count(1) if not (each := options.work / f"train-{n}").exists())
-    with kept(folder, options.out):
-        fit(pipeline.model.to(device), task, loop, folder, resume=False)
-    say("finished", options)
+    try:
+        with kept(folder, options.out):
+            fit(module, task, loop, folder, resume=False)
+        return None
+    except torch.OutOfMemoryError:
+        loop = replace(loop, accumulation=2 * loop.accumulation)
+        if loop.batch % loop.accumulation:
+            raise
+        traceback.print_exc()
+    except RuntimeError:
+        if not loop.compile:
+            raise
+        traceback.print_exc()
+        loop = replace(loop, compile=False)
+        torch.compiler.set_stance("force_eager")  # the blocks are compiled in place
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return loop
 
 
 def start(options, shards: CodeShards, sizes: list[tuple[int, int]]) -> Pipeline:

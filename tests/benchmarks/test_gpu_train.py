@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -22,6 +24,9 @@ from tokenshuffle_core.data.emoji.build import read_manifest
 from tokenshuffle_core.data.emoji.pictures import read
 from tokenshuffle_core.engine.quantize import check_whole, quantize
 from tokenshuffle_core.text_tokenizer import TextTokenizer
+from tokenshuffle_core.training.loop import Task
+from tokenshuffle_core.training.model import ModelTask
+from tokenshuffle_core.training.settings import LoopConfig
 
 
 def message_of(*arguments) -> str:
@@ -126,6 +131,81 @@ def test_int8_weights_are_expanded(tiny):
         assert ((found[name] - weight).abs() <= largest / 127 * 0.501).all(), name
     changed = [name for name in expected if not torch.equal(found[name], expected[name])]
     assert len(changed) > 10
+
+
+class FailingTask(Task):
+    """A line whose training fails in the way of `errors`, one after another."""
+
+    def __init__(self, *errors: tuple[int, Exception]):
+        super().__init__()
+        self.errors, self.counted = list(errors), []
+
+    def loss(self, module, step, piece, pieces):
+        self.counted.append(pieces)
+        if self.errors and step == self.errors[0][0]:
+            raise self.errors.pop(0)[1]
+        return module(torch.ones(1, 1)).square().mean(), {}
+
+    def validate(self, module):
+        return {}
+
+    def sheet(self, module):
+        return Image.new("RGB", (1, 1))
+
+    def save(self, module, path):
+        model = load(self.tiny)
+        model.save(path)
+
+
+def attempts(task, folder: Path, **more) -> list[LoopConfig]:
+    """The settings of each attempt."""
+    options = SimpleNamespace(steps=4, until=time.time(), work=folder, out=folder / "out")
+    options.out.mkdir()
+    module, loop, seen = torch.nn.Linear(1, 1), LoopConfig(batch=4, **more), []
+    while loop:
+        seen.append(loop)
+        loop = gpu_train.attempt(options, module, task, loop)
+    return seen
+
+
+def test_a_training_goes_on_where_the_memory_is_full(tiny, tmp_path):
+    full = torch.OutOfMemoryError("full")
+    task = FailingTask((0, full), (2, full))
+    task.tiny = tiny
+    assert [loop.accumulation for loop in attempts(task, tmp_path)] == [1, 2, 4]
+    assert task.counted == [1, *[2] * 5, *[4] * 16]
+    assert joined(tmp_path / "out").is_file()
+    task = FailingTask(*[(0, full)] * 3)
+    (tmp_path / "full").mkdir()
+    with pytest.raises(torch.OutOfMemoryError):
+        attempts(task, tmp_path / "full")
+
+
+def test_a_training_goes_on_without_what_cannot_be_compiled(tiny, tmp_path, monkeypatch):
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler")
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
+    task = FailingTask()
+    task.tiny = tiny
+    task.compile = lambda module, compiled: setattr(module, "forward", compiled(module.forward))
+    try:
+        assert [loop.compile for loop in attempts(task, tmp_path, compile=True)] == [True, False]
+    finally:
+        torch.compiler.set_stance("default")
+    assert len(task.counted) == 1 + 4
+    assert joined(tmp_path / "out").is_file()
+    with pytest.raises(RuntimeError, match="not of the compiler"):
+        attempts(FailingTask((0, RuntimeError("not of the compiler"))), tmp_path / "out")
+
+
+def test_a_sheet_that_fails_is_not_the_end(monkeypatch):
+    def failing(*_):
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(ModelTask, "sheet", failing)
+    assert gpu_train.Task.sheet(object.__new__(gpu_train.Task), None).size == (1, 1)
 
 
 def prepared(built: Path, folder: Path) -> None:

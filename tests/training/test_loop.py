@@ -102,12 +102,22 @@ def test_the_saved_weights_are_the_moving_average(tmp_path):
     module, task = line(), LineTask()
     final = fit(module, task, config(ema=0.9), tmp_path, resume=False)
     first, *others = [*task.weights, module.weight.item()]
-    steps = len(others)
-    expected = 0.9**steps * first
-    expected += sum(0.1 * 0.9 ** (steps - k) * weight for k, weight in enumerate(others, 1))
+    expected = first
+    for step, weight in enumerate(others):
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight
     assert load_file(final)["weight"].item() == pytest.approx(expected, rel=1e-5)
     (slope,) = [value for step, name, value in log_of(tmp_path) if (step, name) == (120, "slope")]
     assert slope == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_average_of_a_short_training_is_not_of_its_initial_weights():
+    """Whose share is 0.9 after ten steps with the full decay."""
+    remembered = [math.prod(config(ema=0.99).ema_at(i) for i in range(n)) for n in (10, 100, 2000)]
+    assert remembered[0] < 0.01
+    assert remembered[1] < 1e-7
+    assert [config(ema=0.99).ema_at(step) for step in (891, 10**6)] == [0.99, 0.99]
+    assert config(ema=0.0).ema_at(5) == 0
 
 
 def test_frozen_weights_stay_and_are_not_saved_again(tmp_path):
@@ -310,3 +320,16 @@ def test_a_training_that_diverges_is_not_saved(tmp_path):
     with pytest.raises(FloatingPointError, match="no longer finite at step 49"):
         fit(line(), task, CONFIG, tmp_path, resume=False)
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"learning_rate": 0}, {"clip": 0}, {"minutes": -1}, {"warmup": -1}, {"weight_decay": -1},
+        {"save_minutes": -1}, {"final_learning_rate": -3}, {"ema": 1.5}, {"ema": math.nan},
+    ],
+)  # fmt: skip
+def test_a_setting_out_of_range_is_named(bad):
+    ((name, value),) = bad.items()
+    with pytest.raises(ValueError, match=f"{name} must be .*, not {value}"):
+        config(**bad)

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..text_tokenizer import PromptEncoder
 from .distributed import rank
 
-CHUNK = 4096  # pictures whose captions are tokenised together
+CHUNK = 256  # pictures whose captions are tokenised together; of more, Python keeps sifting lists
 
 
 class Captions:
@@ -28,18 +28,21 @@ class Captions:
         for chunk in _chunks(pictures):
             texts = [caption for captions in chunk for caption in captions]
             rows = tokenizer.encode_all(texts)
-            for text, ids in zip(texts, rows, strict=True):
-                if len(ids) > longest and not noted:
+            of_chunk = list(map(len, rows))
+            if max(of_chunk, default=0) > longest:
+                if not noted:
                     noted = True
+                    first = next(i for i, length in enumerate(of_chunk) if length > longest)
                     print(
-                        f"note: a caption has {len(ids)} tokens, the model reads {longest}: the "
-                        f"ends of such captions are cut off: {text[:60]}...",
+                        f"note: a caption has {of_chunk[first]} tokens, the model reads {longest}: "
+                        f"the ends of such captions are cut off: {texts[first][:60]}...",
                         file=sys.stderr,
                     )
-            rows = [ids[:longest] for ids in rows]
+                rows = [ids[:longest] for ids in rows]
+                of_chunk = list(map(len, rows))
             counts += map(len, chunk)
-            lengths += map(len, rows)
-            parts.append(np.array([token for ids in rows for token in ids], dtype=np.int32))
+            lengths += of_chunk
+            parts.append(np.fromiter(chain.from_iterable(rows), np.int32, sum(of_chunk)))
         self.ids = np.concatenate(parts)
         self.first, self.start = (
             np.cumsum([0, *each], dtype=np.int64) for each in (counts, lengths)

@@ -142,7 +142,7 @@ def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resu
                     group["lr"] = learning_rate
                 optimizer.step()
             with torch.no_grad():
-                torch._foreach_lerp_(list(ema.values()), trained, 1 - config.ema)
+                torch._foreach_lerp_(list(ema.values()), trained, 1 - config.ema_at(step))
             done = step + 1
             last, early = schedule.after(done)
             if done % LOG_EVERY == 0 or last:

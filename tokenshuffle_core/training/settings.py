@@ -44,7 +44,9 @@ class LoopConfig:
     )
     weight_decay: float = setting(0.01, "weight decay of matrices", metavar="RATE")
     clip: float = setting(1.0, "largest norm of the gradient", metavar="NORM")
-    ema: float = setting(0.99, "decay of the moving average of the weights", metavar="DECAY")
+    ema: float = setting(
+        0.99, "decay of the moving average of the weights, less in the first steps", metavar="DECAY"
+    )
     minutes: float = setting(
         0.0,
         "minutes to train for, instead of --steps: the learning rate falls by the clock (default: "
@@ -74,10 +76,18 @@ class LoopConfig:
         for name in ("steps", "batch", "validate_every", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
-        if not self.minutes >= 0:
-            raise ValueError(f"minutes must be at least 0, not {self.minutes}")
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("minutes", "warmup", "weight_decay", "save_minutes"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if not 0 <= self.final_learning_rate <= 1:
+            raise ValueError(
+                f"final_learning_rate must be a share from 0 to 1, not {self.final_learning_rate}"
+            )
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be at least 0 and below 1, not {self.ema}")
         for name, known in (("precision", PRECISIONS), ("optimizer", OPTIMIZERS)):
             if getattr(self, name) not in known:
                 raise ValueError(
@@ -98,6 +108,11 @@ class LoopConfig:
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
         final = self.final_learning_rate
         return self.learning_rate * warm * (final + (1 - final) * cosine)
+
+    def ema_at(self, step: int) -> float:
+        """The decay after step `step`: smaller at first, so that the average of a short training,
+        or of one that has just begun, is not mostly of the initial weights."""
+        return min(self.ema, (1 + step) / (10 + step))
 
 
 TOKENIZER = LoopConfig(steps=3200, batch=12, learning_rate=2e-3)  # defaults for the image tokenizer
