@@ -1,6 +1,5 @@
 """What a GPU draws, against a CPU and against the plain loop: `pytest -m gpu`."""
 
-import copy
 import gc
 import logging
 import os
@@ -14,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.support.models import model_of
+from tests.support.models import dequantized, model_of
 from tokenshuffle_core import engine
 from tokenshuffle_core.config import WEIGHT_KINDS, GenerationConfig
 from tokenshuffle_core.engine import cuda_graphs
-from tokenshuffle_core.engine.quantize import quantize
+from tokenshuffle_core.engine.quantize import quantize, rounds_activations
 from tokenshuffle_core.pipeline import Pipeline, load
 from tokenshuffle_core.sampler import sample
 
@@ -53,25 +52,14 @@ def test_every_kind_of_weights_draws_the_picture_of_the_plain_loop(kind, ahead):
         quantize(loaded.model, kind)
     plain = replace(loaded, model=dequantized(loaded.model))
     expected = codes_of(plain, engine=False)
-    rounds = engine.rounds_activations(loaded.model, GPU)  # the prompt, also with the kernels
+    rounds = rounds_activations(loaded.model, GPU)  # the prompt, also with the kernels
     engine.prepare(loaded.model, GPU)
-    if engine.rounds_activations(loaded.model, GPU):
+    if rounds_activations(loaded.model, GPU):
         pytest.skip("without Triton's kernels this kind rounds activations")
     if rounds:
         expected = codes_of(loaded, ahead=1)
     found = codes_of(loaded, ahead=ahead)
     assert (found == expected).float().mean() > 0.99
-
-
-def dequantized(model: nn.Module) -> nn.Module:
-    model = copy.deepcopy(model)
-    for name, layer in list(model.named_modules()):
-        if hasattr(layer, "dequantized"):
-            weight = layer.dequantized(torch.float32)
-            whole = nn.Linear(*weight.shape[::-1], layer.bias is not None, device="meta")
-            whole.weight, whole.bias = nn.Parameter(weight), layer.bias
-            model.set_submodule(name, whole)
-    return model
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -112,7 +100,7 @@ def test_pictures_leave_nothing_in_memory():
 GRAPHS_COME_AND_GO = """
 import torch
 from tests.engine.test_cuda_graphs import codes_of
-from tests.support.models import model_of
+from tests.support.models import dequantized, model_of
 models = [model_of(window).cuda() for window in (1, 2)]
 grids = (5, 6), (7, 6), (5, 6)
 def codes(model, grid, **more):

@@ -1,7 +1,6 @@
 """The kernels on a GPU; without one, in Triton's interpreter, which runs them on a CPU (see
 conftest.py)."""
 
-import copy
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.support.graphs import EmulatedSteps, emulated
-from tests.support.models import model_of
+from tests.support.models import dequantized, model_of
 from tokenshuffle_core import engine
 from tokenshuffle_core.config import GenerationConfig
 from tokenshuffle_core.sampler import pad_left, sample
@@ -303,12 +302,7 @@ def test_a_picture_with_small_weights_and_windows_ahead(kind, monkeypatch):
     """That of the plain loop with the weights that they stand for."""
     model = model_of(1, **SMALL | {"dim": 128, "hidden": 128}).to(DEVICE)
     quantize(model, kind)
-    plain = copy.deepcopy(model)
-    for name, layer in list(plain.named_modules()):
-        if isinstance(layer, QuantizedLinear):
-            whole = nn.Linear(layer.columns, len(layer.weight), bias=False)
-            whole.weight = nn.Parameter(layer.dequantized(torch.float32))
-            plain.set_submodule(name, whole)
+    plain = dequantized(model)
     with on_a_gpu(monkeypatch):
         found = codes_of(model, (1, 4), ahead=3)
     assert isinstance(model.transformer, GpuTransformer)

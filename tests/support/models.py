@@ -1,10 +1,13 @@
 """Tiny models with random weights, and a short training."""
 
+import copy
 import dataclasses
 
 import torch
+from torch import nn
 
 from tokenshuffle_core.config import PRESETS
+from tokenshuffle_core.engine.quantize import QuantizedLinear
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.model import TokenShuffleModel
 from tokenshuffle_core.pipeline import Pipeline
@@ -36,3 +39,15 @@ def model_of(window: int, **changes) -> TokenShuffleModel:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
     return model.eval()
+
+
+def dequantized(model: nn.Module) -> nn.Module:
+    """A copy whose layers have the float32 weights that the small ones of `model` stand for."""
+    model = copy.deepcopy(model)
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, QuantizedLinear):
+            weight = layer.dequantized(torch.float32)
+            whole = nn.Linear(*weight.shape[::-1], layer.bias is not None, device="meta")
+            whole.weight, whole.bias = nn.Parameter(weight), layer.bias
+            model.set_submodule(name, whole)
+    return model

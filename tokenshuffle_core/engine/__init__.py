@@ -19,7 +19,7 @@ from torch import nn
 
 from .cpu_linear import CpuLinear
 from .cpu_transformer import CpuTransformer
-from .cuda_graphs import KEPT, addresses, kept_nbytes, steps
+from .cuda_graphs import KEPT, addresses, kept_nbytes, on_current_gpu, steps
 from .pace import FINISHED, Pace
 from .quantize import QuantizedLinear, rounds_activations
 from .swapped import Swapped
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Pace", "pace", "packed_nbytes", "prepare", "release", "rounds_activations", "steps"]
+__all__ = ["Pace", "pace", "packed_nbytes", "prepare", "release", "steps"]
 
 LAYERS = {"cpu": (CpuLinear, CpuTransformer)}  # for a linear layer and for the transformer
 LOCK = RLock()  # two threads may draw with one model
@@ -55,14 +55,10 @@ def prepare(model: "TokenShuffleModel", device: torch.device) -> None:
             return
         release(model)
         # Triton launches on the current device alone.
-        kinds = LAYERS.get(device.type) or (_is_current(device) and _gpu_layers(device))
+        kinds = LAYERS.get(device.type) or (on_current_gpu(device) and _gpu_layers(device))
         if kinds:
             _swap(model, device, *kinds)
         PREPARED[model] = state
-
-
-def _is_current(device: torch.device) -> bool:
-    return device.type == "cuda" and device.index == torch.cuda.current_device()
 
 
 @cache

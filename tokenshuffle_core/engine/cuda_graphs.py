@@ -218,7 +218,7 @@ def steps(
     host with a small GPU may have them.
     """
     device = shape.device
-    if device.type != "cuda" or device.index != torch.cuda.current_device():
+    if not on_current_gpu(device):
         return None
     if any(weight.device != device for weight in model.parameters()):
         _say_once("some weights are not on the GPU: steps run without a CUDA graph")
@@ -233,6 +233,10 @@ def take(model: "TokenShuffleModel", shape: "Shape", pace: Pace) -> CapturedStep
         return None
     kept.pace = pace
     return kept
+
+
+def on_current_gpu(device: torch.device) -> bool:
+    return device.type == "cuda" and device.index == torch.cuda.current_device()
 
 
 def kept_nbytes(model: nn.Module) -> int:
