@@ -1,10 +1,8 @@
-import copy
-
 import pytest
 import torch
 from torch import nn
 
-from tests.support.models import model_of
+from tests.support.models import dequantized, model_of
 from tokenshuffle_core import pipeline
 from tokenshuffle_core.config import GenerationConfig
 from tokenshuffle_core.engine import cpu_linear, int4, packed_nbytes, prepare
@@ -91,19 +89,6 @@ def test_products_on_a_cpu_are_those_of_the_dequantised_weights(
         assert fast(x).dtype == dtype
 
 
-def dequantised(model: nn.Module) -> nn.Module:
-    """The same model with torch's own linear layers."""
-    model = copy.deepcopy(model)
-    layers = [name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)]
-    for name in layers:
-        layer = model.get_submodule(name)
-        plain = nn.Linear(layer.columns, len(layer.weight), bias=layer.bias is not None)
-        plain.weight = nn.Parameter(layer.dequantized(torch.float32))
-        plain.bias = layer.bias
-        model.set_submodule(name, plain)
-    return model
-
-
 # Two groups, the second shorter, in the blocks; window heads with one.
 CASES = [(1, {}), (2, {}), (2, {"window_head": 16}), (4, {"window_head": 16})]
 
@@ -116,7 +101,7 @@ def test_jacobi_steps_and_dequantised_weights_give_the_same_codes(kind, window, 
         parameter.data *= 0.5
     quantize(model, kind)
     assert not rounds_activations(model, CPU)
-    plain, settings = dequantised(model), GenerationConfig(cfg=2.0, temperature=0.7)
+    plain, settings = dequantized(model), GenerationConfig(cfg=2.0, temperature=0.7)
 
     def codes(model, seed: int, ahead: int, engine: bool) -> torch.Tensor:
         random = [torch.Generator().manual_seed(seed)]
@@ -137,7 +122,7 @@ def test_jacobi_steps_and_dequantised_weights_give_the_same_codes(kind, window, 
 def test_logits_of_the_bundled_model_are_those_of_the_dequantised_weights():
     loaded = pipeline.load()
     quantize(loaded.model, "int4")
-    plain = dequantised(loaded.model)
+    plain = dequantized(loaded.model)
     prepare(loaded.model, CPU)
     text, padding = torch.tensor([[1, 5, 9, 2]]), torch.zeros(1, dtype=torch.int64)
     codes = torch.randint(0, 1024, (1, 4, 4))
