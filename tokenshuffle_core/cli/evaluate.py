@@ -46,6 +46,21 @@ def add(commands) -> None:
     )
     _add_generated(parser)
 
+    text = "Does a generated picture show what its prompt asks for, as a person would say?"
+    parser = command(scores, "understanding", _understanding, text)
+    parser.add_argument("data", type=Path, metavar="DATA", help="folder of `data emoji`")
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE.jsonl",
+        help="prompts and what they ask for, or by-hand: a hundred that come with this pack "
+        "(default: made from the data set)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--count", type=int, default=200, help="prompts of each group that is made (default: 200)"
+    )
+    parser.add_argument("--groups", metavar="A,B", help="of those that are made (default: all)")
+    parser.add_argument("--sheet", metavar="FILE.png", help="save the generated pictures, marked")
+    _add_common(parser, samples=True)
+
     text = "What does the image tokenizer keep of pictures, and how much of its codebook is used?"
     _add_source(command(scores, "reconstruction", _reconstruction, text))
 
@@ -198,6 +213,53 @@ def _compositional(options) -> None:
     )  # fmt: skip
     estimates = dict(sorted(_proportions(names, scores).items()))
     _report(options, pipeline, estimates, settings, images)
+
+
+def _understanding(options) -> None:
+    from ..checkpoints import SIZES
+    from ..data.emoji.build import read_manifest
+    from ..evaluation import understanding as scored
+    from ..evaluation.matching import References
+    from ..evaluation.prompt_groups import GROUPS, made
+    from ..files import atomic_path
+
+    _check(options)
+    if options.count < 1:
+        raise ValueError(f"--count must be at least 1, not {options.count}")
+    groups = options.groups.split(",") if options.groups else [*GROUPS]
+    if unknown := [group for group in groups if group not in GROUPS]:
+        raise ValueError(f"there is no group {unknown[0]!r}, only {', '.join(GROUPS)}")
+    references, prompts, same = References.read(options.data), [], []
+    if options.prompts:
+        file = scored.BY_HAND if str(options.prompts) == "by-hand" else options.prompts
+        prompts = scored.read_prompts(file, references)
+    else:
+        records = read_manifest(options.data)
+        for group in groups:
+            if group == "seeds":
+                count = scored.SEEDS * min(options.count, 40)
+                same = made(records, references, group, count, options.seed)
+            else:
+                prompts += made(records, references, group, options.count, options.seed)
+    pipeline = load(options)
+    settings = settings_of(options, pipeline.config.generation)
+    how = {
+        "seed": options.seed,
+        "batch": options.batch,
+        "sizes": parse_sizes(pipeline.card.get(SIZES, "")),
+    }
+    images = scored.draw(pipeline, prompts, settings, **how)
+    scores = scored.score_all(images, prompts, references)
+    estimates = scored.shares(prompts, scores, together=bool(options.prompts))
+    if same:
+        estimates["distance between seeds"] = scored.diversity(
+            scored.draw(pipeline, same, settings, **how)
+        )
+    found = [asdict(p) | {"found": s} for p, s in zip(prompts, scores, strict=True)]
+    _report(options, pipeline, estimates, settings, prompts=found)
+    if options.sheet and prompts:
+        with atomic_path(options.sheet) as temporary:
+            scored.marked_sheet(images, prompts, scores).save(temporary, "PNG")
 
 
 def _source(options) -> tuple:

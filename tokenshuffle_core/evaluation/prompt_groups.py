@@ -1,0 +1,183 @@
+"""Prompts made from the manifest of a data set, in groups that each ask something else of a model.
+
+Only `variations` and `languages` are about the form of a prompt; in all others it is canonical.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from itertools import cycle
+from pathlib import Path
+
+from ..data.emoji import captions
+from ..data.emoji.compose import BOTTOM, LEFT, RIGHT, TOP
+from ..data.emoji.english import plural, with_article
+from ..data.emoji.phrases import PHRASES
+from ..data.emoji.pictures import BACKGROUNDS
+from .matching import References, colour_of
+from .understanding import SEEDS, Prompt
+
+WITH_ARTICLES = Path(__file__).with_name("prompts_with_articles.tsv")
+NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
+COLOURS = tuple(name for name in BACKGROUNDS if name != "white")  # of things on white
+FULL_WIDTH = {code: code + 0xFEE0 for code in range(0x21, 0x7F)}
+# Harmless variations of "a red apple, 3d style", from the name and the style.
+VARIATIONS: dict[str, Callable[[str, str], str]] = {
+    "full stop": lambda name, style: f"{with_article(name)}, {style} style.",
+    "exclamation mark": lambda name, style: f"{with_article(name)}, {style} style!",
+    "capital letter": lambda name, style: f"{with_article(name)}, {style} style".capitalize(),
+    "capitals": lambda name, style: f"{with_article(name)}, {style} style".upper(),
+    "spaces": lambda name, style: f" {with_article(name)},  {style} style \n".replace(" ", "  "),
+    "the": lambda name, style: f"the {name}, {style} style",
+    "no article": lambda name, style: f"{name}, {style} style",
+    "a picture of": lambda name, style: f"a picture of {with_article(name)}, {style} style",
+    "emoji of": lambda name, style: f"emoji of {with_article(name)}, {style} style",
+    "in style": lambda name, style: f"{with_article(name)} in {style} style",
+    "style first": lambda name, style: f"{style} {name}",
+    "full width": lambda name, style: f"{with_article(name)}, {style} style".translate(FULL_WIDTH),
+}
+
+
+def made(
+    records: list[dict], references: References, group: str, count: int, seed: int
+) -> list[Prompt]:
+    """`count` prompts of a group of `GROUPS` in random order: every possible one once before any is
+    repeated (with another seed of its picture). `records` is the manifest of the references.
+
+    Raises ValueError if the data set has nothing to ask for.
+    """
+    rng = random.Random(f"{seed} {group}")
+    trained = [r for r in records if r["split"] == "train"]
+    drawn = GROUPS[group](records, trained, references, rng)
+    prompts = [prompt for _, prompt in zip(range(count), drawn, strict=False)]
+    if not prompts:
+        raise ValueError(f"the data set allows no prompt of the group {group!r}")
+    return prompts
+
+
+def _single(record: dict, prompt: str, group: str, **more) -> Prompt:
+    return Prompt(prompt, group, ((record["subject"],),), record["style"], **more)
+
+
+def _name(record: dict) -> str:
+    return record["names"]["en"][0]
+
+
+def _in_turn(items: list, rng: random.Random) -> Iterator:
+    """All in random order, again and again."""
+    items = list(items)
+    rng.shuffle(items)
+    return cycle(items)
+
+
+def _by_kind(records: list, kinds: Iterable, rng: random.Random) -> Iterator[tuple]:
+    """Every record of every kind, the kinds in turn, again and again."""
+    for kind, records_in_turn in cycle([(kind, _in_turn(records, rng)) for kind in kinds]):
+        if not records:
+            return
+        yield next(records_in_turn), kind
+
+
+def _canonical(records, trained, references, rng) -> Iterator[Prompt]:
+    for record in _in_turn(trained, rng):
+        yield _single(record, captions.prompt(_name(record), record["style"]), "canonical")
+
+
+def _held_out(records, trained, references, rng) -> Iterator[Prompt]:
+    for record in _in_turn([r for r in records if r["split"] == "held-out"], rng):
+        yield _single(record, captions.prompt(_name(record), record["style"]), "held-out")
+
+
+def _variations(records, trained, references, rng) -> Iterator[Prompt]:
+    for record, kind in _by_kind(trained, VARIATIONS, rng):
+        text = VARIATIONS[kind](_name(record), record["style"])
+        yield _single(record, text, "variations", kind=kind)
+
+
+def _languages(records, trained, references, rng) -> Iterator[Prompt]:
+    header, *lines = WITH_ARTICLES.read_text(encoding="utf-8").splitlines()
+    _, *languages = header.split("\t")
+    texts = {subject: each for subject, *each in (line.split("\t") for line in lines)}
+    known = [r for r in trained if r["subject"] in texts]
+    for record, language in _by_kind(known, languages, rng):
+        phrases, text = PHRASES[language], texts[record["subject"]][languages.index(language)]
+        text += phrases.comma + phrases.styles[record["style"]]
+        yield _single(record, text, "languages", language=language, kind=language)
+
+
+def _copies(group: str, *counts: int):
+    def draw(records, trained, references, rng) -> Iterator[Prompt]:
+        countable = [r for r in trained if plural(_name(r))]
+        for record, n in _by_kind(countable, counts, rng):
+            text = f"{NUMBERS[n]} {plural(_name(record))}, {PHRASES['en'].styles[record['style']]}"
+            yield Prompt(text, group, ((record["subject"],),) * n, record["style"])
+
+    return draw
+
+
+def _pairs(records, trained, references, rng) -> Iterator[Prompt]:
+    styles: dict[str, list[dict]] = {}
+    for record in trained:
+        styles.setdefault(record["style"], []).append(record)
+    several = [r["style"] for r in trained if len(styles[r["style"]]) > 1]
+    places = {"beside": (LEFT, RIGHT), "above": (TOP, BOTTOM)}
+    for kind, boxes in cycle(places.items() if several else ()):
+        style = rng.choice(several)
+        two = rng.sample(styles[style], 2)
+        subjects = tuple(r["subject"] for r in two)
+        text = captions.composed(kind, [_name(r) for r in two], style)
+        right = tuple((s,) for s in subjects)
+        yield Prompt(text, "pairs", right, style, boxes=boxes, kind=kind)
+
+
+def _colours(records, trained, references, rng) -> Iterator[Prompt]:
+    """Of things that have one dominant colour, another one. "A blue apple" may be a red or a green
+    one."""
+    by_noun: dict[str, set[str]] = {}
+    for record in records:
+        by_noun.setdefault(_noun(record), set()).add(record["subject"])
+    rows = {
+        pair: i for i, pair in enumerate(zip(references.subjects, references.styles, strict=True))
+    }
+    row_of = [rows[r["subject"], r["style"]] for r in trained]
+    known = [(r, i) for r, i in zip(trained, row_of, strict=True) if references.tones[i]]
+    for (record, row), colour in _by_kind(known, COLOURS, rng):
+        drawn, _ = references.drawn([row], None)
+        if colour_of(drawn[0, :3] + 1 - drawn[0, 3:], "white") == colour:
+            continue
+        noun, style = _noun(record), record["style"]
+        text = captions.prompt(f"{colour} {noun}", style)
+        right = (tuple(sorted(by_noun[noun])),)
+        yield Prompt(text, "colours", right, style, colours=(colour,), kind=colour)
+
+
+def _noun(record: dict) -> str:
+    """ "red apple" -> "apple"."""
+    first, _, rest = _name(record).partition(" ")
+    return rest if rest and first in BACKGROUNDS else _name(record)
+
+
+def _backgrounds(records, trained, references, rng) -> Iterator[Prompt]:
+    for record, colour in _by_kind(trained, COLOURS, rng):
+        text = captions.prompt(_name(record), record["style"], colour)
+        yield _single(record, text, "backgrounds", background=colour, kind=colour)
+
+
+def _seeds(records, trained, references, rng) -> Iterator[Prompt]:
+    """Each canonical prompt as many times as its seeds are compared."""
+    for prompt in _canonical(records, trained, references, rng):
+        for _ in range(SEEDS):
+            yield prompt
+
+
+GROUPS: dict[str, Callable[..., Iterator[Prompt]]] = {
+    "canonical": _canonical,
+    "variations": _variations,
+    "languages": _languages,
+    "held-out": _held_out,
+    "counts": _copies("counts", 2, 3, 4),
+    "five": _copies("five", 5),
+    "pairs": _pairs,
+    "colours": _colours,
+    "backgrounds": _backgrounds,
+    "seeds": _seeds,
+}
