@@ -29,10 +29,12 @@ COLOURED = 1 / 3  # share of a thing's pixels that are not, if it is not black, 
 
 @dataclass(frozen=True)
 class Found:
-    """The subject that is nearest to a place, and its scale there."""
+    """The subject that is nearest to a place, its scale there, and what remains: its squared error
+    as a share of an empty place's."""
 
     subject: str
     scale: float
+    remains: float
 
 
 class References:
@@ -89,7 +91,8 @@ class References:
         part = _pooled(part, SIDE)
         errors = torch.stack([placed(part, self.pooled[s], background) for s in scales])
         scale, row = divmod(int(errors.argmin()), errors.shape[1])
-        return Found(self.names[row], scales[scale])
+        empty = (part - behind(background)).square().mean().clamp(min=1e-9)
+        return Found(self.names[row], scales[scale], (errors.min() / empty).item())
 
     def count(
         self,

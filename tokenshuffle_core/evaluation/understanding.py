@@ -5,6 +5,8 @@ the background. A picture is right if all of it is there. The parts, for a promp
 
 - subject: in each place, the nearest of all subjects' references (see `matching`) is the right one;
   of several copies, in at least one place;
+- clear: in every place, and little of the picture remains unexplained by that reference, at most
+  `CLEAR` of what an empty place leaves: this is stricter, and not needed to be right;
 - one of two: at least one of two different subjects is right in its place;
 - small: the nearest reference is drawn small;
 - colour: each thing has the colour asked for, by hue;
@@ -35,6 +37,7 @@ from .retrieval import features, generate
 
 BY_HAND = Path(__file__).with_name("prompts_by_hand.jsonl")
 BORDER, LETTERS, SHEET = 3, 14, 2000  # pixels of a sheet: of its borders, its lines, its width
+CLEAR = 0.25  # by eye: hardly any thing below is in doubt, and about half of those above
 SEEDS = 8  # pictures of a prompt that are compared with each other
 
 
@@ -97,7 +100,7 @@ class Prompt:
         for key, kind in KINDS.items():
             if key in found and not isinstance(found[key], kind):
                 raise ValueError(f"{key} must be {NAMES[kind]}, not {found[key]!r}")
-        if not found["subjects"]:
+        if not found.get("subjects"):
             raise ValueError("subjects is empty")
         each = [[s] if isinstance(s, str) else s for s in found["subjects"]]
         if any(not isinstance(s, list) or not s for s in each):
@@ -173,10 +176,11 @@ def score(image: Tensor, prompt: Prompt, references: References) -> dict[str, bo
     scales = (*SMALL, *SCALES) if prompt.small else SCALES
 
     def look(subjects, colours) -> dict[str, list[bool]]:
-        found: dict[str, list[bool]] = {"subject": [], "small": [], "colour": []}
+        found = {"subject": [], "clear": [], "small": [], "colour": []}
         for part, names, colour in zip(parts, subjects, colours, strict=True):
             nearest = references.nearest(part, prompt.style, background, colour, scales)
             found["subject"].append(nearest.subject in names)
+            found["clear"].append(nearest.subject in names and nearest.remains <= CLEAR)
             found["small"].append(nearest.scale in SMALL)
             if colour:
                 found["colour"].append(colour_of(part, background) == colour)
@@ -197,7 +201,7 @@ def score(image: Tensor, prompt: Prompt, references: References) -> dict[str, bo
         right["colour"] = all(found["colour"])
     if prompt.small:
         right["small"] = all(found["small"])
-    right = {"right": all(right.values())} | right
+    right = {"right": all(right.values()), **right, "clear": all(found["clear"])}
     if len(parts) == 2 and not prompt.copies:
         right["one of two"] = any(found["subject"])
     return right
@@ -265,9 +269,15 @@ def marked_sheet(
         text = text if text.isascii() else f"{i + 1} ({prompt.language})"
         ImageDraw.Draw(cell).text((BORDER, height + 2 * BORDER), text, "black")
         marked.append(cell)
-    width, height = (max(cell.size[side] for cell in marked) for side in (0, 1))
-    columns = min(len(marked), max(1, SHEET // width))
-    sheet = Image.new("RGB", (columns * width, -(-len(marked) // columns) * height), "white")
-    for i, cell in enumerate(marked):
-        sheet.paste(cell, (i % columns * width, i // columns * height))
+    # Row by row, as a text: a row is as high as its highest picture.
+    places, left, top, row = [], 0, 0, 0
+    for cell in marked:
+        if left and left + cell.width > SHEET:
+            left, top, row = 0, top + row, 0
+        places.append((left, top))
+        left, row = left + cell.width, max(row, cell.height)
+    right = max(x + cell.width for (x, _), cell in zip(places, marked, strict=True))
+    sheet = Image.new("RGB", (right, top + row), "white")
+    for cell, place in zip(marked, places, strict=True):
+        sheet.paste(cell, place)
     return sheet
