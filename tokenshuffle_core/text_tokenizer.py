@@ -31,11 +31,12 @@ ARTICLES = (
     "lo|una|unos|unas|il|i|gli|uno|o|os|as|um|uma|uns|umas"
 )
 MEASURES = "个個只隻颗顆朵辆輛棵头頭匹条條架艘把块塊杯碗本台座枚张張"  # after "one" in Chinese
-ENDS = r"^[\s.,:!?…。·']+|[\s.,:!?…。·']+$", ""
+ENDS = r"^[\s.,:!?¡¿…。·']+|[\s.,:!?…。·']+$", ""
 # What does not change the meaning of a prompt, as (pattern, replacement) on lowercase NFKC text.
 RULES = (
     ("ё", "е"),
     ("[’‘ʼ`´]", "'"),
+    ("[‐‑–—]", "-"),
     ('["“”„«»「」『』]', " "),
     (r"\b3-d\b", "3d"),
     ENDS,
