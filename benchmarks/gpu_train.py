@@ -29,8 +29,9 @@ from tokenshuffle_core.config import PRESETS, Config
 from tokenshuffle_core.data import CodeShards
 from tokenshuffle_core.data.emoji.build import read_manifest, write_lines
 from tokenshuffle_core.data.emoji.codes import extract_compositions
-from tokenshuffle_core.data.emoji.compose import Descriptions, plan, size_of
+from tokenshuffle_core.data.emoji.folder import Descriptions, size_of
 from tokenshuffle_core.data.emoji.pictures import read
+from tokenshuffle_core.data.emoji.plan import plan
 from tokenshuffle_core.engine.quantize import QuantizedLinear
 from tokenshuffle_core.files import atomic_path, write_text
 from tokenshuffle_core.pipeline import Pipeline
@@ -112,7 +113,7 @@ def train(options) -> None:
     image_tokenizer = checkpoints.load_image_tokenizer(options.init or checkpoints.BUNDLED)
     extract_compositions(
         options.data, options.compositions, options.work / "codes", image_tokenizer, sizes,
-        first_share=FIRST_SHARE, jitter=True, device=device,
+        first_share=FIRST_SHARE, jitter=0.7, device=device,
     )  # fmt: skip
     say("codes", options)
     shards = CodeShards(options.work / "codes", verify=False)

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 from benchmarks.measure import seconds_of, write_json
 from tokenshuffle_core import checkpoints
 from tokenshuffle_core.data.emoji import build as emoji
-from tokenshuffle_core.data.emoji import compose
+from tokenshuffle_core.data.emoji import folder
 from tokenshuffle_core.data.emoji.pictures import on_white
 from tokenshuffle_core.data.extraction import extract
 from tokenshuffle_core.data.shards import INDEX, CodeShards
@@ -52,7 +52,7 @@ from .tables import (
 STYLES, SIZE = ("3d", "flat"), 128
 BUILT = {  # data set -> share of held-out subject-style pairs, number of compositions, their kinds
     "singles": (0.1, 160, ("single",)),
-    "compositions": (0.0, 8000, compose.KINDS),
+    "compositions": (0.0, 8000, ("single", "count", "single", "beside", "above")),
 }
 ROUNDS = 5
 
@@ -84,9 +84,9 @@ def build_data(name: str, work: Path, size: int = SIZE) -> Path:
         held_out, count, kinds = BUILT[name]
         subjects = str(ROOT / "subjects.txt")
         emoji.build(data, subjects=subjects, styles=STYLES, languages=("en",), held_out=held_out)
-        compose.build(data, count, kinds=kinds)
+        folder.build(data, count, kinds=kinds)
         tokenizer = checkpoints.load_image_tokenizer(checkpoints.BUNDLED)
-        extract(data / compose.FOLDER, codes, tokenizer, [(size, size)])
+        extract(data / folder.FOLDER, codes, tokenizer, [(size, size)])
     return codes
 
 

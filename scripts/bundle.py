@@ -20,7 +20,7 @@ from tokenshuffle_core.checkpoints import BUNDLED, SIZES
 from tokenshuffle_core.cli.options import settings_of
 from tokenshuffle_core.config import parse_sizes
 from tokenshuffle_core.data.emoji.build import read_manifest
-from tokenshuffle_core.data.emoji.compose import FOLDER
+from tokenshuffle_core.data.emoji.folder import FOLDER
 from tokenshuffle_core.evaluation.compositional import SCORES, choose_compositions, compositional
 from tokenshuffle_core.evaluation.retrieval import choose, reconstruction_psnr, retrieval
 from tokenshuffle_core.files import atomic_path, write_text

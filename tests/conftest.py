@@ -14,7 +14,7 @@ from tests.support.emoji_sources import SUBJECTS, write_sources
 from tests.support.models import LOOP, TINY, random_checkpoint
 from tokenshuffle_core import checkpoints
 from tokenshuffle_core.data.emoji import build as emoji
-from tokenshuffle_core.data.emoji import compose
+from tokenshuffle_core.data.emoji import folder
 from tokenshuffle_core.data.extraction import extract
 from tokenshuffle_core.model import TokenShuffleModel
 from tokenshuffle_core.pipeline import Pipeline
@@ -68,7 +68,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def composed(data) -> Path:
-    return compose.build(data, 24).parent
+    return folder.build(data, 24).parent
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from .config import PromptConfig
 
@@ -24,6 +24,39 @@ def special_tokens(max_grid: int) -> list[str]:
     """The special tokens of a model whose pictures have at most `max_grid` windows a side."""
     sides = [f"<|{side}:{n}|>" for side in ("rows", "columns") for n in range(1, max_grid + 1)]
     return [PAD, BEGIN, IMAGE_START, IMAGE_END, *sides]
+
+
+ARTICLES = (
+    "a|an|the|der|die|das|den|dem|des|ein|eine|einen|einem|einer|eines|le|la|les|un|une|el|los|las|"
+    "lo|una|unos|unas|il|i|gli|uno|o|os|as|um|uma|uns|umas"
+)
+MEASURES = "个個只隻颗顆朵辆輛棵头頭匹条條架艘把块塊杯碗本台座枚张張"  # after "one" in Chinese
+ENDS = r"^[\s.,:!?¡¿…。·']+|[\s.,:!?…。·']+$", ""
+# What does not change the meaning of a prompt, as (pattern, replacement) on lowercase NFKC text.
+RULES = (
+    ("ё", "е"),
+    ("[’‘ʼ`´]", "'"),
+    ("[‐‑–—]", "-"),
+    ('["“”„«»「」『』]', " "),
+    (r"\b3-d\b", "3d"),
+    ENDS,
+    (r"\s*[,;、]\s*", ", "),
+    (r"\s*:\s*", ": "),
+    (rf"(?<![\w'-])(?:{ARTICLES})(?![\w'-])|(?<![\w'-])(?:l|un)'(?=\w)", " "),
+    (rf"[一1][つ匹個台本枚]の|一[{MEASURES}]|(?<!\w)하나의(?!\w)", " "),
+    (r"\s+", " "),
+    ENDS,
+)
+
+
+def normalizer() -> normalizers.Normalizer:
+    """Lowercase NFKC without what does not change the meaning: extra white space, quotation marks,
+    the punctuation at the end, and the articles of ten languages.
+
+    It is stored with the vocabulary, so a checkpoint keeps the one that it was trained with.
+    """
+    replaced = [normalizers.Replace(Regex(pattern), content) for pattern, content in RULES]
+    return normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), *replaced])
 
 
 class PromptEncoder(Protocol):
@@ -66,9 +99,10 @@ class TextTokenizer:
 
     @classmethod
     def train(cls, captions: Iterable[str], vocabulary: int, max_grid: int) -> "TextTokenizer":
-        """Byte-level BPE with at most `vocabulary` tokens in total, on lowercase NFKC text."""
+        """Byte-level BPE with at most `vocabulary` tokens in total, on text that `normalizer`
+        changes."""
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+        tokenizer.normalizer = normalizer()
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tokenshuffle_core.cli.main import main
-from tokenshuffle_core.data.emoji.compose import build
+from tokenshuffle_core.data.emoji.folder import build
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from tokenshuffle_core.config import GenerationConfig
-from tokenshuffle_core.data.emoji.compose import (
-    FOLDER,
-    Composition,
-    arrange,
-    build,
-    render,
-    roomiest,
-)
+from tokenshuffle_core.data.emoji.compose import Composition, arrange, render, roomiest
+from tokenshuffle_core.data.emoji.folder import FOLDER, build
 from tokenshuffle_core.data.emoji.pictures import BACKGROUNDS
 from tokenshuffle_core.evaluation.compositional import (
     SCORES,

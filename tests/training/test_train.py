@@ -1,7 +1,6 @@
 """Both trainings on the tiny preset: they learn, resume exactly, and end in a usable file."""
 
 import json
-import random
 import shutil
 import signal
 from dataclasses import replace
@@ -19,7 +18,6 @@ from tests.support.pairs import noise
 from tokenshuffle_core import checkpoints
 from tokenshuffle_core.adapt.grow import grow
 from tokenshuffle_core.adapt.lora import merge_lora
-from tokenshuffle_core.data.emoji import captions
 from tokenshuffle_core.data.emoji.pictures import composite
 from tokenshuffle_core.data.extraction import extract
 from tokenshuffle_core.data.shards import CodeShards
@@ -352,19 +350,3 @@ def test_composite_is_the_over_operator():
     background = torch.tensor([[0, 255, 255]], dtype=torch.uint8)
     expected = torch.tensor([200 * 0.2, 100 * 0.2 + 255 * 0.8, 255 * 0.8]) / 255
     torch.testing.assert_close(composite(rgba, background).flatten(), expected)
-
-
-def test_captions_name_what_the_picture_shows():
-    record = {
-        "subject": "owl",
-        "style": "flat",
-        "names": {"en": ["owl", "night bird"], "zh": ["猫头鹰"]},
-    }
-    assert captions.prompt("owl", "flat", "blue") == "an owl, flat style, on a blue background"
-    assert captions.prompt("猫头鹰", "flat", "blue", "zh") == "猫头鹰，扁平风格，蓝色背景"
-    rng = random.Random(0)
-    written = [captions.write(record, "blue", rng) for _ in range(300)]
-    assert all("blue" in text or "蓝色" in text for text in written)
-    assert all(any(name in text for name in ("owl", "night bird", "猫头鹰")) for text in written)
-    assert sum("flat" in text or "扁平" in text for text in written) > 240
-    assert not any("white" in captions.write(record, "white", rng) for _ in range(100))

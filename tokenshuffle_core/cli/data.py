@@ -37,7 +37,7 @@ def _add_emoji(parts) -> None:
 
 
 def _emoji(options) -> None:
-    from ..data.emoji import compose
+    from ..data.emoji import folder
     from ..data.emoji.build import LANGUAGES, build
 
     sizes = list(dict.fromkeys(parse_sizes(options.sizes or "")))
@@ -54,7 +54,7 @@ def _emoji(options) -> None:
     )
     print(manifest)
     if options.compositions is not None:
-        path = compose.build(
+        path = folder.build(
             options.directory, options.compositions, sizes=sizes,
             white_repeats=options.white_repeats, seed=options.seed,
         )  # fmt: skip
@@ -97,8 +97,11 @@ def _add_codes(parts) -> None:
     option("--first-share", type=float, metavar="SHARE", help=text)
     text = "how often an epoch visits a single subject on white in the first size (default: 8)"
     option("--white-repeats", type=int, metavar="N", help=text)
-    text = "single subjects up to a fifth smaller, anywhere in the picture"
-    option("--jitter", action="store_const", const=True, help=text)
+    text = (
+        "share of them whose subjects are up to a quarter smaller, elsewhere in their places, or "
+        "mirrored; then single subjects come more than once (default: 0)"
+    )
+    option("--jitter", type=float, metavar="SHARE", help=text)
     option("--seed", type=int, help="which compositions, and their captions (default: 0)")
 
 

@@ -1,6 +1,7 @@
 """Compositional scores: does a generated picture show what its prompt composes?
 
-The prompts are those of the composed pictures. The scores compare with how these are composed:
+The prompts are those of the composed pictures of the kinds in `SCORES`; `understanding` scores
+more. The scores compare with how these are composed:
 
 - background: the palette's nearest colour to the mean of the border;
 - count: the nearest of the pictures with one to four copies of the subject;
@@ -20,10 +21,10 @@ from torch import Tensor
 
 from ..config import GenerationConfig
 from ..data.buckets import Size
-from ..data.emoji import captions, compose
+from ..data.emoji import captions, compose, folder
 from ..data.emoji.build import read_manifest
 from ..data.emoji.compose import Composition
-from ..data.emoji.pictures import BACKGROUNDS
+from ..data.emoji.pictures import BACKGROUNDS, resize
 from ..images import to_tensor
 from ..pipeline import Pipeline
 from .items import choose
@@ -52,7 +53,7 @@ class References:
         key = (style, side)
         if key not in self.pooled:
             cut_outs = [self.pictures[subject, style] for subject in self.subjects(style)]
-            rgba = to_tensor([compose.resize(cut_out, side) for cut_out in cut_outs])
+            rgba = to_tensor([resize(cut_out, side) for cut_out in cut_outs])
             colour, alpha = rgba[:, :3], rgba[:, 3:]
             self.pooled[key] = features(colour * alpha), features((1 - alpha).expand_as(colour))
         # Compositing and averaging are linear, so their order does not matter.
@@ -67,9 +68,9 @@ def choose_compositions(data: Path, split: str, count: int, seed: int) -> list[C
     Raises as `items.choose`.
     """
     left, compositions = dict.fromkeys(SCORES, count), []
-    for item in choose(data / compose.FOLDER, split, None, seed):
+    for item in choose(data / folder.FOLDER, split, None, seed):
         composition = Composition.of(item.extra)
-        if left[composition.kind] > 0:
+        if left.get(composition.kind, 0) > 0:
             left[composition.kind] -= 1
             compositions.append(composition)
     return compositions

@@ -286,7 +286,8 @@ def _optimizers(
     if not hidden:
         return [adamw]
     matrices = [p for p in trained if p in hidden]  # in an order that does not change
-    return [adamw, Muon(matrices, config.weight_decay, momentum=BETAS[1])]
+    dtype = torch.bfloat16 if config.precision == "bf16" else None
+    return [adamw, Muon(matrices, config.weight_decay, momentum=BETAS[1], dtype=dtype)]
 
 
 def _backward(

@@ -20,7 +20,15 @@ class Muon(torch.optim.Optimizer):
     2502.16982), whose learning rate and weight decay so fit. Parameters without a gradient stay.
     """
 
-    def __init__(self, matrices: Iterable[nn.Parameter], weight_decay: float, momentum: float):
+    def __init__(
+        self,
+        matrices: Iterable[nn.Parameter],
+        weight_decay: float,
+        momentum: float,
+        dtype: torch.dtype | None = None,
+    ):
+        """`dtype` is that of the orthogonalisation, by default the parameters', on a GPU bf16."""
+        self.dtype = dtype
         super().__init__(matrices, {"lr": 0.0, "weight_decay": weight_decay, "momentum": momentum})
         for group in self.param_groups:
             for matrix in group["params"]:
@@ -39,16 +47,19 @@ class Muon(torch.optim.Optimizer):
                 buffers = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
                 torch._foreach_lerp_(buffers, gradients, 1 - momentum)
                 ahead = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov
-                updates = orthogonalised(torch.stack(ahead)).to(buffers[0].dtype).unbind()
+                updates = (
+                    orthogonalised(torch.stack(ahead), self.dtype).to(buffers[0].dtype).unbind()
+                )
                 torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
                 torch._foreach_add_(matrices, updates, alpha=-lr * 0.2 * max(shape) ** 0.5)
 
 
-def orthogonalised(matrices: Tensor) -> Tensor:
+def orthogonalised(matrices: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Matrices (n, rows, columns) -> about the nearest orthogonal ones: the same singular vectors,
-    with singular values of about 0.7 to 1.2, by Newton-Schulz iterations; in bf16 on a GPU."""
+    with singular values of about 0.7 to 1.2, by Newton-Schulz iterations, which do not need more
+    than bf16."""
     a, b, c = COEFFICIENTS
-    x = matrices.bfloat16() if matrices.device.type == "cuda" else matrices
+    x = matrices.to(dtype or (torch.bfloat16 if matrices.is_cuda else matrices.dtype))
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)

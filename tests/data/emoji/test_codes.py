@@ -1,8 +1,11 @@
 """Compositions encoded on a device against the same ones drawn by Pillow, saved and extracted."""
 
+import itertools
 import json
+import random
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +18,11 @@ from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.data import CodeShards, extract
 from tokenshuffle_core.data.emoji.build import read_manifest
 from tokenshuffle_core.data.emoji.codes import Composer, encoders, extract_compositions
-from tokenshuffle_core.data.emoji.compose import Composition, build, plan, render
-from tokenshuffle_core.data.emoji.pictures import BACKGROUNDS
+from tokenshuffle_core.data.emoji.compose import Composition, arrange, render, square_in
+from tokenshuffle_core.data.emoji.folder import build
+from tokenshuffle_core.data.emoji.pictures import BACKGROUNDS, stacked
+from tokenshuffle_core.data.emoji.plan import Jitter, plan
+from tokenshuffle_core.data.emoji.recolour import tone_of
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 
 SIZES = [(64, 64), (96, 64), (64, 96)]
@@ -69,20 +75,26 @@ def test_pictures_are_pillows(data, size, tmp_path):
     for i, record in enumerate(records):
         path = tmp_path / record["image"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        noise = Image.fromarray(rng.integers(0, 256, (8, 8, 4), np.uint8))
+        noise = rng.integers(0, 256, (8, 8, 4), np.uint8)
+        noise[..., :3] = noise[..., :3] // 8 + np.roll(np.uint8([210, 20, 40]), i)
+        noise = Image.fromarray(noise)
         noise.resize((32, 32), Image.Resampling.BICUBIC).save(path)
-        records[i] = record | {"split": "train"}
+        tone = tone_of(stacked([Image.open(path)])[0])
+        records[i] = record | {"split": "train", "tone": tone}
     pictures = {
         (r["subject"], r["style"]): Image.open(tmp_path / r["image"]).convert("RGBA")
         for r in records
     }
     planned = plan(records, 60, [size])
-    planned[0] = (
-        Composition("single", *list(vars(planned[0][0]).values())[1:4], ((0.1, 0.2, 0.7, 0.8),)),
-        *planned[0][1:],
-    )
+    first, *rest = planned[0]
+    moved = {"boxes": ((0.1, 0.2, 0.7, 0.8),), "mirrored": (True,)}
+    planned[0] = (replace(first, **moved), *rest)
+    planned = planned[:50] + [
+        (replace(c, mirrored=(True, *c.mirrored[1:])), *rest) for c, *rest in planned[50:]
+    ]
     shown = [composition for composition, *_ in planned]
-    assert {len(composition.subjects) for composition in shown} == {1, 2, 3, 4}
+    assert {len(composition.subjects) for composition in shown} >= {1, 2, 3, 4}
+    assert sum(any(composition.colours) for composition in shown) > 5
     drawn = Composer(tmp_path, records, planned, CPU)(shown, size)
     assert drawn.shape == (60, 3, size[1], size[0])
     for picture, composition in zip(drawn, shown, strict=True):
@@ -90,39 +102,72 @@ def test_pictures_are_pillows(data, size, tmp_path):
         np.testing.assert_array_equal((picture * 255).round().movedim(0, -1), expected)
 
 
-def test_jitter_moves_and_shrinks_single_subjects(data, image_tokenizer, tmp_path):
-    extract_compositions(data, 100, tmp_path / "plain", image_tokenizer, [(64, 32)])
-    for name, seed in (("jitter", 0), ("again", 0), ("other", 1)):
+def test_jitter_moves_shrinks_and_mirrors(data, image_tokenizer, tmp_path):
+    for name, share, seed in (("plain", 0, 0), ("jitter", 1, 0), ("again", 1, 0), ("other", 1, 1)):
         extract_compositions(
-            data, 100, tmp_path / name, image_tokenizer, [(64, 32)], jitter=True, seed=seed
+            data, 160, tmp_path / name, image_tokenizer, [(128, 64)], jitter=share, seed=seed
         )
     assert files_of(tmp_path / "jitter") == files_of(tmp_path / "again")
-    boxes = {}
-    for name in ("plain", "jitter", "other"):
-        records = records_of(tmp_path / name)
-        singles = [r["extra"]["boxes"] for r in records if r["extra"]["kind"] == "single"]
-        several = [r["extra"]["boxes"] for r in records if r["extra"]["kind"] != "single"]
-        boxes[name] = [each for (each,) in singles], several
-    assert boxes["jitter"][1] == boxes["plain"][1]
-    assert boxes["jitter"][0] != boxes["other"][0]
+    plain, found, other = (records_of(tmp_path / name) for name in ("plain", "jitter", "other"))
+    assert Counter(r["extra"]["kind"] for r in found) == Counter(r["extra"]["kind"] for r in plain)
+    assert [r["extra"]["boxes"] for r in found] != [r["extra"]["boxes"] for r in other]
+    assert not any(any(record["extra"]["mirrored"]) for record in plain)
+    mirrored = [each for record in found for each in record["extra"]["mirrored"]]
+    assert 0.1 < sum(mirrored) / len(mirrored) < 0.5
+    step = image_tokenizer.config.stride
     sides, places = Counter(), set()
-    for left, top, right, bottom in boxes["jitter"][0]:
-        pixels = [64 * left, 32 * top, 64 * right, 32 * bottom]
-        assert pixels == pytest.approx([round(x) for x in pixels])
-        assert 16 <= pixels[0] < pixels[2] <= 48  # the square in the middle
-        assert 0 <= pixels[1] < pixels[3] <= 32
-        sides[round(pixels[2] - pixels[0])] += 1
-        assert pixels[2] - pixels[0] == pytest.approx(pixels[3] - pixels[1])
-        places.add((left, top))
-    assert sides.keys() == {32, 30, 28, 26}
-    assert len(places) > 10
+    for record in found:
+        shown = Composition.of(record["extra"])
+        for left, top, right, bottom in shown.boxes:
+            pixels = [128 * left, 64 * top, 128 * right, 64 * bottom]
+            assert pixels == pytest.approx([round(x) for x in pixels])
+            assert 0 <= pixels[0] < pixels[2] <= 128
+            assert 0 <= pixels[1] < pixels[3] <= 64
+            if shown.boxes != ((0, 0, 1, 1),) and shown.kind == "single":
+                assert all(round(x) % step == 0 for x in pixels)
+                side = round(pixels[2] - pixels[0])
+                assert side == round(pixels[3] - pixels[1])
+                sides[side] += 1
+                places.add((left, top))
+    assert sides.keys() == {64, 56, 48}
+    assert len(places) > 20
+
+
+def test_jittered_subjects_stay_in_their_boxes():
+    """And apart, so that they can be drawn at once."""
+    rng, jitter = random.Random(0), Jitter(1.0, 8)
+    for size in ((128, 128), (256, 128), (128, 256)):
+        for kind, count in (("count", 5), ("count", 3), ("row", 3), ("beside", 2), ("corners", 2)):
+            corners = (0, 3) if kind == "corners" else ()
+            subjects = ("cat",) * 5 if kind == "count" else ("cat", "dog", "owl")
+            shown = arrange(kind, subjects[:count], "flat", "white", corners=corners)
+            found = set()
+            for _ in range(20):
+                moved = jitter(shown, size, rng)
+                found.add(moved.boxes)
+                for old, new in zip(shown.boxes, moved.boxes, strict=True):
+                    assert old[0] - 1e-9 <= new[0] < new[2] <= old[2] + 0.03
+                    assert old[1] - 1e-9 <= new[1] < new[3] <= old[3] + 0.03
+                squares = [square_in(box, size) for box in moved.boxes]
+                for (x, y, side), (u, v, other) in itertools.combinations(squares, 2):
+                    assert x + side <= u or u + other <= x or y + side <= v or v + other <= y
+            assert len(found) > 3
+
+
+def test_writing_is_not_mirrored():
+    rng, jitter = random.Random(0), Jitter(1.0, 8)
+    for subject, some in (("police car", False), ("cat", True)):
+        shown = arrange("single", (subject,), "3d", "white")
+        moved = [jitter(shown, (128, 128), rng) for _ in range(40)]
+        assert any(any(each.mirrored) for each in moved) == some
 
 
 def test_a_jittered_subject_is_where_its_box_says(data):
     records = read_manifest(data)
     flat = next(r for r in records if r["style"] == "flat")  # a red disc on nothing
-    composition = Composition(
-        "single", (flat["subject"],), "flat", "green", ((0.5, 0.25, 0.75, 0.75),)
+    composition = replace(
+        arrange("coloured", (flat["subject"],), "flat", "green", colours=("blue",)),
+        boxes=((0.5, 0.25, 0.75, 0.75),),
     )
     planned = [(composition, (64, 32), "train")]
     (drawn,) = Composer(data, records, planned, CPU)([composition], (64, 32))
@@ -130,7 +175,8 @@ def test_a_jittered_subject_is_where_its_box_says(data):
     changed = (drawn != green).any(0).nonzero()
     assert changed.amin(0).tolist() >= [8, 32]
     assert changed.amax(0).tolist() < [24, 48]
-    assert drawn[:, 16, 40].tolist() == [1, 0, 0]
+    red, _, blue = drawn[:, 16, 40].tolist()
+    assert blue > 0.8 > 2 * red
 
 
 def test_a_share_has_the_first_size(data):
@@ -165,12 +211,11 @@ def test_what_is_complete_is_kept_and_what_changed_is_made_again(data, image_tok
     picture = copy / read_manifest(copy)[0]["image"]
     Image.new("RGBA", (32, 32), (1, 2, 3, 255)).save(picture)
     assert extract_compositions(*arguments, shard_size=20)[:4] == (50, 0, 3, 0)
-    # The shards with the twenty singles, which come last.
-    assert extract_compositions(*arguments, shard_size=20, jitter=True)[2:4] == (2, 1)
+    assert extract_compositions(*arguments, shard_size=20, jitter=0.5)[2] > 0
     two = tmp_path / "two"
     for rank in (1, 0):
         extract_compositions(
-            *arguments[:2], two, image_tokenizer, shard_size=20, jitter=True, rank=rank, world=2
+            *arguments[:2], two, image_tokenizer, shard_size=20, jitter=0.5, rank=rank, world=2
         )
     assert files_of(two) == files_of(out)
 
@@ -216,7 +261,16 @@ def tokenizer_file(image_tokenizer, tmp_path_factory):
 
 def test_the_command(data, image_tokenizer, tokenizer_file, tmp_path, capsys):
     command = ["data", "codes", str(data), "--image-tokenizer", str(tokenizer_file)]
-    more = ["--compositions", "30", "--sizes", "64x64,96x64", "--jitter", "--first-share", "0.7"]
+    more = [
+        "--compositions",
+        "30",
+        "--sizes",
+        "64x64,96x64",
+        "--jitter",
+        "0.5",
+        "--first-share",
+        "0.7",
+    ]
     more += ["--white-repeats", "5", "--seed", "3", "--device", "cpu"]
     assert main([*command, *more, "-o", str(tmp_path / "command")]) == 0
     printed = capsys.readouterr()
@@ -224,7 +278,7 @@ def test_the_command(data, image_tokenizer, tokenizer_file, tmp_path, capsys):
     assert "30 pictures in 1 new shards" in printed.err
     extract_compositions(
         data, 30, tmp_path / "function", image_tokenizer, [(64, 64), (96, 64)],
-        first_share=0.7, white_repeats=5, jitter=True, seed=3,
+        first_share=0.7, white_repeats=5, jitter=0.5, seed=3,
     )  # fmt: skip
     assert files_of(tmp_path / "command") == files_of(tmp_path / "function")
     # By default, those of `data emoji --compositions`.
@@ -244,8 +298,9 @@ def test_the_command(data, image_tokenizer, tokenizer_file, tmp_path, capsys):
         (["--compositions", "9", "--side", "64"], "--side is not for compositions: leave it out"),
         (["--compositions", "9", "--background", "red"], "--background is not for compositions"),
         (["--compositions", "9", "--batch", "0"], "batch must be at least 1, not 0"),
+        (["--compositions", "9", "--jitter", "2"], "share that is jittered must be from 0 to 1"),
         (["--compositions", "9", "--white-repeats", "0"], "white_repeats must be at least 1"),
-        (["--jitter"], "--jitter is for compositions: add --compositions"),
+        (["--jitter", "0.5"], "--jitter is for compositions: add --compositions"),
         (["--seed", "0"], "--seed is for compositions: add --compositions"),
     ],
 )

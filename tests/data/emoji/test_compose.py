@@ -1,5 +1,6 @@
 """Composed pictures against pictures pasted by hand, and their captions."""
 
+import itertools
 import json
 import random
 import shutil
@@ -12,10 +13,12 @@ from PIL import Image
 from tokenshuffle_core.cli.main import main
 from tokenshuffle_core.data.emoji import captions
 from tokenshuffle_core.data.emoji.build import LANGUAGES, STYLES, read_manifest
-from tokenshuffle_core.data.emoji.compose import Composition, arrange, build, render
+from tokenshuffle_core.data.emoji.compose import Composition, arrange, render
 from tokenshuffle_core.data.emoji.english import plural, with_article
+from tokenshuffle_core.data.emoji.folder import build
 from tokenshuffle_core.data.emoji.phrases import PHRASES
 from tokenshuffle_core.data.emoji.pictures import BACKGROUNDS
+from tokenshuffle_core.data.emoji.plan import KINDS
 from tokenshuffle_core.data.sources import read_items
 
 COLOURS = {"cat": (250, 0, 0, 255), "dog": (0, 0, 250, 255)}
@@ -34,6 +37,10 @@ def composed(data, tmp_path_factory):
     copy = shutil.copytree(data, tmp_path_factory.mktemp("composed") / "data")
     build(copy, 100, held_out=0.34, seed=1)
     return copy
+
+
+def bare(subject: str, colour: str | None) -> str:
+    return captions.BARE.get(subject, {}).get("en", subject) if colour else subject
 
 
 def entries_of(folder) -> list[dict]:
@@ -72,7 +79,7 @@ def test_a_cut_out_is_blended_without_a_fringe():
 def test_a_single_is_the_data_sets_own_picture(composed):
     records = {(r["subject"], r["style"]): r for r in read_manifest(composed)}
     singles = [entry for entry in entries_of(composed) if entry["kind"] == "single"]
-    assert len(singles) >= 40
+    assert len(singles) >= 30
     for entry in singles:
         record = records[entry["subjects"][0], entry["style"]]
         cut_out = Image.open(composed / record["image"])
@@ -92,16 +99,20 @@ def test_the_folder_is_an_image_folder_that_training_reads(composed):
         assert (item.split, item.repeats) == (entry["split"], entry["repeats"])
         composition = Composition.of(item.extra)
         assert composition.subjects == tuple(entry["subjects"])
-        assert composition == arrange(
-            composition.kind, composition.subjects, composition.style, composition.background
+        corners = [tuple(map(captions.corner_of, composition.boxes))] * (
+            composition.kind == "corners"
         )
+        assert composition == arrange(
+            composition.kind, composition.subjects, composition.style, composition.background,
+            colours=composition.colours, extent=composition.extent, corners=(*corners, ())[0],
+        )  # fmt: skip
 
 
 def test_kinds_repeats_and_whites(composed):
     entries = entries_of(composed)
     assert Counter(e["kind"] for e in entries) == {
-        "single": 40, "count": 20, "beside": 20, "above": 20,
-    }  # fmt: skip
+        kind: 100 * count // len(KINDS) for kind, count in Counter(KINDS).items()
+    }
     singles = [e for e in entries if e["kind"] == "single"]
     white = {(*e["subjects"], e["style"]) for e in singles if e["background"] == "white"}
     assert len(white) == len(read_manifest(composed))  # every picture, before any is coloured
@@ -121,11 +132,12 @@ def test_what_is_held_out_is_never_trained(composed):
             assert (e["split"] == "held-out") == bool(shown & pairs)
         else:
             assert not shown & pairs
-    for kinds in (("count",), ("beside", "above")):
+    for kinds in (("count",), ("beside", "above", "corners"), ("coloured",)):
         combinations = {"train": set(), "held-out": set()}
         for e in entries:
             if e["kind"] in kinds:
-                combinations[e["split"]].add(tuple(sorted(e["subjects"])))
+                shown = sorted(e["subjects"]) + [c for c in e["colours"] if c]
+                combinations[e["split"]].add(tuple(shown))
         assert len(combinations["train"]) > 0
         assert len(combinations["held-out"]) > 0
         assert not combinations["train"] & combinations["held-out"]
@@ -153,13 +165,18 @@ def entries_seeded(folder, seed) -> list[dict]:
 
 
 def test_all_compositions_there_are_and_not_one_more(data, tmp_path):
-    """Nine pictures, one of them held out, on ten backgrounds: 90 singles, 8 * 3 * 10 counts; two
-    styles of three subjects and one of two make 6 + 6 + 2 ordered pairs, beside and above."""
+    """Nine pictures, one of them held out, on ten backgrounds: 90 singles, 8 * 4 * 10 counts, 8 * 2
+    * 10 small or big ones; two styles of three subjects and one of two make 6 + 6 + 2 ordered
+    pairs, beside, above and in twelve pairs of corners, and 6 + 6 rows. A subject has ten colours,
+    each on nine backgrounds."""
     copy = shutil.copytree(data, tmp_path / "copy")
-    total = 90 + 240 + 2 * 14 * 10
+    trained = [r for r in read_manifest(copy) if r["split"] == "train"]
+    coloured = sum(bool(record["tone"]) for record in trained)
+    assert coloured > 3
+    total = 90 + 320 + 160 + (2 + 12) * 14 * 10 + 12 * 10 + 90 * coloured
     build(copy, total, workers=1)
     assert len({entry["file_name"] for entry in entries_of(copy)}) == total
-    with pytest.raises(ValueError, match=f"611 compositions are more than the {total} that"):
+    with pytest.raises(ValueError, match=f"{total + 1} compositions are more than the {total}"):
         build(copy, total + 1)
 
 
@@ -170,7 +187,15 @@ def test_every_caption_says_what_the_picture_shows(composed):
         texts = entry["captions"]
         assert 12 <= len(texts) == len(set(texts)) <= 24
         assert texts[0] == captions.composed(
-            entry["kind"], entry["subjects"], entry["style"], entry["background"]
+            entry["kind"],
+            [bare(s, c) for s, c in zip(entry["subjects"], entry["colours"], strict=True)],
+            entry["style"],
+            entry["background"],
+            colours=entry["colours"],
+            extent=entry["extent"],
+            corners=tuple(map(captions.corner_of, entry["boxes"]))
+            if entry["kind"] == "corners"
+            else (),
         )
         named = 0
         for text in texts:
@@ -180,19 +205,28 @@ def test_every_caption_says_what_the_picture_shows(composed):
                 if all(
                     any(
                         name in text or (plural(name) or name) in text
-                        for name in names[s][language]
+                        for name in [
+                            *names[s][language],
+                            *(
+                                [captions.BARE[s][language]]
+                                if colour and s in captions.BARE
+                                else []
+                            ),
+                        ]
                     )
-                    for s in entry["subjects"]
+                    for s, colour in zip(entry["subjects"], entry["colours"], strict=True)
                 )
             ]
             assert said, text
             languages |= set(said)
             known = [PHRASES[language] for language in said]
-            named += any(p.styles[entry["style"]] in text for p in known)
+            named += any(entry["style"] in text or p.styles[entry["style"]] in text for p in known)
+            for colour in filter(None, entry["colours"]):
+                assert any(form in text for p in known for form in p.adjectives[colour]), text
             if entry["background"] != "white":
                 colours = [p.backgrounds[entry["background"]] for p in known]
-                assert any(c in text for c in [*colours, f"on {entry['background']}"]), text
-        assert 0 < named < len(texts) + (entry["kind"] == "single")
+                assert any(c in text for c in [*colours, entry["background"]]), text
+        assert named > 0
     assert languages == set(LANGUAGES)
 
 
@@ -212,7 +246,7 @@ def test_both_orders_of_a_pair_mean_the_same_place(language):
     assert not set(captions.ways("beside", ["cat", "dog"], language)) & set(
         captions.ways("above", ["cat", "dog"], language)
     )
-    for copies in (2, 3, 4):
+    for copies in (2, 3, 4, 5):
         ways = captions.ways("count", ["cat"] * copies, language)
         assert any(str(copies) in way for way in ways)
         assert any(phrases.numbers[copies] in way for way in ways)
@@ -221,6 +255,8 @@ def test_both_orders_of_a_pair_mean_the_same_place(language):
 @pytest.mark.parametrize(
     ("arguments", "caption"),
     [
+        (("row", ["cat", "dog", "owl"], "3d"), "cat, dog and owl, 3d style"),
+        (("count", ["owl"] * 5, "3d"), "five owls, 3d style"),
         (("single", ["unicorn"], "3d", "orange"), "a unicorn, 3d style, on an orange background"),
         (("single", ["hourglass"], None), "an hourglass"),
         (("single", ["grapes"], "3d"), "grapes, 3d style"),
@@ -265,9 +301,47 @@ def test_english_nouns(name, one, several):
 def test_a_picture_without_names_in_a_language_is_captioned_in_the_others():
     rng = random.Random(0)
     names = {"en": ["owl"], "de": ["eule"], "hi": ["उल्लू"]}
-    texts = captions.variations("count", [names] * 2, "3d", "red", rng)
+    texts = captions.variations(arrange("count", ("owl",) * 2, "3d", "red"), [names] * 2, rng)
     assert any("eule" in text for text in texts)
     assert not any("उल्लू" in text for text in texts)
+
+
+def test_captions_have_the_forms_that_people_write():
+    shown = arrange("coloured", ("red apple",), "flat", "white", colours=("blue",))
+    names = {"en": ["red apple", "apple fruit"], "de": ["roter apfel"], "nl": ["rode appel"]}
+    rng = random.Random(0)
+    texts = [text for _ in range(40) for text in captions.variations(shown, [names], rng)]
+    wanted = {
+        "a blue apple, flat style", "a blue apple in flat style", "flat a blue apple",
+        "a blue apple", "an emoji of a blue apple, flat style", "blauer apfel, flacher Stil",
+        "blaue apfel im flachen Stil",
+    }  # fmt: skip
+    assert wanted <= set(texts)
+    assert not any("red" in text or "roter" in text for text in texts)
+    assert not any("appel" in text for text in texts)  # no adjectives in Dutch yet
+    sized = arrange("sized", ("owl",), "3d", "red", extent="small")
+    texts = captions.variations(sized, [{"en": ["owl"]}], random.Random(1))
+    assert all(any(word in text for word in ("small", "tiny", "little")) for text in texts)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_ten_languages_have_all_phrases(language):
+    phrases = PHRASES[language]
+    assert set(phrases.adjectives) == set(BACKGROUNDS)
+    assert set(phrases.in_styles) == set(STYLES)
+    forms = [form for forms in phrases.adjectives.values() for form in forms]
+    assert len(set(forms)) == len(forms)
+    assert all("{}" in form for form in (*phrases.small, *phrases.big, *phrases.leads))
+    assert not set(phrases.small) & set(phrases.big)
+    pairs = {
+        corners: captions.ways("corners", ["cat", "dog"], language, corners)
+        for corners in itertools.permutations(range(4), 2)
+    }
+    ways = [way for each in pairs.values() for way in each]
+    assert len(set(ways)) == len(ways) >= 24
+    assert all("cat" in way and "dog" in way for way in ways)
+    (row, *_) = captions.ways("row", ["cat", "dog", "owl"], language)
+    assert row.index("cat") < row.index("dog") < row.index("owl")
 
 
 def test_bad_settings_are_refused(data, tmp_path):
@@ -331,7 +405,7 @@ def test_singles_on_white_come_in_all_sizes(data, tmp_path):
     records = read_manifest(copy)
     sizes = [(64, 64), (96, 64), (64, 96)]
     wanted = (len(sizes) + len(BACKGROUNDS) - 1) * len(records)  # all singles
-    build(copy, 5 * wanted // 2, sizes=sizes, white_repeats=5)
+    build(copy, wanted, kinds=("single",), sizes=sizes, white_repeats=5)
     entries = entries_of(copy)
     assert len({entry["file_name"] for entry in entries}) == len(entries)
     found: dict[tuple[str, str], list[tuple[int, int]]] = {}

@@ -1,5 +1,5 @@
 """The emoji data set, and pictures composed from it."""
 
-from . import build, captions, compose
+from . import build, captions, compose, folder
 
-__all__ = ["build", "captions", "compose"]
+__all__ = ["build", "captions", "compose", "folder"]

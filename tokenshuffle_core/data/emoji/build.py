@@ -24,6 +24,8 @@ from tqdm import tqdm
 from ...files import atomic_path, write_text
 from ..buckets import Size
 from .phrases import PHRASES
+from .pictures import read, stacked
+from .recolour import tone_of
 
 STYLES: dict[str, tuple[str, str, str, str]] = {  # package, version, licence, author
     "3d": ("@lobehub/fluent-emoji-3d", "1.1.0", "MIT", "Microsoft, Fluent Emoji"),
@@ -35,6 +37,8 @@ NAMES_PACKAGE = ("emojibase-data", "17.0.0", "MIT", "Miles Johnson; names from U
 LANGUAGES = ("en", "zh", "ja", "ko", "de", "fr", "es", "pt", "it", "ru")
 POPULAR = Path(__file__).with_name("subjects.txt")
 KEYWORDS = 3  # at most this many unambiguous keywords become additional names of a subject
+# Each is another subject in one colour, or no longer itself in another one.
+NAMED_BY_COLOUR = {"green apple", "blue heart", "green sick face"}
 LEFT_OUT_GROUPS = {None, 1, 2, 8, 9}  # emojibase: letters, people, components, symbols, flags
 
 
@@ -114,6 +118,11 @@ def build(
         for record in records
     ]
     render_all(_draw, jobs, workers, "rendering")
+    for record in records:
+        tone = None
+        if record["subject"] not in NAMED_BY_COLOUR:
+            tone = tone_of(stacked([read(directory, record)])[0])
+        record["tone"] = tone and list(tone)
     _write_documents(directory, size, styles, languages, records)
     return write_lines(directory / "manifest.jsonl", records)
 
@@ -265,6 +274,8 @@ def _names(
             names.append(label[:-1])
         labels[code] = list(dict.fromkeys([*names, label]))
         keywords = [tag.lower() for tag in dict.fromkeys(entries[code].get("tags", ()))]
+        # A single letter, such as the T of a T-Rex, names nothing.
+        keywords = [tag for tag in keywords if len(tag) > 1 or not tag.isascii()]
         tags[code] = [tag for tag in keywords if tag not in labels[code]]
     uses = Counter(name for code in selected for name in (*labels[code], *tags[code]))
     names = {}

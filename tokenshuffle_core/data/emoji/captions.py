@@ -1,24 +1,57 @@
-"""Captions of a picture in several languages, with or without its style."""
+"""Captions of a picture in several languages, in the forms that people write.
+
+What the text tokenizer's normalisation removes, such as articles and a final full stop, is not
+varied here.
+"""
 
 import random
+from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
 
+from .compose import QUARTERS, Box, Composition
 from .english import plural, with_article
-from .phrases import PHRASES
+from .phrases import PHRASES, Phrases
 
-UNSTYLED = 0.1  # share of captions without a style, so that such prompts work too
+UNSTYLED = 0.15  # share of captions without a style, so that such prompts work too
 ENGLISH = 4  # English captions are this many times as frequent as those of any other language
-KEYWORD = 0.2  # share of captions with another name than the first
+KEYWORD = 0.25  # share of English captions with another name than the first
+# English names are selected by hand; others start with Unicode's, such as "Hundegesicht".
+FOREIGN_KEYWORD = 0.5
+LED = 0.1  # share of captions that begin with "a picture of" and the like
+CANONICAL = 0.4  # share with the style in the canonical form
 LEAST, MOST = 12, 24  # captions of a composed picture
+
+# What a subject is called in another colour, where its name has one already.
+BARE: dict[str, dict[str, str]] = {
+    "red apple": {
+        "en": "apple", "zh": "苹果", "ja": "りんご", "ko": "사과", "de": "apfel", "fr": "pomme",
+        "es": "manzana", "pt": "maçã", "it": "mela", "ru": "яблоко",
+    },
+    "red heart": {
+        "en": "heart", "zh": "爱心", "ja": "ハート", "ko": "하트", "de": "herz", "fr": "cœur",
+        "es": "corazón", "pt": "coração", "it": "cuore", "ru": "сердце",
+    },
+    "red lantern": {
+        "en": "lantern", "zh": "灯笼", "ja": "提灯", "ko": "등", "de": "laterne", "fr": "lanterne",
+        "es": "farolillo", "pt": "lanterna", "it": "lanterna", "ru": "фонарь",
+    },
+}  # fmt: skip
 
 # A data set has a few hundred names, and a million captions of them.
 _plural, _with_article = cache(plural), cache(with_article)
 
 
-def prompt(subject: str, style: str | None, background: str = "white", language: str = "en") -> str:
+def prompt(
+    subject: str,
+    style: str | None,
+    background: str = "white",
+    language: str = "en",
+    *,
+    colour: str | None = None,
+) -> str:
     """The canonical caption: "a red apple, 3d style, on a blue background"."""
-    return composed("single", [subject], style, background, language)
+    return composed("single", [subject], style, background, language, colours=(colour,))
 
 
 def composed(
@@ -27,43 +60,165 @@ def composed(
     style: str | None,
     background: str = "white",
     language: str = "en",
+    *,
+    colours: Sequence[str | None] = (),
+    extent: str | None = None,
+    corners: tuple[int, ...] = (),
 ) -> str:
     """The canonical caption of a composed picture: "a cat left of a dog, flat style".
 
-    `kind` as in `compose.Composition`; `names` has a name for each subject, which is repeated for
-    copies.
+    `kind`, `colours` and `extent` as in `compose.Composition`, `corners` as in `compose.arrange`;
+    `names` has a name for each subject, which is repeated for copies.
     """
-    canonical = _templates(kind, names, language)[0]
-    return _with_surroundings(
-        _filled(canonical, names, language, names), style, background, language
-    )
+    phrases = PHRASES[language]
+    names = [
+        _attributed(name, phrases, colour and phrases.adjectives[colour][0], extent, 0)
+        for name, colour in zip(names, colours or [None] * len(names), strict=True)
+    ]
+    canonical = _templates(kind, names, language, corners)[0]
+    what = _filled(canonical, names, language, names)
+    return _with_background(_with_style(what, style, phrases), background, phrases)
 
 
-def ways(kind: str, names: list[str], language: str, plain: list[str] | None = None) -> list[str]:
-    """All ways to describe the subjects and their places, the canonical one first.
-
-    `plain` are other names, which are used where no article or plural is needed.
-    """
+def ways(kind: str, names: list[str], language: str, corners: tuple[int, ...] = ()) -> list[str]:
+    """All ways to describe the subjects and their places, the canonical one first."""
     return [
-        _filled(template, names, language, plain or names)
-        for template in _templates(kind, names, language)
+        _filled(template, names, language, names)
+        for template in _templates(kind, names, language, corners)
     ]
 
 
-def _templates(kind: str, names: list[str], language: str) -> tuple[str, ...]:
-    return _of_kind(kind, language, language == "en" and _plural(names[0]) is not None)
+def variations(
+    shown: Composition, names: list[dict[str, list[str]]], rng: random.Random
+) -> list[str]:
+    """12 to 24 different captions of a composed picture, or fewer if there are no more.
+
+    `names` are, for each subject, the names in the manifest (language -> names). The canonical
+    English caption comes first.
+    """
+    names = [
+        {language: _bare(of, language, colour) for language in of}
+        for of, colour in zip(names, shown.colours, strict=True)
+    ]
+    corners = tuple(map(corner_of, shown.boxes)) if shown.kind == "corners" else ()
+    canonical = composed(
+        shown.kind, [each["en"][0] for each in names], shown.style, shown.background,
+        colours=shown.colours, extent=shown.extent, corners=corners,
+    )  # fmt: skip
+    captions = {canonical: None}
+    wanted = rng.randint(LEAST, MOST)
+    for _ in range(20 * wanted):
+        if len(captions) == wanted:
+            break
+        captions[_variation(shown, names, corners, rng)] = None
+    return list(captions)
+
+
+def corner_of(box: Box) -> int:
+    """The corner in which a box is, as an index of `compose.QUARTERS`."""
+    right, lower = box[0] + box[2] > 1, box[1] + box[3] > 1
+    return QUARTERS.index((right / 2, lower / 2, (1 + right) / 2, (1 + lower) / 2))
+
+
+def _variation(
+    shown: Composition,
+    names: list[dict[str, list[str]]],
+    corners: tuple[int, ...],
+    rng: random.Random,
+) -> str:
+    plain = shown.kind in ("single", "count", "beside", "above") and not any(shown.colours)
+    language = _language(tuple(names[0]), rng, plain)
+    phrases = PHRASES[language]
+    first = [each[language][0] for each in names]
+    others = first
+    if rng.random() < (KEYWORD if language == "en" else FOREIGN_KEYWORD):
+        other = {name: rng.choice(each[language]) for name, each in zip(first, names, strict=True)}
+        others = [other[name] for name in first]
+        if shown.kind == "single" or any(shown.colours) or shown.extent:
+            first = others
+    forms = [colour and rng.choice(phrases.adjectives[colour]) for colour in shown.colours]
+    turn = rng.randrange(12)
+    first, others = (
+        [
+            _attributed(name, phrases, form, shown.extent, turn)
+            for name, form in zip(of, forms, strict=True)
+        ]
+        for of in (first, others)
+    )
+    what = _filled(
+        rng.choice(_templates(shown.kind, first, language, corners)), first, language, others
+    )
+    style = None if rng.random() < UNSTYLED else shown.style
+    led = bool(phrases.leads) and rng.random() < LED
+    if led:
+        what = rng.choice(phrases.leads).format(what)
+    background = shown.background
+    if style and rng.random() > CANONICAL and phrases.in_styles:
+        text = _styled(what, style, phrases, language, led, rng)
+    else:
+        text = _with_style(what, style, phrases)
+    if language == "en" and background != "white" and rng.random() < 0.4:
+        return text + rng.choice([" on {}", " on {} background", ", {} background"]).format(
+            background
+        )
+    return _with_background(text, background, phrases)
+
+
+def _styled(
+    what: str, style: str, phrases: Phrases, language: str, led: bool, rng: random.Random
+) -> str:
+    """In another form than the canonical one."""
+    forms = [phrases.in_styles[style], "{} " + phrases.styles[style]]
+    if language == "en":
+        forms += ["{} in " + style, "{}, " + style, "{} " + style]
+        if not led:
+            forms += [style + " {}", style + " style {}"]
+    return rng.choice(forms).format(what)
+
+
+def _attributed(
+    name: str, phrases: Phrases, adjective: str | None, extent: str | None, turn: int
+) -> str:
+    """ "apple" -> "small blue apple"; `turn` chooses among the words for small or big."""
+    if adjective:
+        name = phrases.attributed.format(adjective=adjective, name=name)
+    if extent:
+        forms = phrases.small if extent == "small" else phrases.big
+        name = forms[turn % len(forms)].format(name)
+    return name
+
+
+def _bare(names: dict[str, list[str]], language: str, colour: str | None) -> list[str]:
+    bare = BARE.get(names["en"][0], {}).get(language) if colour else None
+    return [bare] if bare else names[language]
+
+
+def _templates(
+    kind: str, names: list[str], language: str, corners: tuple[int, ...] = ()
+) -> tuple[str, ...]:
+    return _of_kind(kind, language, language == "en" and _plural(names[0]) is not None, corners)
 
 
 @cache
-def _of_kind(kind: str, language: str, has_plural: bool) -> tuple[str, ...]:
-    templates = getattr(PHRASES[language], kind)
+def _of_kind(
+    kind: str, language: str, has_plural: bool, corners: tuple[int, ...]
+) -> tuple[str, ...]:
+    phrases = PHRASES[language]
+    if kind == "corners":
+        here, there = (phrases.corners[corner] for corner in corners)
+        return tuple(
+            t.replace("{here}", here).replace("{there}", there) for t in phrases.corner_pairs
+        )
+    templates = getattr(phrases, "single" if kind in ("coloured", "sized") else kind)
     return tuple(t for t in templates if has_plural or "{plural}" not in t)
 
 
 def _filled(template: str, names: list[str], language: str, plain: list[str]) -> str:
+    """`plain` are other names, which are used where no article or plural is needed."""
     return template.format(
         first=plain[0],
-        second=plain[-1],
+        second=plain[1 % len(plain)],
+        third=plain[-1],
         a_first=_with_article(names[0]),
         a_second=_with_article(names[-1]),
         plural=_plural(names[0]) if language == "en" else None,
@@ -72,69 +227,24 @@ def _filled(template: str, names: list[str], language: str, plain: list[str]) ->
     )
 
 
-def write(record: dict, background: str, rng: random.Random) -> str:
-    """A random caption for a record of the manifest."""
-    language = _language(record["names"], rng)
-    names = record["names"][language]
-    subject = rng.choice(names) if rng.random() < KEYWORD else names[0]
-    style = None if rng.random() < UNSTYLED else record["style"]
-    form = rng.random()
-    if form < 0.6 or language != "en":
-        return prompt(subject, style, background, language)
-    behind = "" if background == "white" else f" on {background}"
-    if form < 0.8 and style:
-        return f"{style} {subject}{behind}"
-    return f"{subject}{f', {style} style' if style else ''}{behind}"
-
-
-def variations(
-    kind: str, names: list[dict[str, list[str]]], style: str, background: str, rng: random.Random
-) -> list[str]:
-    """12 to 24 different captions of a composed picture, or fewer if there are no more.
-
-    `names` are, for each subject as in `composed`, the names in the manifest (language -> names).
-    The canonical English caption comes first.
-    """
-    canonical = composed(kind, [each["en"][0] for each in names], style, background)
-    captions = {canonical: None}
-    wanted = rng.randint(LEAST, MOST)
-    for _ in range(20 * wanted):
-        if len(captions) == wanted:
-            break
-        captions[_variation(kind, names, style, background, rng)] = None
-    return list(captions)
-
-
-def _variation(kind: str, names, style: str, background: str, rng: random.Random) -> str:
-    if kind == "single":
-        return write({"names": names[0], "style": style}, background, rng)
-    language = _language(names[0], rng)
-    plain = first = [each[language][0] for each in names]
-    # English names are selected by hand; others start with Unicode's, such as "Hundegesicht".
-    if rng.random() < (KEYWORD if language == "en" else 2 * KEYWORD):
-        other = {name: rng.choice(each[language]) for name, each in zip(first, names, strict=True)}
-        plain = [other[name] for name in first]
-    what = _filled(rng.choice(_templates(kind, first, language)), first, language, plain)
-    named_style = None if rng.random() < 2 * UNSTYLED else style
-    return _with_surroundings(what, named_style, background, language)
-
-
-def _language(names: dict[str, list[str]], rng: random.Random) -> str:
-    known, cumulated = _known(tuple(names))
+def _language(named: tuple[str, ...], rng: random.Random, plain: bool) -> str:
+    known, cumulated = _known(named, plain)
     return rng.choices(known, cum_weights=cumulated)[0]
 
 
 @cache
-def _known(languages: tuple[str, ...]) -> tuple[list[str], list[int]]:
-    """Those with phrases, and their cumulated weights."""
-    known = [language for language in languages if language in PHRASES]
+def _known(languages: tuple[str, ...], plain: bool) -> tuple[list[str], list[int]]:
+    """Those with phrases, and their cumulated weights; all phrases unless `plain`."""
+    known = [each for each in languages if each in PHRASES]
+    known = [each for each in known if plain or PHRASES[each].adjectives]
     return known, list(accumulate(ENGLISH if each == "en" else 1 for each in known))
 
 
-def _with_surroundings(what: str, style: str | None, background: str, language: str) -> str:
-    phrases, parts = PHRASES[language], [what]
-    if style:
-        parts.append(phrases.styles[style])
-    if background != "white":
-        parts.append(phrases.backgrounds[background])
-    return phrases.comma.join(parts)
+def _with_style(what: str, style: str | None, phrases: Phrases) -> str:
+    return phrases.comma.join([what, phrases.styles[style]]) if style else what
+
+
+def _with_background(text: str, background: str, phrases: Phrases) -> str:
+    if background == "white":
+        return text
+    return phrases.comma.join([text, phrases.backgrounds[background]])

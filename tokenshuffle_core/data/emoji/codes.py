@@ -4,11 +4,9 @@ import copy
 import json
 import math
 import os
-import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,14 +18,16 @@ from ...image_tokenizer import ImageTokenizer
 from ..buckets import Size
 from ..shards import Extraction, Shard, check_counts, settings_of, split_of, write_shards
 from .build import read_manifest
-from .compose import Composition, Descriptions, Planned, plan, size_of, square_in
+from .compose import Composition, square_in
+from .folder import Descriptions, size_of
 from .pictures import BACKGROUNDS, read, resize, stacked
+from .plan import Jitter, Planned, plan
+from .recolour import Tone, recoloured
 
 CPU = torch.device("cpu")
 CORES = os.cpu_count() or 1
 BATCH = 16  # pictures that are encoded at once
 VALUES = 2**27  # the same on CUDA, in values of the largest maps, in float16
-SCALES = (1, 1, 0.94, 0.88, 0.8)  # of jittered subjects; few, because each is resized once
 
 
 def extract_compositions(
@@ -39,7 +39,7 @@ def extract_compositions(
     *,
     first_share: float | None = None,
     white_repeats: int = 8,
-    jitter: bool = False,
+    jitter: float = 0.0,
     seed: int = 0,
     held_out: float = 0.0,
     shard_size: int = 8192,
@@ -48,25 +48,24 @@ def extract_compositions(
     rank: int = 0,
     world: int = 1,
 ) -> Extraction:
-    """What `compose.build` and then `extract` make of the data set in `data`: codes and records of
+    """What `folder.build` and then `extract` make of the data set in `data`: codes and records of
     `count` compositions, in shards in `directory`.
 
     On a CPU the codes are equal but for the rounding of other batches. On CUDA the image tokenizer
-    computes in float16: with the bundled one, 0.2 % of the codes differ. With `jitter` a single
-    subject is up to a fifth smaller, and anywhere within its square; its box in the records says
-    where. All pictures of the data set are in the device's memory in each size that subjects have,
-    at 4 bytes a pixel. For the other settings see `compose.plan` and `extract`. Raises as they do.
+    computes in float16: with the bundled one, 0.2 % of the codes differ. A share `jitter` of the
+    compositions is jittered (see `plan.Jitter`); the boxes in the records say where subjects are.
+    All pictures of the data set are in the device's memory in each size that subjects have, at 4
+    bytes a pixel. For the other settings see `plan.plan` and `extract`. Raises as they do.
     """
     data = Path(data)
     records = read_manifest(data)
     sizes = sizes or [size_of(data, records)]
     settings = settings_of(image_tokenizer, sizes, "white")
     check_counts(shard_size, 1 if batch is None else batch, held_out)
-    planned = plan(records, count, sizes, first_share=first_share, seed=seed)
-    if jitter:
-        planned = [_jittered(each, seed, i) for i, each in enumerate(planned)]
+    moved = Jitter(jitter, image_tokenizer.config.stride)
+    planned = plan(records, count, sizes, first_share=first_share, jitter=moved, seed=seed)
     describe = Descriptions.of(records, sizes, white_repeats, seed)
-    keys = [describe.file_name(*each[:2]).removesuffix(".png") for each in planned]
+    keys = [describe.file_name(i, *each[:2]).removesuffix(".png") for i, each in enumerate(planned)]
     order = sorted(range(count), key=keys.__getitem__)
     jobs = [
         [(i, keys[i], planned[i]) for i in order[start : start + shard_size]]
@@ -91,20 +90,6 @@ def extract_compositions(
         return write_shards(parts(), count, directory, settings, rank, world)
 
 
-def _jittered(planned: Planned, seed: int, i: int) -> Planned:
-    """A single subject somewhat smaller, and not in the middle."""
-    composition, size, split = planned
-    if composition.kind != "single":
-        return planned
-    rng = random.Random(f"{seed} jitter {i}")
-    left, top, whole = square_in(composition.boxes[0], size)
-    side = round(whole * rng.choice(SCALES))
-    left, top = (start + rng.randint(0, whole - side) for start in (left, top))
-    wide, high = size
-    box = left / wide, top / high, (left + side) / wide, (top + side) / high
-    return replace(composition, boxes=(box,)), size, split
-
-
 def _records(
     describe: Descriptions, held_out: float, job: list[tuple[int, str, Planned]]
 ) -> list[str]:
@@ -125,6 +110,8 @@ class Composer:
         self, data: Path, records: list[dict], planned: list[Planned], device: torch.device
     ):
         self.device = device
+        tones = {(r["subject"], r["style"]): r.get("tone") for r in records}
+        self.tones = {key: Tone(*tone) for key, tone in tones.items() if tone}
         self.rows: dict[int, dict] = defaultdict(dict)  # side -> (subject, style) -> row
         for composition, size, _ in planned:
             for subject, box in zip(composition.subjects, composition.boxes, strict=True):
@@ -146,21 +133,31 @@ class Composer:
 
     def __call__(self, compositions: list[Composition], size: Size) -> Tensor:
         """The pictures of `compose.render`, float32 (B, 3, H, W) in 0..1."""
-        places = defaultdict(list)  # side -> picture, row, left, top
+        places = defaultdict(list)  # side -> picture, row, left, top, mirrored
+        colours = defaultdict(list)  # side -> place, tone, colour
         for picture, shown in enumerate(compositions):
-            for subject, box in zip(shown.subjects, shown.boxes, strict=True):
+            parts = (shown.subjects, shown.boxes, shown.colours, shown.mirrored)
+            for subject, box, colour, mirrored in zip(*parts, strict=True):
                 left, top, side = square_in(box, size)
                 row = self.rows[side][subject, shown.style]
-                places[side].append((picture, row, left, top))
-        colours = [BACKGROUNDS[shown.background] for shown in compositions]
-        canvas = self._sent(colours).float()[:, :, None, None]
+                if colour:
+                    tone = self.tones[subject, shown.style]
+                    colours[side].append((len(places[side]), tone, colour))
+                places[side].append((picture, row, left, top, mirrored))
+        backgrounds = [BACKGROUNDS[shown.background] for shown in compositions]
+        canvas = self._sent(backgrounds).float()[:, :, None, None]
         canvas = canvas.expand(-1, -1, size[1], size[0]).clone()
         channels = torch.arange(3, device=self.device)[:, None, None]
         for side, of_side in places.items():
-            picture, row, left, top = self._sent(of_side).T[..., None, None]
+            picture, row, left, top, mirrored = self._sent(of_side).T[..., None, None]
             span = torch.arange(side, device=self.device)
             at = picture[:, None], channels, (top + span[:, None])[:, None], (left + span)[:, None]
-            cut_out = self.cut_outs[side][row.flatten()].float()
+            cut_out = self.cut_outs[side][row.flatten()]
+            if colours[side]:
+                which, tones, names = zip(*colours[side], strict=True)
+                which = self._sent(list(which))
+                cut_out[which] = recoloured(cut_out[which], list(tones), list(names))
+            cut_out = torch.where(mirrored[:, None] > 0, cut_out.flip(-1), cut_out).float()
             colour, alpha = cut_out[:, :3], cut_out[:, 3:]
             # Subjects do not overlap, so those of one picture can be put in at once.
             canvas[at] = ((colour * alpha + canvas[at] * (255 - alpha)) / 255).round()
