@@ -64,6 +64,43 @@ def test_compositional(evaluate, composed, tmp_path):
     assert sheet.is_file()
 
 
+def test_understanding(evaluate, data, tmp_path):
+    sheet = tmp_path / "s.png"
+    settings = ("--count", 2, "--cfg", 1, "--sheet", sheet)
+    groups = ("--groups", "held-out,pairs,colours,seeds")
+    table, result = evaluate("understanding", data, *settings, *groups)
+    found = result["results"]
+    assert {name for name, e in found.items() if e["n"] == 2} > {"held-out", "pairs", "colours"}
+    assert {"pairs: one of two", "colours: colour", "distance between seeds"} < {*found}
+    assert table.count("n=") == len(found)
+    prompts = result["prompts"]
+    assert [prompt["group"] for prompt in prompts] == ["held-out"] * 2 + ["pairs"] * 2 + [
+        "colours"
+    ] * 2
+    rights = [prompt["found"]["right"] for prompt in prompts if prompt["group"] == "pairs"]
+    assert found["pairs"]["value"] == sum(rights) / 2
+    assert sheet.is_file()
+
+
+def test_understanding_of_own_prompts(evaluate, data, tiny, tmp_path, capsys):
+    path = tmp_path / "own.jsonl"
+    line = {"prompt": "zwei Sterne!", "subjects": ["star", "star"], "language": "de"}
+    path.write_text(json.dumps(line) + "\n")
+    _, result = evaluate("understanding", data, "--prompts", path)
+    assert {"all", "all, de", "prompts: count"} < {*result["results"]}
+    assert result["prompts"][0]["subjects"] == [["star"], ["star"]]
+    path.write_text(json.dumps(line) + "\n" + json.dumps(line | {"subjects": ["tree"]}))
+    for options, message in (
+        (("--prompts", path), "own.jsonl, line 2: the data set has no subject 'tree'"),
+        (("--prompts", tmp_path / "none.jsonl"), "none.jsonl does not exist"),
+        (("--groups", "canonical,plurals"), "there is no group 'plurals', only canonical, "),
+        (("--count", 0), "--count must be at least 1"),
+    ):
+        arguments = ["eval", "understanding", data, "--model", tiny, *options]
+        assert main([*map(str, arguments)]) != 0
+        assert message in capsys.readouterr().err
+
+
 def test_reconstruction_and_loss(evaluate, composed):
     _, result = evaluate("reconstruction", composed / "composed", "--split", "train", "--count", 4)
     assert result["results"]["SSIM"]["n"] == 4

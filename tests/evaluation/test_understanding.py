@@ -146,6 +146,13 @@ def test_colours_without_a_hue():
     assert colour_of(behind("blue").expand(3, 20, 20), "blue") is None
 
 
+def test_a_dark_orange_is_brown():
+    for value, name in ((0.95, "orange"), (0.45, "brown")):
+        part = behind("white").expand(3, 20, 20).clone()
+        part[:, 5:15, 5:15] = torch.tensor(colorsys.hsv_to_rgb(0.07, 0.8, value))[:, None, None]
+        assert colour_of(part, "white") == name
+
+
 @pytest.mark.parametrize("boxes", [(LEFT, RIGHT), (TOP, BOTTOM)])
 def test_two_subjects(boxes):
     size = (128, 64) if boxes[0] == LEFT else (64, 128)

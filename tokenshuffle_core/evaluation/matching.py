@@ -24,6 +24,7 @@ SMALL = (0.4, 0.45, 0.5, 0.55, 0.6)  # those of what a prompt calls small
 SEEN = 0.12  # root mean squared difference from the background that a person sees
 FILLED = 0.25  # share of its subject's area by which a place is more than noise
 DULL = 0.15  # chroma up to which a pixel is black, grey or white
+BROWN = 0.6  # mean value below which a red, an orange or a yellow is brown
 COLOURED = 1 / 3  # share of a thing's pixels that are not, if it is not black, grey or white
 
 
@@ -138,7 +139,8 @@ def placed(part: Tensor, drawn: Tensor, background: str) -> Tensor:
 
 
 def colour_of(part: Tensor, background: str) -> str | None:
-    """The name in `THINGS` of the colour of what a part (3, H, W) in 0..1 shows, whatever it is.
+    """The colour of what a part (3, H, W) in 0..1 shows, whatever it is: a name in `THINGS`, or
+    "brown", which is a dark orange or red.
 
     None where it shows nothing. Of several colours, the one with the most chroma.
     """
@@ -154,7 +156,10 @@ def colour_of(part: Tensor, background: str) -> str | None:
     hues = {name: tone[0] for name, tone in THINGS.items() if tone[0] is not None}
     nearest = torch.stack([distance(hue, centre) for centre in hues.values()]).argmin(0)
     weights = torch.bincount(nearest, chroma.double(), minlength=len(hues))
-    return list(hues)[int(weights.argmax())]
+    most = weights.argmax()
+    name = list(hues)[int(most)]
+    dark = value[(nearest == most) & ~dull].mean() < BROWN
+    return "brown" if dark and name in ("red", "orange", "yellow") else name
 
 
 def behind(background: str) -> Tensor:

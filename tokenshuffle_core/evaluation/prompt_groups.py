@@ -9,6 +9,7 @@ from itertools import cycle
 from pathlib import Path
 
 from ..data.emoji import captions
+from ..data.emoji.build import NAMED_BY_COLOUR
 from ..data.emoji.compose import BOTTOM, LEFT, RIGHT, TOP
 from ..data.emoji.english import plural, with_article
 from ..data.emoji.phrases import PHRASES
@@ -139,13 +140,17 @@ def _colours(records, trained, references, rng) -> Iterator[Prompt]:
         pair: i for i, pair in enumerate(zip(references.subjects, references.styles, strict=True))
     }
     row_of = [rows[r["subject"], r["style"]] for r in trained]
-    known = [(r, i) for r, i in zip(trained, row_of, strict=True) if references.tones[i]]
+    known = [
+        (record, row)
+        for record, row in zip(trained, row_of, strict=True)
+        if references.tones[row] and record["subject"] not in NAMED_BY_COLOUR
+    ]
     for (record, row), colour in _by_kind(known, COLOURS, rng):
         drawn, _ = references.drawn([row], None)
         if colour_of(drawn[0, :3] + 1 - drawn[0, 3:], "white") == colour:
             continue
         noun, style = _noun(record), record["style"]
-        text = captions.prompt(f"{colour} {noun}", style)
+        text = captions.prompt(noun, style, colour=colour)
         right = (tuple(sorted(by_noun[noun])),)
         yield Prompt(text, "colours", right, style, colours=(colour,), kind=colour)
 
