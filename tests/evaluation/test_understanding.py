@@ -100,7 +100,7 @@ def test_the_convolution_is_the_smallest_error_of_all_places():
 @pytest.mark.parametrize("size", [(64, 64), (96, 64), (64, 128)])
 def test_singles(size):
     rng = random.Random(0)
-    for (subject, style), background in zip(KEYS * 5, [*BACKGROUNDS] * 4, strict=True):
+    for (subject, style), background in zip(KEYS * 2, [*BACKGROUNDS] * 2, strict=False):
         prompt = asked(subject, style=style, background=background)
         for image in (shown(prompt, size), shown(prompt, size, rng)):
             found = score(image, prompt, REFERENCES)
