@@ -273,6 +273,10 @@ def parse_sizes(text: str) -> list[tuple[int, int]]:
 
 LLAMAGEN_VQ16 = ImageTokenizerConfig()
 LLAMAGEN_VQ8 = ImageTokenizerConfig(channel_multipliers=(1, 2, 2, 4))
+EMOJI_VQ8 = ImageTokenizerConfig(
+    channels=16, channel_multipliers=(1, 2, 4, 8), res_blocks=1, norm_groups=8,
+    latent_channels=64, codebook_size=1024,
+)  # fmt: skip
 
 PRESETS = {
     "tiny": Config(
@@ -287,15 +291,21 @@ PRESETS = {
         GenerationConfig(width=32, height=32, cfg=2.0),
     ),
     "small": Config(
-        ImageTokenizerConfig(
-            channels=16, channel_multipliers=(1, 2, 4, 8), res_blocks=1, norm_groups=8,
-            latent_channels=64, codebook_size=1024,
-        ),
+        EMOJI_VQ8,
         ModelConfig(
             text_vocabulary=4096, codebook_size=1024, dim=256, layers=6, heads=4, kv_heads=4,
             hidden=704, context=16_640, max_prompt=252, max_grid=128,
         ),
         GenerationConfig(width=128, height=128, cfg=2.0, temperature=0.7),
+    ),
+    "emoji-256": Config(
+        EMOJI_VQ8,
+        ModelConfig(
+            text_vocabulary=8192, codebook_size=1024, dim=448, layers=8, heads=7, kv_heads=7,
+            hidden=1216, windows=(4,), window_head=256, context=16_640, max_prompt=252,
+            max_grid=128,
+        ),
+        GenerationConfig(width=256, height=256, cfg=2.0, temperature=0.7),
     ),
     "emoji-2048": Config(
         ImageTokenizerConfig(
