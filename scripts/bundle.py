@@ -60,7 +60,7 @@ def main() -> None:
     composed = (options.data / FOLDER).is_dir()
     subjects = ", ".join(dict.fromkeys(record["subject"] for record in records))
     pipeline.card = card_of(summary, options.training, sizes, composed)
-    kinds = {"counts": COUNTS, "kinds": dict.fromkeys(KINDS)} if composed else {}
+    kinds = {"counts": COUNTS, "kinds": list(dict.fromkeys(KINDS))} if composed else {}
     pipeline.vocabulary = vocabulary_of(records, PHRASES, **kinds)
     pipeline.save(BUNDLED, torch.float16)
     pipeline.card["tokenshuffle.scores"] = ", ".join(score(options.data, records, composed))
