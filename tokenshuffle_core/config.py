@@ -189,7 +189,8 @@ class GenerationConfig:
 
     `width` and `height` are in pixels; `cfg` is the guidance scale (1 turns guidance off); `top_k`
     0 and `top_p` 1 turn the filters off; `temperature` 0 is greedy decoding. `window` is one that
-    the model supports, or None for its default; a larger one is faster and coarser.
+    the model supports, or None for its default; a larger one is faster and coarser. `any_size` also
+    allows sizes that the model was not trained at.
     """
 
     width: int = 256
@@ -200,6 +201,7 @@ class GenerationConfig:
     top_k: int = 0
     top_p: float = 1.0
     window: int | None = None
+    any_size: bool = False
 
     def __post_init__(self):
         _require_integers(
@@ -218,6 +220,9 @@ class GenerationConfig:
             f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}",
         )
         _require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, not {self.top_p}")
+        _require(
+            type(self.any_size) is bool, f"any_size must be true or false, not {self.any_size!r}"
+        )
 
 
 @dataclass(frozen=True)
