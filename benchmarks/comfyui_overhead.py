@@ -27,7 +27,8 @@ from tokenshuffle_core.images import write_png
 from tokenshuffle_core.pipeline import load
 
 pipeline = load()
-settings = replace(pipeline.config.generation, width=int(sys.argv[1]), height=int(sys.argv[1]))
+size = {"width": int(sys.argv[1]), "height": int(sys.argv[1]), "any_size": True}
+settings = replace(pipeline.config.generation, **size)
 for seed in sys.stdin:
     started = time.perf_counter()
     image = pipeline.generate("a red apple", settings=settings, seed=int(seed)).images[0]
@@ -69,7 +70,13 @@ def measure(url: str, baseline: subprocess.Popen, seed: int, size: int) -> dict[
     times = {"command line": float(baseline.stdout.readline())}
     for i, setting in enumerate(SETTINGS):
         prompt = json.loads(API.read_text())
-        prompt["sampler"]["inputs"] |= {"width": size, "height": size, "seed": 2 * seed + i}
+        sampler = prompt["sampler"]["inputs"]
+        options = {name: sampler[name] for name in ("schedule", "temperature", "top_k", "top_p")}
+        prompt["options"] = {
+            "class_type": "TokenShuffleOptions",
+            "inputs": options | {"any_size": True},
+        }
+        sampler |= {"width": size, "height": size, "seed": 2 * seed + i, "options": ["options", 0]}
         entry = workflows.wait(url, workflows.submit(url, prompt, preview_method=setting))
         stamps = {kind: data["timestamp"] for kind, data in entry["status"]["messages"]}
         seconds = (stamps["execution_success"] - stamps["execution_start"]) / 1000

@@ -97,7 +97,8 @@ def codes(options):
 
 
 def greedy_codes(loaded: Pipeline, prompt: str, side: int) -> torch.Tensor:
-    settings = replace(loaded.config.generation, temperature=0.0, width=side, height=side)
+    size = {"width": side, "height": side, "any_size": True}
+    settings = replace(loaded.config.generation, temperature=0.0, **size)
     *_, last = loaded.sample([loaded.encode_prompt(prompt)], [], settings, [0])
     return last.codes.cpu()
 

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import nn
 
 from tokenshuffle_core import checkpoints, load
-from tokenshuffle_core.config import PRESETS, Config
+from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.data import CodeShards
 from tokenshuffle_core.data.emoji.build import read_manifest, write_lines
 from tokenshuffle_core.data.emoji.codes import extract_compositions
@@ -45,10 +45,9 @@ from .pieces import split
 
 TEXT_TOKENIZER = "text_tokenizer.json"
 CAPTIONED = 20_000  # compositions whose captions train the text tokenizer
-SIZES = [(256, 256), (384, 256), (256, 384), (512, 256), (256, 512)]
-SHAPE = replace(PRESETS["small"].model, dim=448, layers=8, heads=7, kv_heads=7, hidden=1216)
-SMALL = replace(PRESETS["small"].model, dim=64, layers=2, heads=2, kv_heads=2, hidden=128)
-WINDOW, HEAD = 4, 256
+SIZES = [(256, 256), (384, 256), (256, 384), (512, 256), (256, 512), (128, 128)]
+PRESET = PRESETS["emoji-256"]
+SMALL = replace(PRESET.model, dim=64, layers=2, heads=2, kv_heads=2, hidden=128, window_head=32)
 FIRST_SHARE = 0.6  # of the pictures, in the first size
 LOOP = LoopConfig(
     batch=768, learning_rate=2.5e-3, ema=0.995, optimizer="muon", validate_every=2000,
@@ -99,7 +98,7 @@ def prepare(options) -> None:
     describe = Descriptions.of(records, sizes, white_repeats=1, seed=0)
     planned = plan(records, min(CAPTIONED, options.compositions), sizes)
     captions = (text for i, each in enumerate(planned) for text in describe(i, *each)["captions"])
-    shape = PRESETS["small"].model
+    shape = PRESET.model
     text_tokenizer = TextTokenizer.train(captions, shape.text_vocabulary, shape.max_grid)
     write_text(options.data / TEXT_TOKENIZER, text_tokenizer.to_json())
 
@@ -174,14 +173,9 @@ def start(options, shards: CodeShards, sizes: list[tuple[int, int]]) -> Pipeline
         expand(pipeline.model)
         pipeline.save(options.work / "init.safetensors")
         return trained_pipeline(options.work / "init.safetensors", shards, Changes())
-    preset = PRESETS["small"]
-    width, height = sizes[0]
-    generation = replace(preset.generation, width=width, height=height)
-    shape = SMALL if options.small else SHAPE
-    preset = Config(preset.image_tokenizer, replace(shape, windows=(WINDOW,)), generation)
-    head = 32 if options.small else HEAD
+    preset = replace(PRESET, model=SMALL) if options.small else PRESET
     text_tokenizer = options.data / TEXT_TOKENIZER
-    changes = Changes((WINDOW,), head, text_tokenizer if text_tokenizer.is_file() else None)
+    changes = Changes(text_tokenizer=text_tokenizer if text_tokenizer.is_file() else None)
     return new_pipeline(shards, checkpoints.BUNDLED, preset, changes)
 
 

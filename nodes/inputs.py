@@ -23,7 +23,8 @@ def pixels(
     name: str,
     default: int = 128,
     minimum: int = 16,
-    tooltip: str = "Models work best at the sizes they were trained at.",
+    tooltip: str = "Choose a size that the model was trained at: others need any_size of "
+    "Token-Shuffle Options, if the model card lists its sizes.",
 ) -> io.Int.Input:
     return io.Int.Input(
         name, default=default, min=minimum, max=8192, step=16, tooltip=f"In pixels. {tooltip}"

@@ -113,7 +113,8 @@ class TokenShuffleSampler(io.ComfyNode):
                 Options.Input(
                     "options",
                     optional=True,
-                    tooltip="Replaces schedule, temperature, top_k and top_p of this node.",
+                    tooltip="Replaces schedule, temperature, top_k and top_p of this node, and "
+                    "can allow any size.",
                 ),
             ],
             outputs=[Codes.Output(display_name="codes", tooltip="For VQ Decode.")],
@@ -156,18 +157,30 @@ class TokenShuffleOptions(io.ComfyNode):
                 "How codes are sampled from the model's predictions and how guidance grows: one "
                 "place to set this for several samplers."
             ),
-            inputs=inputs.options(),
+            inputs=[
+                *inputs.options(),
+                io.Boolean.Input(
+                    "any_size",
+                    default=False,
+                    optional=True,
+                    tooltip="Also allow sizes that the model was not trained at. Most models draw "
+                    "noise there.",
+                ),
+            ],
             outputs=[Options.Output(display_name="options", tooltip="For the samplers.")],
             **host.search_aliases("token shuffle", "temperature", "top k", "top p", "cfg schedule"),
         )
 
     @classmethod
-    def execute(cls, schedule: str, temperature: float, top_k: int, top_p: float) -> io.NodeOutput:
+    def execute(
+        cls, schedule: str, temperature: float, top_k: int, top_p: float, any_size: bool = False
+    ) -> io.NodeOutput:
         options = {
             "schedule": schedule,
             "temperature": temperature,
             "top_k": top_k,
             "top_p": top_p,
+            "any_size": any_size,
         }
         replace(GenerationConfig(), **options)  # a bad value is this node's error, not a sampler's
         return io.NodeOutput(options)

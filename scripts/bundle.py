@@ -21,6 +21,7 @@ from tokenshuffle_core.cli.options import settings_of
 from tokenshuffle_core.config import parse_sizes
 from tokenshuffle_core.data.emoji.build import read_manifest
 from tokenshuffle_core.data.emoji.folder import FOLDER
+from tokenshuffle_core.data.emoji.vocabulary import vocabulary_of
 from tokenshuffle_core.evaluation.compositional import SCORES, choose_compositions, compositional
 from tokenshuffle_core.evaluation.retrieval import choose, reconstruction_psnr, retrieval
 from tokenshuffle_core.files import atomic_path, write_text
@@ -57,7 +58,8 @@ def main() -> None:
     sizes = pipeline.card[SIZES]
     composed = (options.data / FOLDER).is_dir()
     subjects = ", ".join(dict.fromkeys(record["subject"] for record in records))
-    pipeline.card = card_of(summary, subjects, options.training, sizes, composed)
+    pipeline.card = card_of(summary, options.training, sizes, composed)
+    pipeline.vocabulary = vocabulary_of(records)
     pipeline.save(BUNDLED, torch.float16)
     pipeline.card["tokenshuffle.scores"] = ", ".join(score(options.data, records, composed))
     pipeline.save(BUNDLED, torch.float16)
@@ -71,9 +73,7 @@ def main() -> None:
     print(pipeline.card["tokenshuffle.scores"])
 
 
-def card_of(
-    summary: dict, subjects: str, training: str, sizes: str, composed: bool
-) -> dict[str, str]:
+def card_of(summary: dict, training: str, sizes: str, composed: bool) -> dict[str, str]:
     sources = "; ".join(
         f"{s['package']} {s['version']} ({s['licence']}, {s['by']})" for s in summary["sources"]
     )
@@ -106,7 +106,6 @@ def card_of(
             "subjects come out rough, two together as blobs; it draws at the sizes listed; fine "
             "detail is blurred by the image tokenizer."
         ),
-        "tokenshuffle.subjects": subjects,
     }
 
 

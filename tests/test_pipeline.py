@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tokenshuffle_core.checkpoints import SIZES
 from tokenshuffle_core.config import GenerationConfig
 from tokenshuffle_core.pipeline import load
 
@@ -54,6 +55,25 @@ def test_sizes_that_do_not_fit_name_those_that_do(pipeline, width, height, messa
         pipeline.generate("a", settings=replace(SETTINGS, width=width, height=height))
 
 
+def test_a_size_of_no_training_is_refused_unless_any_size_allows_it(pipeline):
+    sized = replace(pipeline, card=pipeline.card | {SIZES: "32x32, 16x16, 48x32, 64x16"})
+    for width, height in ((32, 32), (16, 16), (48, 32), (64, 16)):  # at any window
+        sized.grid(replace(SETTINGS, width=width, height=height))
+    other = replace(SETTINGS, width=48, height=16)
+    for draw in (sized.generate, sized.stream):
+        with pytest.raises(ValueError, match=r"not trained at 48x16: choose 48x32, 64x16, 32x32, "):
+            draw("a", settings=other)
+    found = sized.generate("a", settings=replace(other, any_size=True)).codes
+    assert torch.equal(found, pipeline.generate("a", settings=other).codes)
+    with pytest.raises(ValueError, match="width 50 does not fit"):  # which no model can draw
+        sized.generate("a", settings=replace(other, width=50, any_size=True))
+
+
+def test_a_checkpoint_draws_its_default_size_whatever_its_card_lists(pipeline):
+    sized = replace(pipeline, card={SIZES: "48x48"})
+    assert sized.grid(sized.config.generation) == (4, 4)  # 32 pixels in windows of 8
+
+
 def test_bad_arguments_are_refused(pipeline):
     with pytest.raises(ValueError, match=r"the prompt has .* tokens, this model reads at most 64"):
         pipeline.generate("apple " * 100)
@@ -78,7 +98,7 @@ def test_bad_arguments_are_refused(pipeline):
     [
         ("cfg", float("nan")), ("cfg", -1.0), ("temperature", float("inf")), ("top_p", 0.0),
         ("top_p", float("nan")), ("top_k", -1), ("schedule", "cosine"), ("width", 0),
-        ("height", 10**7),
+        ("height", 10**7), ("any_size", "yes"), ("any_size", 1),
     ],
 )  # fmt: skip
 def test_generation_settings_validate_themselves(field, value):

@@ -125,12 +125,14 @@ def claim(output: Path, run: Run, prompts: list, **more: int) -> None:
     `prompts` and `more`, anything else that the pictures depend on, are of JSON's types. Raises
     ValueError if the folder belongs to a different run.
     """
+    settings = asdict(run.settings)
+    del settings["any_size"]  # which changes no picture
     record = {
         "model": run.model,
         "prompts": sha256([json.dumps(prompts).encode()]),
         "seed": run.seed,
         **more,
-        "settings": asdict(run.settings),
+        "settings": settings,
     }
     output.mkdir(parents=True, exist_ok=True)
     path = output / RUN

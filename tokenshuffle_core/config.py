@@ -189,7 +189,8 @@ class GenerationConfig:
 
     `width` and `height` are in pixels; `cfg` is the guidance scale (1 turns guidance off); `top_k`
     0 and `top_p` 1 turn the filters off; `temperature` 0 is greedy decoding. `window` is one that
-    the model supports, or None for its default; a larger one is faster and coarser.
+    the model supports, or None for its default; a larger one is faster and coarser. `any_size` also
+    allows sizes that the model was not trained at.
     """
 
     width: int = 256
@@ -200,6 +201,7 @@ class GenerationConfig:
     top_k: int = 0
     top_p: float = 1.0
     window: int | None = None
+    any_size: bool = False
 
     def __post_init__(self):
         _require_integers(
@@ -218,6 +220,9 @@ class GenerationConfig:
             f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}",
         )
         _require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, not {self.top_p}")
+        _require(
+            type(self.any_size) is bool, f"any_size must be true or false, not {self.any_size!r}"
+        )
 
 
 @dataclass(frozen=True)
@@ -273,6 +278,10 @@ def parse_sizes(text: str) -> list[tuple[int, int]]:
 
 LLAMAGEN_VQ16 = ImageTokenizerConfig()
 LLAMAGEN_VQ8 = ImageTokenizerConfig(channel_multipliers=(1, 2, 2, 4))
+EMOJI_VQ8 = ImageTokenizerConfig(
+    channels=16, channel_multipliers=(1, 2, 4, 8), res_blocks=1, norm_groups=8,
+    latent_channels=64, codebook_size=1024,
+)  # fmt: skip
 
 PRESETS = {
     "tiny": Config(
@@ -287,15 +296,21 @@ PRESETS = {
         GenerationConfig(width=32, height=32, cfg=2.0),
     ),
     "small": Config(
-        ImageTokenizerConfig(
-            channels=16, channel_multipliers=(1, 2, 4, 8), res_blocks=1, norm_groups=8,
-            latent_channels=64, codebook_size=1024,
-        ),
+        EMOJI_VQ8,
         ModelConfig(
             text_vocabulary=4096, codebook_size=1024, dim=256, layers=6, heads=4, kv_heads=4,
             hidden=704, context=16_640, max_prompt=252, max_grid=128,
         ),
         GenerationConfig(width=128, height=128, cfg=2.0, temperature=0.7),
+    ),
+    "emoji-256": Config(
+        EMOJI_VQ8,
+        ModelConfig(
+            text_vocabulary=8192, codebook_size=1024, dim=448, layers=8, heads=7, kv_heads=7,
+            hidden=1216, windows=(4,), window_head=256, context=16_640, max_prompt=252,
+            max_grid=128,
+        ),
+        GenerationConfig(width=256, height=256, cfg=2.0, temperature=0.7),
     ),
     "emoji-2048": Config(
         ImageTokenizerConfig(

@@ -15,6 +15,7 @@ from .image_tokenizer import ImageTokenizer
 from .model import TokenShuffleModel
 from .sampler import Progress, sample
 from .text_tokenizer import PromptEncoder
+from .vocabulary import Vocabulary
 
 MAX_SEED = 2**64
 
@@ -48,18 +49,20 @@ def load(
         checkpoint.load_image_tokenizer(device),
         checkpoint.text_tokenizer,
         checkpoint.card,
+        checkpoint.vocabulary,
     )
 
 
 @dataclass
 class Pipeline:
-    """A model in memory: its modules, prompt encoder and model card."""
+    """A model in memory: its modules, prompt encoder, model card and, if closed, vocabulary."""
 
     config: Config
     model: TokenShuffleModel
     image_tokenizer: ImageTokenizer
     text_tokenizer: PromptEncoder
     card: dict[str, str]
+    vocabulary: Vocabulary | None = None
 
     def generate(
         self,
@@ -163,6 +166,7 @@ class Pipeline:
 
     def grid(self, settings: GenerationConfig) -> tuple[int, int]:
         """The picture's (rows, columns) in windows. Raises ValueError naming the nearest sizes."""
+        checkpoints.check_size(self.config, self.card, settings)
         model, width, height = self.config.model, settings.width, settings.height
         unit = self.config.image_tokenizer.stride * self.window(settings)
         for name, value in (("width", width), ("height", height)):

@@ -55,7 +55,11 @@ export function sizePart(node, root, refresh) {
     if (asked && !model.windows.includes(asked)) {
       warning.textContent = text.windows(model.windows.join(', '))
     } else if (count > model.max_positions) warning.textContent = text.tooLarge(model.max_positions)
-    else if (!isTrained(width, height, model)) warning.textContent = text.untrained
+    else if (!isTrained(width, height, model)) {
+      const options = originOf(node, 'options')
+      const allowed = model.any_size || (options && widgetOf(options, 'any_size')?.value)
+      warning.textContent = allowed ? text.untrained : text.refused
+    }
   }
 }
 

@@ -1,5 +1,5 @@
 // Sizes of pictures. A model as /tokenshuffle/model describes it: `sizes` are those it was trained at,
-// the default one first; withWindow adds the pixels of one position, `unit`, and of the longest side.
+// the default one first, and it draws no others unless it has `any_size`; withWindow adds the pixels of one position, `unit`, and of the longest side.
 
 const SHAPES = [[1, 1], [4, 3], [3, 4], [3, 2], [2, 3], [16, 9], [9, 16]]
 
@@ -23,10 +23,10 @@ export function snap(side, other, { unit, max_side, max_positions }) {
   return Math.max(1, Math.min(units, room, max_side / unit)) * unit
 }
 
-// A model trained at several sizes is offered at those; one trained at a single size also in the
-// usual shapes of about the same area.
+// A model that says what sizes it was trained at is offered at those; any other also in the usual
+// shapes of about the same area.
 export function presets(model) {
-  if (model.sizes.length > 1) return model.sizes
+  if (!model.any_size) return model.sizes
   const side = Math.sqrt(model.sizes[0][0] * model.sizes[0][1])
   const all = [...model.sizes]
   for (const [w, h] of SHAPES) {

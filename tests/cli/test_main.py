@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from PIL import Image
 
 from tokenshuffle_core.cli.main import main
 from tokenshuffle_core.config import PRESETS
+from tokenshuffle_core.pipeline import load
+from tokenshuffle_core.vocabulary import Subject, Vocabulary
 
 SIZE = ("--width", "32", "--height", "16")
 
@@ -76,6 +79,69 @@ def test_info_describes_presets(preset, capsys):
 def test_info_describes_a_file(tiny, capsys):
     assert main(["info", str(tiny)]) == 0
     assert "title: tiny" in capsys.readouterr().out
+
+
+@pytest.fixture
+def informed(tiny, tmp_path):
+    """The tiny model with a list of its sizes and a vocabulary."""
+    subjects = (
+        Subject({"en": ("tomato",), "de": ("Tomate", "Paradeiser")}, ("3d",), True),
+        Subject({"en": ("Apple", "pome"), "de": ("Apfel",)}),
+    )
+    words = {"3d": {"en": "3d style", "de": "3D-Stil"}}
+    vocabulary = Vocabulary(subjects, styles=words, counts=(2, 3), kinds=("single", "count"))
+    card = {"modelspec.title": "informed", "tokenshuffle.sizes": "32x32, 16x32"}
+    path = tmp_path / "informed.safetensors"
+    replace(load(tiny), card=card, vocabulary=vocabulary).save(path)
+    return path
+
+
+def test_info_prints_what_a_model_knows(informed, refused, capsys):
+    def lines(*options) -> dict[str, str]:
+        assert main(["info", str(informed), *options]) == 0
+        output = capsys.readouterr().out
+        assert len(output) < 3000  # and not the vocabulary itself
+        return dict(line.split(": ", 1) for line in output.splitlines() if ": " in line)
+
+    english, german = lines(), lines("--language", "de")
+    assert (english["subjects"], german["subjects"]) == ("Apple, tomato", "Apfel, Tomate")
+    assert (english["styles"], german["styles"]) == ("3d style", "3D-Stil")
+    assert german["subjects in these colours"] == "Tomate"
+    assert (german["counts"], german["compositions"]) == ("2, 3", "single, count")
+    assert german["sizes"] == "32x32, 16x32"
+    assert "names in en, de, not fr" in refused("info", informed, "--language", "fr")
+
+
+def test_info_prints_the_subjects_of_an_older_card(tiny, refused, tmp_path, capsys):
+    path = tmp_path / "older.safetensors"
+    replace(load(tiny), card={"tokenshuffle.subjects": "pear, apple"}).save(path)
+    assert main(["info", str(path)]) == 0
+    assert "subjects: pear, apple\n" in capsys.readouterr().out
+    assert "no list of subjects" in refused("info", path, "--language", "en")
+
+
+def test_a_size_of_no_training_is_refused_unless_asked_for(informed, refused, tmp_path):
+    model = ("--model", informed, *SIZE)
+    message = refused("generate", "a", "-o", tmp_path / "a.png", *model)
+    assert "not trained at 32x16: choose 32x32, 16x32, or" in message
+    assert "--any-size" in message
+    asked = ["generate", "a", "-o", tmp_path / "a.png", *model, "--any-size"]
+    assert main([str(argument) for argument in asked]) == 0
+    assert Image.open(tmp_path / "a.png").size == (32, 16)
+
+
+def test_a_size_in_a_file_of_prompts_is_refused_unless_asked_for(informed, refused, tmp_path):
+    prompts, output = tmp_path / "p.jsonl", tmp_path / "out"
+    other = {"prompt": "a", "width": 16, "height": 16}
+    prompts.write_text(json.dumps({"prompt": "a"}) + "\n" + json.dumps(other) + "\n")
+    command = ["generate", "--prompts", prompts, "-o", output, "--model", informed]
+    assert "p.jsonl, line 2: this model was not trained at 16x16" in refused(*command)
+    assert main([*map(str, command), "--any-size"]) == 0
+    assert Image.open(output / "00001.png").size == (16, 16)
+    prompts.write_text(json.dumps(other | {"any_size": True}))
+    command[4] = tmp_path / "other"
+    assert main([*map(str, command)]) == 0
+    assert main([*map(str, command), "--any-size"]) == 0  # the same pictures: the run goes on
 
 
 @pytest.mark.parametrize(

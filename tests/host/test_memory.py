@@ -12,6 +12,8 @@ from scripts import comfyui, workflows
 from tokenshuffle_core.checkpoints import BUNDLED
 from tokenshuffle_core.pipeline import load
 
+from .test_prompts import allow_any_size
+
 PLENTY = 2**34
 
 pytestmark = pytest.mark.slow  # its server takes half a minute to start
@@ -106,6 +108,7 @@ def test_a_hundred_prompts_leave_the_servers_memory_as_it_was(server, prompt):
     """The bundled model's KV cache has 2 MB for such a picture: a leak of it would be seen."""
     prompt["loader"]["inputs"]["checkpoint"] = BUNDLED.name
     prompt["sampler"]["inputs"] |= {"width": 32, "height": 32}
+    allow_any_size(prompt)
 
     def run(seed: int) -> int:
         prompt["sampler"]["inputs"]["seed"] = seed
@@ -126,6 +129,7 @@ def test_interrupt_gives_the_memory_back(server, prompt):
     # The bundled model's cache is large enough to stand out from the heaps of the server's threads.
     prompt["loader"]["inputs"]["checkpoint"] = BUNDLED.name
     prompt["sampler"]["inputs"] |= {"width": 32, "height": 32, "batch_size": 64}
+    allow_any_size(prompt)
     server.run(prompt)  # takes what the server keeps: the model, threads and their heaps
     before = allocated()
     prompt["sampler"]["inputs"] |= {"width": 512, "height": 512}

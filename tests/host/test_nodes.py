@@ -10,7 +10,7 @@ from scripts import comfyui
 from tokenshuffle_core.config import WEIGHT_KINDS
 from tokenshuffle_core.images import read_codes
 
-from .test_prompts import fail, pixels, succeed
+from .test_prompts import allow_any_size, fail, pixels, succeed
 
 
 def node(kind: str, **inputs) -> dict:
@@ -104,6 +104,31 @@ def test_xy_sheet(server, prompt):
     for picture in pictures:
         found = (places == picture).all(axis=(-1, -2, -3)).sum()
         assert found == 1, "each picture is on the sheet once"
+
+
+def test_a_size_of_no_training_is_refused_unless_any_size_allows_it(server, prompt):
+    """By the bundled model, whose card lists its sizes; the tiny one draws 32x48 in other tests."""
+    prompt["loader"]["inputs"]["checkpoint"] = "emoji.safetensors"
+    message = fail(server, prompt)
+    assert message["node_id"] == "sampler"
+    assert "not trained at 32x48: choose 128x128, " in message["exception_message"]
+    assert "any_size" in message["exception_message"]
+    allow_any_size(prompt)
+    assert succeed(server, prompt)[0].shape == (48, 32, 3)
+    completed = completion(prompt, keep_top=16, keep_left=0)
+    assert "not trained at 32x48" in fail(server, completed)["exception_message"]
+    completed["complete"]["inputs"]["options"] = ["options", 0]
+    assert succeed(server, completed)[0].shape == (48, 32, 3)
+    prompt["sheet"] = node(
+        "XYSheet", model=["loader", 0], vq=["loader", 1], positive=["text", 0], width=32,
+        height=48, seed=7, seeds=1, cfgs="1",
+    )  # fmt: skip
+    prompt["save"]["inputs"]["images"] = ["sheet", 1]
+    message = fail(server, prompt)
+    assert message["node_id"] == "sheet"
+    assert "not trained at 32x48" in message["exception_message"]
+    prompt["sheet"]["inputs"]["options"] = ["options", 0]
+    assert succeed(server, prompt)[0].shape == (48, 32, 3)
 
 
 @pytest.mark.parametrize(("cfgs", "words"), [("", "cfgs must be numbers"), ("1, nan", "not nan")])

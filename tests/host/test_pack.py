@@ -87,6 +87,11 @@ def test_page_is_told_about_a_checkpoint(server):
     about = server.get("/tokenshuffle/model?checkpoint=tiny.safetensors")
     assert (about["stride"], about["windows"], about["max_grid"]) == (4, [2], 64)
     assert about["generation"]["schedule"] == "half-linear"
+    assert about["any_size"]
+    bundled = server.get("/tokenshuffle/model?checkpoint=emoji.safetensors")
+    assert not bundled["any_size"]
+    assert [128, 128] in bundled["sizes"]
+    assert "red apple" in bundled["card"]["subjects"]
     answer = workflows.http(
         f"{server.url}/tokenshuffle/tokens",
         {"checkpoint": "tiny.safetensors", "text": "a red apple"},

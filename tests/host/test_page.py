@@ -169,7 +169,19 @@ def test_dropped_workflow_runs(page, path):
 
 def test_picture_grows_while_sampling(page):
     page.drop(workflows.WORKFLOWS / "text_to_image.json")
+    page.page.evaluate(
+        f"""() => {{
+            const options = window.LiteGraph.createNode('TokenShuffleOptions')
+            window.app.graph.add(options)
+            options.connect(0, ({NODE})('TokenShuffleSampler'), 'options')
+        }}"""
+    )
     page.fill("TokenShuffleSampler", width=320, height=320, seed=5)
+    refused = page.page.locator(".tokenshuffle-panel .warning", has_text="needs any_size")
+    refused.wait_for()
+    page.fill("TokenShuffleOptions", any_size=True)
+    page.page.get_by_text("The model was not trained at this size.").first.wait_for()
+    assert refused.count() == 0
     page.press_run()
     page.page.wait_for_function("() => window.previews.length >= 2", timeout=60 * SECOND)
     page.screenshot("sampling")

@@ -31,6 +31,14 @@ def fail(server, prompt) -> dict:
     return message
 
 
+def allow_any_size(prompt) -> None:
+    """Connects the sampler to Options with its own values, which allow any size."""
+    sampler = prompt["sampler"]["inputs"]
+    own = {name: sampler[name] for name in ("schedule", "temperature", "top_k", "top_p")}
+    prompt["options"] = {"class_type": "TokenShuffleOptions", "inputs": own | {"any_size": True}}
+    sampler["options"] = ["options", 0]
+
+
 def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)))
 

@@ -15,7 +15,7 @@ from ..files import Planned, write_safetensors
 from ..image_tokenizer import ImageTokenizer
 from . import janus, llama, llamagen, native, vq
 from .checkpoint import Checkpoint, checked, fill, named_shapes, skeleton
-from .native import SIZES, save, save_image_tokenizer
+from .native import SIZES, check_size, save, save_image_tokenizer, trained_sizes
 from .source import PICKLES, WRAPPERS, Source
 
 __all__ = ["BUNDLED", "Checkpoint", "convert", "load_image_tokenizer", "read", "save", "skeleton"]
@@ -107,7 +107,9 @@ def convert(
         for name, size in named_shapes(skeleton(shape), weights, where).items():
             compute = partial(checked, weights[name], f"{where}{name}", size)
             planned[f"{prefix}{name}"] = Planned(tuple(size), to, compute)
-    metadata = native.metadata_of(config, checkpoint.text_tokenizer, checkpoint.card)
+    metadata = native.metadata_of(
+        config, checkpoint.text_tokenizer, checkpoint.card, checkpoint.vocabulary
+    )
     return write_safetensors(output, planned, metadata)
 
 

@@ -13,6 +13,7 @@ from ..engine.quantize import quantize, quantized_names
 from ..image_tokenizer import ImageTokenizer
 from ..model import TokenShuffleModel
 from ..text_tokenizer import PromptEncoder
+from ..vocabulary import Vocabulary
 
 Weights = dict[str, Callable[[], Tensor]]  # our name -> function that reads the tensor
 
@@ -21,7 +22,8 @@ Weights = dict[str, Callable[[], Tensor]]  # our name -> function that reads the
 class Checkpoint:
     """A file or a folder whose weights are read on demand.
 
-    `kind` is that of the model's quantised weights, None for whole ones.
+    `kind` is that of the model's quantised weights, None for whole ones; `vocabulary` is there for
+    a model with a closed one.
     """
 
     path: Path
@@ -31,6 +33,7 @@ class Checkpoint:
     model_weights: Weights
     image_tokenizer_weights: Weights
     kind: str | None = None
+    vocabulary: Vocabulary | None = None
 
     def __post_init__(self):
         """Raises ValueError if the text tokenizer has more tokens than the model."""

@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from ..class_names import ClassNames
-from ..config import Config, ImageTokenizerConfig
+from ..config import Config, GenerationConfig, ImageTokenizerConfig, parse_sizes
 from ..engine.quantize import kind_of, quantized_names
 from ..files import Planned, open_safetensors, write_safetensors
 from ..image_tokenizer import ImageTokenizer
 from ..model import TokenShuffleModel
 from ..text_tokenizer import PromptEncoder, TextTokenizer
+from ..vocabulary import Vocabulary
 from .checkpoint import Checkpoint, Weights
 
 CONFIG = "tokenshuffle.config"
@@ -28,9 +29,10 @@ IMAGE_TOKENIZER = "tokenshuffle.image_tokenizer"
 TEXT_TOKENIZER = "tokenshuffle.text_tokenizer"
 WEIGHTS = "tokenshuffle.weights"  # the kind of quantised weights; no such key without them
 PROMPTS = "tokenshuffle.prompts"  # the prompt encoder's kind
+VOCABULARY = "tokenshuffle.vocabulary"  # what a model with a closed vocabulary knows
 SIZES = "tokenshuffle.sizes"  # part of the card: the sizes that the model was trained on
 ARCHITECTURE = "token-shuffle"
-FOR_MACHINES = (CONFIG, IMAGE_TOKENIZER, TEXT_TOKENIZER, WEIGHTS, PROMPTS)
+FOR_MACHINES = (CONFIG, IMAGE_TOKENIZER, TEXT_TOKENIZER, WEIGHTS, PROMPTS, VOCABULARY)
 
 
 def read(path: str | Path) -> Checkpoint:
@@ -42,15 +44,19 @@ def read(path: str | Path) -> Checkpoint:
     text = metadata[TEXT_TOKENIZER]
     # Older files lack the key; their class names are recognised by how they begin.
     kind = metadata.get(PROMPTS, "classes" if text.startswith('{"classes"') else "text")
+    card = {key: value for key, value in metadata.items() if key not in FOR_MACHINES}
+    vocabulary = None
     try:
         config = Config.from_json(metadata[CONFIG])
         if kind == ClassNames.kind:
             text_tokenizer = ClassNames.from_json(text)
         else:
             text_tokenizer = TextTokenizer.from_json(text, config.prompt)
+        trained_sizes(config, card)
+        if VOCABULARY in metadata:
+            vocabulary = Vocabulary.from_json(metadata[VOCABULARY])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    card = {key: value for key, value in metadata.items() if key not in FOR_MACHINES}
     return Checkpoint(
         Path(path),
         config,
@@ -59,7 +65,30 @@ def read(path: str | Path) -> Checkpoint:
         _weights(file, "model."),
         _weights(file, "image_tokenizer."),
         metadata.get(WEIGHTS),
+        vocabulary,
     )
+
+
+def trained_sizes(config: Config, card: dict[str, str]) -> list[tuple[int, int]]:
+    """The sizes (width, height) that the model was trained at, its default one first; [] if its
+    card does not say. Raises ValueError for a card with something else."""
+    sizes = parse_sizes(card.get(SIZES, ""))
+    default = config.generation.width, config.generation.height
+    return list(dict.fromkeys([default, *sizes])) if sizes else []
+
+
+def check_size(config: Config, card: dict[str, str], settings: GenerationConfig) -> None:
+    """Raises ValueError, which names the trained sizes, the nearest first, for another one, unless
+    the settings allow `any_size`."""
+    width, height = settings.width, settings.height
+    sizes = trained_sizes(config, card)
+    if sizes and (width, height) not in sizes and not settings.any_size:
+        sizes.sort(key=lambda size: abs(size[0] - width) + abs(size[1] - height))
+        raise ValueError(
+            f"this model was not trained at {width}x{height}: choose "
+            f"{', '.join(f'{w}x{h}' for w, h in sizes)}, or ask for it all the same with any_size "
+            "(on the command line --any-size, in ComfyUI an input of Token-Shuffle Options)"
+        )
 
 
 def read_image_tokenizer(path: str | Path) -> tuple[ImageTokenizerConfig, Weights]:
@@ -82,10 +111,11 @@ def save(
     image_tokenizer: ImageTokenizer,
     text_tokenizer: PromptEncoder,
     card: dict[str, str],
+    vocabulary: Vocabulary | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write a checkpoint; `dtype` converts all weights except quantised ones. Raises OSError."""
-    metadata = metadata_of(config, text_tokenizer, card)
+    metadata = metadata_of(config, text_tokenizer, card, vocabulary)
     if kind := kind_of(model):
         metadata[WEIGHTS] = kind
     _write(path, {"model": model, "image_tokenizer": image_tokenizer}, metadata, dtype)
@@ -97,10 +127,13 @@ def save_image_tokenizer(path: str | Path, module: ImageTokenizer) -> None:
 
 
 def metadata_of(
-    config: Config, text_tokenizer: PromptEncoder, card: dict[str, str]
+    config: Config,
+    text_tokenizer: PromptEncoder,
+    card: dict[str, str],
+    vocabulary: Vocabulary | None,
 ) -> dict[str, str]:
     """Everything in a file except the weights."""
-    return {
+    metadata = {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": ARCHITECTURE,
         **card,
@@ -109,6 +142,7 @@ def metadata_of(
         TEXT_TOKENIZER: text_tokenizer.to_json(),
         PROMPTS: text_tokenizer.kind,
     }
+    return metadata | ({VOCABULARY: vocabulary.to_json()} if vocabulary else {})
 
 
 def _weights(file, prefix: str) -> Weights:

@@ -55,6 +55,10 @@ def _parser() -> argparse.ArgumentParser:
         "model", nargs="?", metavar="CHECKPOINT-or-PRESET",
         help=f"a file, or one of {', '.join(PRESETS)} (default: the bundled model)",
     )  # fmt: skip
+    info.add_argument(
+        "--language", metavar="LANGUAGE",
+        help="of the subjects that a model with a closed vocabulary knows (default: en)",
+    )  # fmt: skip
     data.add(commands)
     train.add(commands)
     evaluate.add(commands)
@@ -65,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 def _info(options) -> None:
     from ..checkpoints import BUNDLED, read, skeleton
 
-    card, config = {}, PRESETS.get(options.model)
+    card, vocabulary, config = {}, None, PRESETS.get(options.model)
     if config is None:
         try:
             checkpoint = read(options.model or BUNDLED)
@@ -74,11 +78,15 @@ def _info(options) -> None:
             raise FileNotFoundError(
                 f"{options.model} is neither an existing file nor a preset ({presets})"
             ) from None
-        config, card = checkpoint.config, checkpoint.card
+        config, card, vocabulary = checkpoint.config, checkpoint.card, checkpoint.vocabulary
         if checkpoint.kind:
             card = {"tokenshuffle.weights": checkpoint.kind} | card
-    for key, value in card.items():
-        print(f"{key.partition('.')[2]}: {value}")
+    if options.language and not vocabulary:
+        raise ValueError(f"--language {options.language}: no list of subjects is stored there")
+    lines = {key.partition(".")[2]: value for key, value in card.items()}
+    lines |= _known(vocabulary, options.language) if vocabulary else {}
+    for key, value in lines.items():
+        print(f"{key}: {value}")
     titles = {}
     for name, part in ("model", config.model), ("image tokenizer", config.image_tokenizer):
         parameters = sum(parameter.numel() for parameter in skeleton(part).parameters())
@@ -88,3 +96,15 @@ def _info(options) -> None:
         for field, value in vars(part).items():
             print(f"  {field}: {value}")
     print(f"size: width and height in multiples of {config.pixels_per_window} pixels")
+
+
+def _known(vocabulary, language: str | None) -> dict[str, str]:
+    """What a vocabulary has in a language, as lines of a card."""
+    language = language or vocabulary.languages[0]
+    lines = {"subjects": vocabulary.names(language)}
+    for name in ("styles", "backgrounds", "colours"):
+        phrases = getattr(vocabulary, name).items()
+        lines[name] = [by_language.get(language, key) for key, by_language in phrases]
+    lines["subjects in these colours"] = vocabulary.names(language, recoloured=True)
+    lines |= {"counts": map(str, vocabulary.counts), "compositions": vocabulary.kinds}
+    return {name: text for name, values in lines.items() if (text := ", ".join(values))}

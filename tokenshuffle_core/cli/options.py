@@ -3,7 +3,7 @@
 import argparse
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from ..config import SCHEDULES, WEIGHT_KINDS, GenerationConfig
@@ -51,11 +51,14 @@ def add_sampling(parser) -> None:
     parser.add_argument(
         "--window", type=int, help="one of the model's: a larger one is faster and coarser"
     )
+    parser.add_argument(
+        "--any-size", action="store_true", default=None,
+        help="also sizes that the model was not trained at, which mostly come out as noise",
+    )  # fmt: skip
 
 
 def settings_of(options, defaults: GenerationConfig) -> GenerationConfig:
-    names = ("width", "height", "cfg", "schedule", "temperature", "top_k", "top_p", "window")
-    values = {name: getattr(options, name, None) for name in names}
+    values = {field.name: getattr(options, field.name, None) for field in fields(defaults)}
     return replace(defaults, **{name: value for name, value in values.items() if value is not None})
 
 

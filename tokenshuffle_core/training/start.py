@@ -69,7 +69,7 @@ def new_pipeline(
         text_vocabulary=len(text),
         codebook_size=images.config.codebook_size,
         windows=changes.windows or preset.model.windows,
-        window_head=changes.window_head,
+        window_head=changes.window_head or preset.model.window_head,
     )
     config = Config(images.config, shape, _of_size(preset.generation, shards))
     torch.manual_seed(changes.seed)

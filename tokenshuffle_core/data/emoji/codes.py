@@ -20,7 +20,7 @@ from ..shards import Extraction, Shard, check_counts, settings_of, split_of, wri
 from .build import read_manifest
 from .compose import Composition, square_in
 from .folder import Descriptions, size_of
-from .pictures import BACKGROUNDS, read, resize, stacked
+from .pictures import BACKGROUNDS, read, resize, sent, stacked
 from .plan import Jitter, Planned, plan
 from .recolour import Tone, recoloured
 
@@ -145,29 +145,23 @@ class Composer:
                     colours[side].append((len(places[side]), tone, colour))
                 places[side].append((picture, row, left, top, mirrored))
         backgrounds = [BACKGROUNDS[shown.background] for shown in compositions]
-        canvas = self._sent(backgrounds).float()[:, :, None, None]
+        canvas = sent(backgrounds, self.device).float()[:, :, None, None]
         canvas = canvas.expand(-1, -1, size[1], size[0]).clone()
         channels = torch.arange(3, device=self.device)[:, None, None]
         for side, of_side in places.items():
-            picture, row, left, top, mirrored = self._sent(of_side).T[..., None, None]
+            picture, row, left, top, mirrored = sent(of_side, self.device).T[..., None, None]
             span = torch.arange(side, device=self.device)
             at = picture[:, None], channels, (top + span[:, None])[:, None], (left + span)[:, None]
             cut_out = self.cut_outs[side][row.flatten()]
             if colours[side]:
                 which, tones, names = zip(*colours[side], strict=True)
-                which = self._sent(list(which))
+                which = sent(list(which), self.device)
                 cut_out[which] = recoloured(cut_out[which], list(tones), list(names))
             cut_out = torch.where(mirrored[:, None] > 0, cut_out.flip(-1), cut_out).float()
             colour, alpha = cut_out[:, :3], cut_out[:, 3:]
             # Subjects do not overlap, so those of one picture can be put in at once.
             canvas[at] = ((colour * alpha + canvas[at] * (255 - alpha)) / 255).round()
         return canvas / 255
-
-    def _sent(self, numbers: list) -> Tensor:
-        """On the device, without waiting for it: from pinned memory a copy is only queued."""
-        tensor = torch.tensor(numbers)
-        pinned = tensor.pin_memory() if self.device.type == "cuda" else tensor
-        return pinned.to(self.device, non_blocking=True)
 
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -41,6 +41,13 @@ def stacked(pictures: Iterable[Image.Image]) -> Tensor:
     return torch.from_numpy(arrays).movedim(-1, 1).contiguous()
 
 
+def sent(numbers: list, device: torch.device) -> Tensor:
+    """A tensor on the device, without waiting for it: from pinned memory a copy is only queued."""
+    tensor = torch.tensor(numbers)
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)
+
+
 def resize(cut_out: Image.Image, side: int) -> Image.Image:
     """A square RGBA picture resized without a fringe in the colour of its transparent pixels."""
     if cut_out.size == (side, side):

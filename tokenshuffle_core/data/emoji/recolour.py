@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .pictures import sent
+
 
 class Tone(NamedTuple):
     """Hue in turns, saturation and value in 0..1."""
@@ -69,7 +71,7 @@ def recoloured(cut_outs: Tensor, tones: list[Tone], colours: list[str]) -> Tenso
         Tone(tone.hue, *THINGS[colour][1:]) if THINGS[colour][0] is None else THINGS[colour]
         for tone, colour in zip(tones, colours, strict=True)
     ]
-    of, to = (torch.tensor(each, device=rgb.device).T[..., None, None] for each in (tones, targets))
+    of, to = (sent(each, rgb.device).T[..., None, None] for each in (tones, targets))
     apart = distance(hue, of[0])
     share = ((OUTER - apart) / (OUTER - INNER)).clamp(0, 1)
     share = share * ((saturation * value - DULL) / (VIVID - DULL)).clamp(0, 1)
