@@ -147,7 +147,7 @@ def test_a_size_in_a_file_of_prompts_is_refused_unless_asked_for(informed, refus
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("a " * 200,), "the prompt has"),
+        (("cat " * 200,), "the prompt has"),
         (("a", "--width", "250"), "width 250 does not fit"),
         (("a", "--count", "0"), "number of pictures"),
         (("a", "--cfg", "nan"), "cfg must be a number"),

@@ -35,8 +35,10 @@ def _embedding(table: Tensor, token: int, old: TextTokenizer, new: TextTokenizer
     same = old.tokenizer.token_to_id(name)
     if same is not None:
         return table[same]
-    # Part of a character decodes to no text, but its name in a byte-level vocabulary has bytes.
     text = new.text_of([token])
-    pieces = [old.tokenizer.token_to_id(c) for c in name] if "\ufffd" in text else old.encode(text)
+    pieces = [] if "\ufffd" in text else old.encode(text)
+    # Part of a character decodes to no text, and the old tokenizer may drop an article, but the
+    # name in a byte-level vocabulary has bytes.
+    pieces = pieces or [old.tokenizer.token_to_id(c) for c in name]
     pieces = [piece for piece in pieces if piece is not None]
     return table[pieces].mean(0) if pieces else table.mean(0)
