@@ -2,7 +2,7 @@
 
     python -m scripts.bundle RUN/final.safetensors DATA --cfg 4 --training "one sentence on compute"
 
-DATA is a folder of `data emoji`, with `--compositions` if the model was trained on them. The card's
+DATA is a folder of `data emoji`, of whose compositions the model was trained on codes. The card's
 scores are measured on the bundled file itself, which is stored in float16. Also writes the README's
 picture sheets into docs/ and the list of subjects into the prompt node's help.
 """
@@ -20,10 +20,19 @@ from tokenshuffle_core.checkpoints import BUNDLED, SIZES
 from tokenshuffle_core.cli.options import settings_of
 from tokenshuffle_core.config import parse_sizes
 from tokenshuffle_core.data.emoji.build import read_manifest
-from tokenshuffle_core.data.emoji.folder import FOLDER
 from tokenshuffle_core.data.emoji.vocabulary import vocabulary_of
-from tokenshuffle_core.evaluation.compositional import SCORES, choose_compositions, compositional
+from tokenshuffle_core.evaluation.matching import References
+from tokenshuffle_core.evaluation.prompt_groups import GROUPS, made
 from tokenshuffle_core.evaluation.retrieval import choose, reconstruction_psnr, retrieval
+from tokenshuffle_core.evaluation.understanding import (
+    BY_HAND,
+    diversity,
+    draw,
+    marked_sheet,
+    read_prompts,
+    score_all,
+    shares,
+)
 from tokenshuffle_core.files import atomic_path, write_text
 from tokenshuffle_core.images import sheet_of
 from tokenshuffle_core.pipeline import load
@@ -31,6 +40,7 @@ from tokenshuffle_core.pipeline import load
 ROOT = Path(__file__).resolve().parent.parent
 HELP = ROOT / "web" / "docs" / "TokenShufflePrompt.md"
 MARKER = "## Subjects of the bundled model"
+SHEETS = {"canonical": "trained-en", "held-out": "held-out-en"}
 LARGEST = 256, 128  # the largest of its training sizes
 PAIRS = (
     "two robots, flat style", "two hearts, 3d style", "two suns, 3d style", "two owls, flat style",
@@ -56,12 +66,11 @@ def main() -> None:
     settings = settings_of(options, pipeline.config.generation)
     pipeline.config = replace(pipeline.config, generation=settings)
     sizes = pipeline.card[SIZES]
-    composed = (options.data / FOLDER).is_dir()
     subjects = ", ".join(dict.fromkeys(record["subject"] for record in records))
-    pipeline.card = card_of(summary, options.training, sizes, composed)
+    pipeline.card = card_of(summary, options.training, sizes)
     pipeline.vocabulary = vocabulary_of(records)
     pipeline.save(BUNDLED, torch.float16)
-    pipeline.card["tokenshuffle.scores"] = ", ".join(score(options.data, records, composed))
+    pipeline.card["tokenshuffle.scores"] = ", ".join(score(options.data, records))
     pipeline.save(BUNDLED, torch.float16)
     text = HELP.read_text(encoding="utf-8").partition(MARKER)[0].rstrip()
     write_text(HELP, f"{text}\n\n{MARKER}\n\n{subjects}.\n")
@@ -73,7 +82,7 @@ def main() -> None:
     print(pipeline.card["tokenshuffle.scores"])
 
 
-def card_of(summary: dict, training: str, sizes: str, composed: bool) -> dict[str, str]:
+def card_of(summary: dict, training: str, sizes: str) -> dict[str, str]:
     sources = "; ".join(
         f"{s['package']} {s['version']} ({s['licence']}, {s['by']})" for s in summary["sources"]
     )
@@ -85,14 +94,14 @@ def card_of(summary: dict, training: str, sizes: str, composed: bool) -> dict[st
         "modelspec.resolution": f"{summary['size']}x{summary['size']}",
         "modelspec.description": (
             f"A small Token-Shuffle model that draws {summary['subjects']} subjects as emoji in "
-            f"{len(summary['styles'])} styles{', alone, counted or two together' * composed}, from "
-            f"prompts in {len(summary['languages'])} languages ({', '.join(summary['languages'])})."
+            f"{len(summary['styles'])} styles, in ten colours, counted, small or big, or two "
+            f"together, from prompts in {len(summary['languages'])} languages "
+            f"({', '.join(summary['languages'])})."
         ),
         "modelspec.usage_hint": (
-            '"a SUBJECT, STYLE style" with a style of '
-            f'{", ".join(summary["styles"])}; optionally "on a COLOUR background"'
-            + '; also "three SUBJECTS", "a SUBJECT left of a SUBJECT"' * composed
-            + "; in other languages names without an article"
+            f'"a SUBJECT, STYLE style" with a style of {", ".join(summary["styles"])}; "a COLOUR '
+            'SUBJECT", "three SUBJECTS", "a SUBJECT left of a SUBJECT", "on a COLOUR background"; '
+            "articles, capitals and a full stop do not matter"
         ),
         "tokenshuffle.data": (
             f"{summary['pictures']} pictures, {summary['held_out']} subject-style pairs held out; "
@@ -109,38 +118,55 @@ def card_of(summary: dict, training: str, sizes: str, composed: bool) -> dict[st
     }
 
 
-def score(data: Path, records: list[dict], composed: bool) -> list[str]:
-    """The lines of the card's scores. 50 compositions of each kind are scored; their sheet shows
-    ten trained compositions of each kind but "single"."""
+def score(data: Path, records: list[dict]) -> list[str]:
+    """The lines of the card's scores; also draws the pictures of `docs/`, of which none is picked.
+
+    Each group of `eval understanding` with 200 prompts, the prompts by hand, retrieval from
+    canonical prompts in each language, and the image tokenizer alone.
+    """
     pipeline = load()
     settings = pipeline.config.generation
     sizes = parse_sizes(pipeline.card[SIZES])
+    references = References.read(data)
     lines, shown = [], []
+    for group in GROUPS:
+        prompts = made(records, references, group, 320 if group == "seeds" else 200, seed=0)
+        images = draw(pipeline, prompts, settings, sizes=sizes)
+        if group == "seeds":
+            lines.append(f"distance between seeds {diversity(images).value:.3f}")
+            continue
+        scores = score_all(images, prompts, references)
+        lines += [
+            f"{name} {found.value:.3f} [{found.low:.2f}, {found.high:.2f}]"
+            for name, found in shares(prompts, scores).items()
+            if name in (group, "counts: count")
+        ]
+        if group in SHEETS:
+            save_sheet(SHEETS[group], images[:60], columns=12)
+        if group in ("counts", "pairs", "colours"):
+            shown += list(zip(images[:12], prompts[:12], scores[:12], strict=True))
+    save_marked("composed", *zip(*shown, strict=True))
+    prompts = read_prompts(BY_HAND, references)
+    images = draw(pipeline, prompts, settings, sizes=sizes)
+    scores = score_all(images, prompts, references)
+    save_marked("by-hand", images, prompts, scores)
+    lines.append(f"by hand {sum(found['right'] for found in scores)} of {len(scores)}")
     for split, count, name in (("train", 200, "trained"), ("held-out", None, "held-out")):
         part = choose(records, split, count, seed=0)
         for language in records[0]["names"]:
-            scores, images = retrieval(pipeline, data, part, settings, language=language)
-            lines.append(f"{name} {language} {shares(scores, 3)} (n={len(part)})")
-            if (split, language) in (("train", "en"), ("train", "zh"), ("held-out", "en")):
-                save_sheet(f"{name}-{language}", images[:60], columns=12)
+            found, images = retrieval(pipeline, data, part, settings, language=language)
+            top = sum(each["top-1"] for each in found) / len(found)
+            lines.append(f"{name} {language} top-1 {top:.3f} (n={len(part)})")
+            if (split, language) == ("train", "zh"):
+                save_sheet("trained-zh", images[:60], columns=12)
         lines.append(f"{name} PSNR {reconstruction_psnr(pipeline, data, part):.1f} dB")
-        compositions = choose_compositions(data, split, 50, seed=0) if composed else []
-        for kind in SCORES if composed else ():
-            part = [composition for composition in compositions if composition.kind == kind]
-            scores, images = compositional(pipeline, data, part, settings, sizes=sizes)
-            lines.append(f"{name} {kind}: {shares(scores, 2)} (n={len(part)})")
-            if split == "train" and kind != "single":
-                shown += images[:10]
-    if composed:
-        save_sheet("composed", shown, columns=10)
     return lines
 
 
-def shares(scores: list[dict[str, bool]], digits: int) -> str:
-    return " ".join(
-        f"{name} {sum(score[name] for score in scores) / len(scores):.{digits}f}"
-        for name in scores[0]
-    )
+def save_marked(name: str, *parts) -> None:
+    """A sheet with prompts and marks, in few colours: it has many pixels."""
+    with atomic_path(ROOT / "docs" / f"{name}.png") as temporary:
+        marked_sheet(*parts).quantize(256).save(temporary, "PNG", optimize=True)
 
 
 def save_sheet(name: str, images: list[Tensor], columns: int) -> None:
