@@ -101,6 +101,7 @@ def test_a_key_of_a_later_version_does_not_matter():
         ({"subjects": [{"names": {"en": [7]}}]}, "7 is not a line of 1 to 200 characters"),
         ({"subjects": [{"names": {"en": [""]}}]}, "is not a line"),
         ({"subjects": [{"names": {"en": ["a\nb"]}}]}, "is not a line"),
+        ({"subjects": [{"names": {"en": ["a\u2028b"]}}]}, "is not a line"),
         ({"subjects": [{"names": {"en": ["\ud800"]}}]}, "is not a line"),
         ({"subjects": [{"names": {"en": ["a"]}, "recoloured": 1}]}, "recoloured must be true"),
         ({"subjects": [{"names": {"en": ["a" * 201]}}]}, "is not a line"),
