@@ -116,7 +116,7 @@ def train(options) -> None:
     )  # fmt: skip
     say("codes", options)
     shards = CodeShards(options.work / "codes", verify=False)
-    pipeline = start(options, shards, sizes)
+    pipeline = start(options, shards)
     loop = LOOP
     if device.type == "cpu":
         loop = replace(loop, batch=8, precision="fp32", compile=False)
@@ -166,7 +166,7 @@ def attempt(options, module: nn.Module, task: ModelTask, loop: LoopConfig) -> Lo
     return loop
 
 
-def start(options, shards: CodeShards, sizes: list[tuple[int, int]]) -> Pipeline:
+def start(options, shards: CodeShards) -> Pipeline:
     """The model of an earlier run, or a new one."""
     if options.init:
         pipeline = load(options.init, "cpu")

@@ -10,7 +10,9 @@ from tokenshuffle_core import checkpoints
 from tokenshuffle_core.adapt.vocabulary import change_text_tokenizer
 from tokenshuffle_core.checkpoints import native
 from tokenshuffle_core.cli.main import main
+from tokenshuffle_core.data.shards import CodeShards
 from tokenshuffle_core.pipeline import load
+from tokenshuffle_core.training.start import Changes, trained_pipeline
 from tokenshuffle_core.vocabulary import MAX_BYTES, Subject, Vocabulary
 
 VOCABULARY = Vocabulary(
@@ -82,6 +84,12 @@ def test_every_way_to_another_file_keeps_it(saved, tmp_path):
     assert load(other).vocabulary == VOCABULARY
 
 
+def test_a_training_on_other_pictures_does_not_keep_it(saved, pipeline, codes):
+    started = trained_pipeline(saved, CodeShards(codes), Changes())
+    assert started.vocabulary is None
+    assert started.text_tokenizer.to_json() == pipeline.text_tokenizer.to_json()
+
+
 def test_a_key_of_a_later_version_does_not_matter():
     parts = json.loads(VOCABULARY.to_json()) | {"verbs": ["runs"]}
     parts["subjects"][0]["verbs"] = ["grows"]
@@ -101,6 +109,7 @@ def test_a_key_of_a_later_version_does_not_matter():
         ({"subjects": [{"names": {"en": [7]}}]}, "7 is not a line of 1 to 200 characters"),
         ({"subjects": [{"names": {"en": [""]}}]}, "is not a line"),
         ({"subjects": [{"names": {"en": ["a\nb"]}}]}, "is not a line"),
+        ({"subjects": [{"names": {"en": ["a\u2028b"]}}]}, "is not a line"),
         ({"subjects": [{"names": {"en": ["\ud800"]}}]}, "is not a line"),
         ({"subjects": [{"names": {"en": ["a"]}, "recoloured": 1}]}, "recoloured must be true"),
         ({"subjects": [{"names": {"en": ["a" * 201]}}]}, "is not a line"),

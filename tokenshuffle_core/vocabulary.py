@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 
 MAX_BYTES = 4 * 2**20  # of the JSON, which comes from files that nobody checked
 MAX_TEXT = 200  # characters of one name or phrase
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 Phrases = dict[str, dict[str, str]]  # what a caption may name -> language -> how it says so
 

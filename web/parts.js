@@ -56,8 +56,8 @@ export function sizePart(node, root, refresh) {
       warning.textContent = text.windows(model.windows.join(', '))
     } else if (count > model.max_positions) warning.textContent = text.tooLarge(model.max_positions)
     else if (!isTrained(width, height, model)) {
-      const options = originOf(node, 'options')
-      const allowed = model.any_size || (options && widgetOf(options, 'any_size')?.value)
+      const origin = originOf(node, 'options')
+      const allowed = model.any_size || (origin && widgetOf(origin, 'any_size')?.value)
       warning.textContent = allowed ? text.untrained : text.refused
     }
   }

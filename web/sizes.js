@@ -1,5 +1,6 @@
 // Sizes of pictures. A model as /tokenshuffle/model describes it: `sizes` are those it was trained at,
-// the default one first, and it draws no others unless it has `any_size`; withWindow adds the pixels of one position, `unit`, and of the longest side.
+// the default one first, and it draws no others unless it has `any_size`; withWindow adds the pixels of
+// one position, `unit`, and of the longest side.
 
 const SHAPES = [[1, 1], [4, 3], [3, 4], [3, 2], [2, 3], [16, 9], [9, 16]]
 

@@ -66,7 +66,7 @@ const STRINGS = {
     time: (seconds) => `約 ${seconds}`,
     lastSpeed: '前回の実行速度による見積もり',
     untrained: 'モデルはこのサイズで学習していません。',
-    refused: 'モデルはこのサイズで学習していません：「Token-Shuffle オプション」の「任意のサイズ」 が必要です。',
+    refused: 'モデルはこのサイズで学習していません：「Token-Shuffle オプション」の「任意のサイズ」が必要です。',
     tooLarge: (limit) => `大きすぎます：このモデルが扱えるのは ${limit} ポジションまでです。`,
     windows: (list) => `このモデルが扱えるウィンドウ：${list}。`,
     noModel: 'モデルを接続するとサイズが表示されます。',

@@ -94,6 +94,7 @@ def test_understanding_of_own_prompts(evaluate, data, tiny, tmp_path, capsys):
         (("--prompts", path), "own.jsonl, line 2: the data set has no subject 'tree'"),
         (("--prompts", tmp_path / "none.jsonl"), "none.jsonl does not exist"),
         (("--groups", "canonical,plurals"), "there is no group 'plurals', only canonical, "),
+        (("--groups", "pairs", "--prompts", path), "--groups is for prompts that are made"),
         (("--count", 0), "--count must be at least 1"),
     ):
         arguments = ["eval", "understanding", data, "--model", tiny, *options]

@@ -260,6 +260,7 @@ LINE = {"prompt": "two bars", "subjects": ["bar", ["bar", "ball"]], "style": Non
         ({"subjects": None}, "subjects is empty"),
         ({"subjects": []}, "subjects is empty"),
         ({"subjects": ["bar", 1]}, "subjects are names"),
+        ({"subjects": ["bar", [["bar"]]]}, "subjects are names"),
         ({"subjects": ["bar", "tree"]}, "the data set has no subject 'tree'"),
         ({"subjects": ["bar"] * 9}, "9 subjects need boxes"),
         ({"style": "oil"}, "the data set has no style 'oil'"),
@@ -268,11 +269,13 @@ LINE = {"prompt": "two bars", "subjects": ["bar", ["bar", "ball"]], "style": Non
         ({"places": 3}, "there is no key 'places', only prompt, group"),
         ({"background": "mauve"}, "'mauve' is not a colour"),
         ({"colours": ["mauve", None]}, "'mauve' is not a colour"),
+        ({"colours": [["red"], None]}, "colours are names"),
         ({"colours": ["red"]}, "2 subjects need as many colours"),
         ({"boxes": [[0, 0, 1, 1]]}, "2 subjects need as many boxes"),
         ({"boxes": [[0, 0, 1, 1], [0, 0, 2, 1]]}, r"boxes are \[left, top"),
         ({"boxes": [[0, 0, 1, 1], "ab"]}, r"boxes are \[left, top"),
         ({"boxes": [[0, 0, 1, 1], [0, 0]]}, r"boxes are \[left, top"),
+        ({"boxes": [[0, 0, 1, 1], [0, 0, 0.01, 1]]}, "a box must have at least a sixteenth"),
         ({"size": [64]}, r"size is \[width, height\]"),
         ({"any_order": 1}, "any_order must be true or false, not 1"),
     ],
@@ -300,7 +303,7 @@ def known():
 def test_prompts_by_hand_ask_for_what_there_is(known):
     entries = [json.loads(line) for line in BY_HAND.read_text(encoding="utf-8").splitlines()]
     prompts = [Prompt.of(entry) for entry in entries]
-    assert len({prompt.prompt for prompt in prompts}) == len(prompts) >= 100 - 1
+    assert len({prompt.prompt for prompt in prompts}) == len(prompts) == 100
     assert {name for p in prompts for names in p.subjects for name in names} <= known
     assert {prompt.style for prompt in prompts} == {None, "3d", "flat", "noto"}
     languages = [prompt.language for prompt in prompts]

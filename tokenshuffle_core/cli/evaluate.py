@@ -226,6 +226,8 @@ def _understanding(options) -> None:
     _check(options)
     if options.count < 1:
         raise ValueError(f"--count must be at least 1, not {options.count}")
+    if options.prompts and options.groups:
+        raise ValueError("--groups is for prompts that are made: leave out --prompts, or --groups")
     groups = options.groups.split(",") if options.groups else [*GROUPS]
     if unknown := [group for group in groups if group not in GROUPS]:
         raise ValueError(f"there is no group {unknown[0]!r}, only {', '.join(GROUPS)}")

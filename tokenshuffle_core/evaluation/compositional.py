@@ -4,7 +4,7 @@ The prompts are those of the composed pictures of the kinds in `SCORES`; `unders
 more. The scores compare with how these are composed:
 
 - background: the palette's nearest colour to the mean of the border;
-- count: the nearest of the pictures with one to four copies of the subject;
+- count: the nearest of the pictures with one to five copies of the subject;
 - subjects: in each box, the nearest of all subjects in that style. "position" requires the right
   subject in each box, "subjects" the right subjects in any order.
 
@@ -148,7 +148,7 @@ def background_of(image: Tensor) -> str:
 def count_of(
     image: Tensor, composition: Composition, background: str, references: References
 ) -> int:
-    """The most likely number of copies of the composition's subject in the image, 1 to 4."""
+    """The most likely number of copies of the composition's subject in the image, 1 to 5."""
     subject, style = composition.subjects[0], composition.style
     size = (image.shape[-1], image.shape[-2])
     pictures = []

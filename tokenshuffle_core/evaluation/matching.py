@@ -46,6 +46,7 @@ class References:
         self.tones = [tone_of(cut_out) for cut_out in cut_outs]
         self.last: tuple = ()  # the key of `pooled`
         self.pooled: dict[float, Tensor] = {}
+        self.names: list[str] = []  # of what is in `pooled`
 
     @classmethod
     def read(cls, data: Path) -> "References":

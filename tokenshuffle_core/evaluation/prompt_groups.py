@@ -14,12 +14,11 @@ from ..data.emoji.compose import BOTTOM, LEFT, RIGHT, TOP
 from ..data.emoji.english import plural, with_article
 from ..data.emoji.phrases import PHRASES
 from ..data.emoji.pictures import BACKGROUNDS
+from ..data.emoji.plan import COLOURS
 from .matching import References, colour_of
 from .understanding import SEEDS, Prompt
 
 WITH_ARTICLES = Path(__file__).with_name("prompts_with_articles.tsv")
-NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
-COLOURS = tuple(name for name in BACKGROUNDS if name != "white")  # of things on white
 FULL_WIDTH = {code: code + 0xFEE0 for code in range(0x21, 0x7F)}
 # Harmless variations of "a red apple, 3d style", from the name and the style.
 VARIATIONS: dict[str, Callable[[str, str], str]] = {
@@ -42,7 +41,8 @@ def made(
     records: list[dict], references: References, group: str, count: int, seed: int
 ) -> list[Prompt]:
     """`count` prompts of a group of `GROUPS` in random order: every possible one once before any is
-    repeated (with another seed of its picture). `records` is the manifest of the references.
+    repeated (with another seed of its picture); pairs are random ones. `records` is the manifest of
+    the references.
 
     Raises ValueError if the data set has nothing to ask for.
     """
@@ -106,10 +106,13 @@ def _languages(records, trained, references, rng) -> Iterator[Prompt]:
 
 
 def _copies(group: str, *counts: int):
+    english = PHRASES["en"]
+
     def draw(records, trained, references, rng) -> Iterator[Prompt]:
         countable = [r for r in trained if plural(_name(r))]
         for record, n in _by_kind(countable, counts, rng):
-            text = f"{NUMBERS[n]} {plural(_name(record))}, {PHRASES['en'].styles[record['style']]}"
+            number, style = english.numbers[n], english.styles[record["style"]]
+            text = f"{number} {plural(_name(record))}, {style}"
             yield Prompt(text, group, ((record["subject"],),) * n, record["style"])
 
     return draw

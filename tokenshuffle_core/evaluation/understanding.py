@@ -15,7 +15,7 @@ the background. A picture is right if all of it is there. The parts, for a promp
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from pathlib import Path
@@ -38,6 +38,7 @@ from .retrieval import features, generate
 BY_HAND = Path(__file__).with_name("prompts_by_hand.jsonl")
 BORDER, LETTERS, SHEET = 3, 14, 2000  # pixels of a sheet: of its borders, its lines, its width
 CLEAR = 0.25  # by eye: hardly any thing below is in doubt, and about half of those above
+NARROWEST = 1 / 16  # side of a place, as a share of the picture's: it has some pixels
 SEEDS = 8  # pictures of a prompt that are compared with each other
 
 
@@ -78,6 +79,10 @@ class Prompt:
                 raise ValueError(f"{n} subjects need as many {name}")
         if any(not (0 <= a < c <= 1 and 0 <= b < d <= 1) for a, b, c, d in self.boxes):
             raise ValueError("boxes are [left, top, right, bottom], as shares of the picture")
+        if any(min(c - a, d - b) < NARROWEST for a, b, c, d in self.boxes):
+            raise ValueError(
+                "a box must have at least a sixteenth of the picture's width and height"
+            )
         for colour in (self.background, *filter(None, self.colours)):
             if colour not in BACKGROUNDS:
                 raise ValueError(f"{colour!r} is not a colour: choose of {', '.join(BACKGROUNDS)}")
@@ -103,8 +108,10 @@ class Prompt:
         if not found.get("subjects"):
             raise ValueError("subjects is empty")
         each = [[s] if isinstance(s, str) else s for s in found["subjects"]]
-        if any(not isinstance(s, list) or not s for s in each):
+        if any(not isinstance(s, list) or not s or not _are_names(s) for s in each):
             raise ValueError("subjects are names, or lists of names of which each is right")
+        if not _are_names(filter(None, found.get("colours", []))):
+            raise ValueError("colours are names, or null")
         boxes = found.get("boxes", [])
         numbers = [n for box in boxes for n in (box if isinstance(box, list) else [None])]
         if any(type(n) not in (int, float) for n in numbers) or any(len(b) != 4 for b in boxes):
@@ -122,6 +129,10 @@ KINDS: dict[str, type] = {
     **dict.fromkeys(("any_order", "small"), bool),
 }
 NAMES = {str: "text", list: "a list", bool: "true or false"}
+
+
+def _are_names(values: Iterable) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def read_prompts(path: Path, references: References) -> list[Prompt]:

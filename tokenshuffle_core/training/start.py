@@ -80,7 +80,8 @@ def new_pipeline(
 
 def trained_pipeline(init: Path, shards: CodeShards, changes: Changes) -> Pipeline:
     """The checkpoint `init` with `changes`: grown to other windows or a window head, and with
-    another text tokenizer. Its default size becomes the most frequent size of the pictures.
+    another text tokenizer. Its default size becomes the most frequent size of the pictures; its
+    card and its vocabulary, which say what it was trained on, are left out.
 
     Raises as the readers of these files, and ValueError for quantised weights or a shape that does
     not allow the changes.
@@ -88,7 +89,7 @@ def trained_pipeline(init: Path, shards: CodeShards, changes: Changes) -> Pipeli
     pipeline = load(init)
     check_whole(pipeline.model)
     config = replace(pipeline.config, generation=_of_size(pipeline.config.generation, shards))
-    pipeline = replace(pipeline, config=config, card=changes.card)
+    pipeline = replace(pipeline, config=config, card=changes.card, vocabulary=None)
     shape = config.model
     torch.manual_seed(changes.seed)
     if changes.text_tokenizer:

@@ -51,6 +51,19 @@ def test_names_are_unambiguous(data):
     assert "common" not in record["names"]["en"]
 
 
+def test_a_name_in_the_list_is_no_keyword_of_another_subject(folder):
+    path = folder / "sources" / "emojibase-data" / "en" / "data.json"
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    next(e for e in entries if e["hexcode"] == "2B50")["tags"] = ["apple", "night"]
+    path.write_text(json.dumps(entries), encoding="utf-8")
+    subjects = folder / "s.txt"
+    subjects.write_text("1F34E red apple, apple\n2B50 star\n")
+    build(folder, size=32, subjects=str(subjects), styles=("3d",), held_out=0)
+    names = {r["subject"]: r["names"]["en"] for r in read_manifest(folder)}
+    assert names["red apple"][:2] == ["red apple", "apple"]
+    assert names["star"] == ["star", "night"]
+
+
 def test_ten_languages_name_each_subject(data):
     record = next(r for r in read_manifest(data) if r["codepoints"] == "1f34e")
     assert list(record["names"]) == ["en", "zh", "ja", "ko", "de", "fr", "es", "pt", "it", "ru"]

@@ -258,7 +258,8 @@ def _names(
 ) -> dict[str, list[str]]:
     """Code points -> names of the subject, the best one first.
 
-    The names in the list, the label, then keywords that no other selected subject has.
+    The names in the list, the label, then keywords that no other selected subject has. What the
+    list calls one subject is no keyword of another.
     """
     entries = {_key(e["hexcode"]): e for e in _entries(language, sources)}
     if missing := [code for code in selected if code not in entries]:
@@ -267,6 +268,7 @@ def _names(
         code: unicodedata.normalize("NFC", entries[code]["label"]).lower() for code in selected
     }
     taken = set(label_of.values())  # "cat face" may not be called "cat" if there is a cat
+    listed = {name for names in selected.values() for name in names} if language == "en" else set()
     labels, tags = {}, {}
     for code, label in label_of.items():
         names = list(selected[code]) if language == "en" and not label_first else []
@@ -276,7 +278,7 @@ def _names(
         keywords = [tag.lower() for tag in dict.fromkeys(entries[code].get("tags", ()))]
         # A single letter, such as the T of a T-Rex, names nothing.
         keywords = [tag for tag in keywords if len(tag) > 1 or not tag.isascii()]
-        tags[code] = [tag for tag in keywords if tag not in labels[code]]
+        tags[code] = [tag for tag in keywords if tag not in labels[code] and tag not in listed]
     uses = Counter(name for code in selected for name in (*labels[code], *tags[code]))
     names = {}
     for code, (first, *others) in labels.items():
