@@ -129,6 +129,33 @@ def test_different_prompts_keep_different_tokens(tokenizer):
         assert normalizer().normalize_str(one) != normalizer().normalize_str(other)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "same"),
+    [
+        ("cat\n\ndog", "cat dog"),
+        ("la maison sur fond bleu", "maison, fond bleu"),
+        ("eine Katze auf blauem Hintergrund", "katze, blauer Hintergrund"),
+        ("a cat with a blue background", "cat, blue background"),
+        ("两只猫", "两个猫"),
+        ("고양이 두 마리", "고양이 둘"),
+        ("gray cat", "grey cat"),
+        ("❤️", "❤"),
+        ("l´ours", "ours"),
+        ("os gatos", "gatos"),
+        ("cat - 3d-style", "cat, 3d style"),
+    ],
+)
+def test_other_words_for_the_same(prompt, same):
+    assert normalizer().normalize_str(prompt) == normalizer().normalize_str(same)
+
+
+def test_what_only_looks_like_an_article_stays():
+    normalize = normalizer().normalize_str
+    assert normalize("un os") == "os"  # a bone
+    assert normalize("十一个苹果") == "十一个苹果"  # eleven
+    assert normalize("统一个") == "统一个"
+
+
 def test_words_that_contain_an_article_stay_whole():
     normalize = normalizer().normalize_str
     for text in ("theatre", "lasso", "a-frame", "den's", "o'clock", "island", "unicorn"):

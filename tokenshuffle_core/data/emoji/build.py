@@ -14,7 +14,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 
@@ -36,6 +36,8 @@ STYLES: dict[str, tuple[str, str, str, str]] = {  # package, version, licence, a
 NAMES_PACKAGE = ("emojibase-data", "17.0.0", "MIT", "Miles Johnson; names from Unicode CLDR")
 LANGUAGES = ("en", "zh", "ja", "ko", "de", "fr", "es", "pt", "it", "ru")
 POPULAR = Path(__file__).with_name("subjects.txt")
+# What people call a subject whose label in Unicode is stiff: "dog" for "dog face".
+EVERYDAY = Path(__file__).with_name("everyday_names.tsv")
 KEYWORDS = 3  # at most this many unambiguous keywords become additional names of a subject
 # Each is another subject in one colour, or no longer itself in another one.
 NAMED_BY_COLOUR = {"green apple", "blue heart", "green sick face"}
@@ -258,8 +260,9 @@ def _names(
 ) -> dict[str, list[str]]:
     """Code points -> names of the subject, the best one first.
 
-    The names in the list, the label, then keywords that no other selected subject has. What the
-    list calls one subject is no keyword of another.
+    The names in the list, the label, then, where no list names all subjects, keywords that no other
+    selected subject has. What a list calls one subject is no keyword of another, and no keyword is
+    a colour. The last English name is the emoji itself.
     """
     entries = {_key(e["hexcode"]): e for e in _entries(language, sources)}
     if missing := [code for code in selected if code not in entries]:
@@ -268,23 +271,45 @@ def _names(
         code: unicodedata.normalize("NFC", entries[code]["label"]).lower() for code in selected
     }
     taken = set(label_of.values())  # "cat face" may not be called "cat" if there is a cat
-    listed = {name for names in selected.values() for name in names} if language == "en" else set()
+    by_hand: dict[str, list[str]] = {}
+    if not label_first:
+        by_hand = selected if language == "en" else _everyday(language)
+    listed = {name for code in selected for name in by_hand.get(code, ())}
+    coloured = {form for forms in PHRASES[language].adjectives.values() for form in forms}
     labels, tags = {}, {}
     for code, label in label_of.items():
-        names = list(selected[code]) if language == "en" and not label_first else []
+        names = list(by_hand.get(code, ()))
+        if language != "en":
+            names = [name for name in names if name == label or name not in taken]
         if language == "zh" and label[1:] and label[-1] in "脸头" and label[:-1] not in taken:
             names.append(label[:-1])
         labels[code] = list(dict.fromkeys([*names, label]))
         keywords = [tag.lower() for tag in dict.fromkeys(entries[code].get("tags", ()))]
         # A single letter, such as the T of a T-Rex, names nothing.
         keywords = [tag for tag in keywords if len(tag) > 1 or not tag.isascii()]
-        tags[code] = [tag for tag in keywords if tag not in labels[code] and tag not in listed]
+        known = {*labels[code], *listed, *coloured}
+        tags[code] = [tag for tag in keywords if tag not in known]
+        if language == "en" and not label_first:
+            tags[code] = []
     uses = Counter(name for code in selected for name in (*labels[code], *tags[code]))
     names = {}
     for code, (first, *others) in labels.items():
         keywords = [tag for tag in tags[code] if uses[tag] == 1][:KEYWORDS]
         names[code] = [first, *(name for name in others if uses[name] == 1), *keywords]
+        if language == "en":
+            names[code].append("".join(chr(int(point, 16)) for point in code.split("-")))
     return names
+
+
+@cache
+def _everyday(language: str) -> dict[str, list[str]]:
+    """Code points -> names, of some subjects in a language other than English."""
+    header, *lines = EVERYDAY.read_text(encoding="utf-8").splitlines()
+    if language not in header.split("\t"):
+        return {}
+    column = header.split("\t").index(language)
+    rows = [line.split("\t") for line in lines]
+    return {_key(row[0]): row[column].split(", ") for row in rows}
 
 
 def _hold_out(records: list[dict], share: float, seed: int) -> None:

@@ -17,7 +17,7 @@ UNSTYLED = 0.15  # share of captions without a style, so that such prompts work 
 ENGLISH = 4  # English captions are this many times as frequent as those of any other language
 KEYWORD = 0.25  # share of English captions with another name than the first
 # English names are selected by hand; others start with Unicode's, such as "Hundegesicht".
-FOREIGN_KEYWORD = 0.5
+FOREIGN_KEYWORD = 0.4
 LED = 0.1  # share of captions that begin with "a picture of" and the like
 CANONICAL = 0.4  # share with the style in the canonical form
 LEAST, MOST = 12, 24  # captions of a composed picture
@@ -96,10 +96,7 @@ def variations(
     `names` are, for each subject, the names in the manifest (language -> names). The canonical
     English caption comes first.
     """
-    names = [
-        {language: _bare(of, language, colour) for language in of}
-        for of, colour in zip(names, shown.colours, strict=True)
-    ]
+    names = [_bare(of) if colour else of for of, colour in zip(names, shown.colours, strict=True)]
     corners = tuple(map(corner_of, shown.boxes)) if shown.kind == "corners" else ()
     canonical = composed(
         shown.kind, [each["en"][0] for each in names], shown.style, shown.background,
@@ -145,16 +142,17 @@ def _variation(
         ]
         for of in (first, others)
     )
-    what = _filled(
-        rng.choice(_templates(shown.kind, first, language, corners)), first, language, others
-    )
+    template = rng.choice(_templates(shown.kind, first, language, corners))
+    what = _filled(template, first, language, others, turn)
     style = None if rng.random() < UNSTYLED else shown.style
-    led = bool(phrases.leads) and rng.random() < LED
+    # Nobody writes "an emoji of on the left a cat".
+    begins = shown.kind not in ("beside", "above", "corners")
+    led = begins and bool(phrases.leads) and rng.random() < LED
     if led:
         what = rng.choice(phrases.leads).format(what)
     background = shown.background
     if style and rng.random() > CANONICAL and phrases.in_styles:
-        text = _styled(what, style, phrases, language, led, rng)
+        text = _styled(what, style, phrases, language, begins and not led, rng)
     else:
         text = _with_style(what, style, phrases)
     if language == "en" and background != "white" and rng.random() < 0.4:
@@ -165,14 +163,14 @@ def _variation(
 
 
 def _styled(
-    what: str, style: str, phrases: Phrases, language: str, led: bool, rng: random.Random
+    what: str, style: str, phrases: Phrases, language: str, first: bool, rng: random.Random
 ) -> str:
-    """In another form than the canonical one."""
+    """In another form than the canonical one; the style may come `first`."""
     forms = [phrases.in_styles[style], "{} " + phrases.styles[style]]
     if language == "en":
         forms += ["{} in " + style, "{}, " + style, "{} " + style]
-        if not led:
-            forms += [style + " {}", style + " style {}"]
+        forms += [style + " {}", style + " style {}"]
+    forms = [form for form in forms if first or form.startswith("{}")]
     return rng.choice(forms).format(what)
 
 
@@ -188,9 +186,35 @@ def _attributed(
     return name
 
 
-def _bare(names: dict[str, list[str]], language: str, colour: str | None) -> list[str]:
-    bare = BARE.get(names["en"][0], {}).get(language) if colour else None
-    return [bare] if bare else names[language]
+def _bare(names: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Those that say no colour, of the languages that have one."""
+    bare = BARE.get(names["en"][0], {})
+    kept = {
+        language: [bare[language]]
+        if language in bare
+        else [name for name in of if not says_a_colour(name, language)]
+        for language, of in names.items()
+    }
+    return {language: of for language, of in kept.items() if of} | {
+        "en": kept["en"] or names["en"][:1]
+    }
+
+
+def says_a_colour(name: str, language: str) -> bool:
+    """Whether a word of the name is a colour: "red rose", "синяя звезда"."""
+    words = _colours(language)
+    if language in ("zh", "ja", "ko"):
+        return any(word in name for word in words)
+    return not words.isdisjoint(name.replace("-", " ").split())
+
+
+@cache
+def _colours(language: str) -> frozenset[str]:
+    """All forms of the adjectives; of those that are written together, what all forms share."""
+    forms = [form for of in PHRASES[language].adjectives.values() for form in of]
+    if language in ("zh", "ja"):
+        forms = [form.removesuffix("色的").removesuffix("的").rstrip("いの色") for form in forms]
+    return frozenset(forms)
 
 
 def _templates(
@@ -213,8 +237,10 @@ def _of_kind(
     return tuple(t for t in templates if has_plural or "{plural}" not in t)
 
 
-def _filled(template: str, names: list[str], language: str, plain: list[str]) -> str:
-    """`plain` are other names, which are used where no article or plural is needed."""
+def _filled(template: str, names: list[str], language: str, plain: list[str], turn: int = 0) -> str:
+    """`plain` are other names, which are used where no article or plural is needed; `turn` chooses
+    among the words for a number."""
+    number = PHRASES[language].numbers.get(len(names), ("",))
     return template.format(
         first=plain[0],
         second=plain[1 % len(plain)],
@@ -222,7 +248,7 @@ def _filled(template: str, names: list[str], language: str, plain: list[str]) ->
         a_first=_with_article(names[0]),
         a_second=_with_article(names[-1]),
         plural=_plural(names[0]) if language == "en" else None,
-        number=PHRASES[language].numbers.get(len(names)),
+        number=number[turn % len(number)],
         digit=len(names),
     )
 

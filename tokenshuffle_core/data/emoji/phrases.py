@@ -23,7 +23,7 @@ class Phrases:
 
     styles: dict[str, str]  # style -> phrase
     backgrounds: dict[str, str]  # name of the colour -> phrase
-    numbers: dict[int, str]  # 2 to 5 -> word
+    numbers: dict[int, tuple[str, ...]]  # 2 to 5 -> words
     count: tuple[str, ...]  # these also contain {number} or {digit}
     beside: tuple[str, ...]  # {first} is at the left
     above: tuple[str, ...]  # {first} is at the top
@@ -41,16 +41,27 @@ class Phrases:
 
 
 def _phrases(
-    styles, background, colours, numbers, places=None, pairs=PAIRS, joined="", **more
+    styles,
+    background,
+    colours,
+    numbers,
+    places=None,
+    pairs=PAIRS,
+    joined="",
+    beside_too=(),
+    above_too=(),
+    **more,
 ) -> Phrases:
     """The phrases of a language in the file. `places` are words for left, right, top and bottom,
     which `pairs`, the templates for two subjects, contain as {here} (of the first subject) and
     {there} (of the second); a language without them has `beside` and `above`. `joined` is the word
-    between two names, "and"."""
+    between two names, "and"; `beside_too` and `above_too` are further templates."""
     comma = more.get("comma", ", ")
     if places:
         for kind, (here, there) in (("beside", places[:2]), ("above", places[2:])):
             more[kind] = [t.replace("{here}", here).replace("{there}", there) for t in pairs]
+    more["beside"] = [*more["beside"], *beside_too]
+    more["above"] = [*more["above"], *above_too]
     if joined:
         more["beside"] += [f"{{first}}{joined}{{second}}"]
         more["row"] = [f"{{first}}{comma}{{second}}{joined}{{third}}"]
@@ -63,7 +74,7 @@ def _phrases(
     return Phrases(
         styles=dict(zip(STYLE_NAMES, styles, strict=True)),
         backgrounds={name: background.format(colour) for name, colour in names},
-        numbers=dict(zip(COUNTED, numbers, strict=True)),
+        numbers=dict(zip(COUNTED, (tuple(each.split("/")) for each in numbers), strict=True)),
         **{name: tuple(value) if type(value) is list else value for name, value in more.items()},
     )
 
