@@ -114,8 +114,8 @@ runs on a CPU; what holds for them need not hold for large ones.
 
 There are two data sets of 80 subjects in two styles.
 - **Compositions**: 8,000 pictures of one to four subjects. Training sees each about once. "loss" is
-  nats per code on held-out combinations, conditioned on all earlier codes. The scores are from before
-  captions took many forms and counts went to five: what is measured now compares only with itself.
+  nats per code on held-out combinations, conditioned on all earlier codes. The scores are from
+  before captions took many forms and counts went to five: new ones only compare with each other.
 - **Singles**: 160 pictures that the model memorises. "retrieval" is the share of pictures sampled
   from their prompts whose nearest reference, among the style's 80 subjects, is the prompted one.
   "held-out" is the same for 16 subject-style pairs that are not in the training data. "fit" is

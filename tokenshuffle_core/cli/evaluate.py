@@ -241,8 +241,10 @@ def _understanding(options) -> None:
             if group == "seeds":
                 count = scored.SEEDS * min(options.count, 40)
                 same = made(records, references, group, count, options.seed)
-            else:
-                prompts += made(records, references, group, options.count, options.seed)
+            elif found := made(records, references, group, options.count, options.seed):
+                prompts += found
+            elif options.groups:
+                raise ValueError(f"the data set allows no prompt of the group {group!r}")
     pipeline = load(options)
     settings = settings_of(options, pipeline.config.generation)
     how = {

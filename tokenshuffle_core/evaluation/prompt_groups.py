@@ -5,8 +5,11 @@ Only `variations` and `languages` are about the form of a prompt; in all others 
 
 import random
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import cycle
 from pathlib import Path
+
+from torch import Tensor
 
 from ..data.emoji import captions
 from ..data.emoji.build import NAMED_BY_COLOUR
@@ -14,7 +17,7 @@ from ..data.emoji.compose import BOTTOM, LEFT, RIGHT, TOP
 from ..data.emoji.english import plural, with_article
 from ..data.emoji.phrases import PHRASES
 from ..data.emoji.pictures import BACKGROUNDS
-from ..data.emoji.plan import COLOURS
+from ..data.emoji.plan import COLOURS, coloured, held_out_combinations
 from .matching import References, colour_of
 from .understanding import SEEDS, Prompt
 
@@ -42,17 +45,12 @@ def made(
 ) -> list[Prompt]:
     """`count` prompts of a group of `GROUPS` in random order: every possible one once before any is
     repeated (with another seed of its picture); pairs are random ones. `records` is the manifest of
-    the references.
-
-    Raises ValueError if the data set has nothing to ask for.
+    the references. None, if the data set has nothing to ask for.
     """
     rng = random.Random(f"{seed} {group}")
     trained = [r for r in records if r["split"] == "train"]
     drawn = GROUPS[group](records, trained, references, rng)
-    prompts = [prompt for _, prompt in zip(range(count), drawn, strict=False)]
-    if not prompts:
-        raise ValueError(f"the data set allows no prompt of the group {group!r}")
-    return prompts
+    return [prompt for _, prompt in zip(range(count), drawn, strict=False)]
 
 
 def _single(record: dict, prompt: str, group: str, **more) -> Prompt:
@@ -118,24 +116,38 @@ def _copies(group: str, *counts: int):
     return draw
 
 
-def _pairs(records, trained, references, rng) -> Iterator[Prompt]:
+def _apart(records: list[dict]) -> set[tuple[str, ...]]:
+    """What a training of these pictures holds out, with its default settings."""
+    return held_out_combinations(sorted({record["subject"] for record in records}))
+
+
+def _pairs(records, trained, references, rng, held_out: bool = False) -> Iterator[Prompt]:
+    """Of two different subjects, trained together or not; or only `held_out` ones."""
+    group, apart = "held-out pairs" if held_out else "pairs", _apart(records)
     styles: dict[str, list[dict]] = {}
     for record in trained:
         styles.setdefault(record["style"], []).append(record)
     several = [r["style"] for r in trained if len(styles[r["style"]]) > 1]
+    if held_out:
+        known = {style: {r["subject"] for r in of} for style, of in styles.items()}
+        pairs = [pair for pair in apart if len(set(pair)) == 2]
+        several = [style for style in several if any(known[style].issuperset(p) for p in pairs)]
     places = {"beside": (LEFT, RIGHT), "above": (TOP, BOTTOM)}
     for kind, boxes in cycle(places.items() if several else ()):
         style = rng.choice(several)
         two = rng.sample(styles[style], 2)
         subjects = tuple(r["subject"] for r in two)
+        if held_out and tuple(sorted(subjects)) not in apart:
+            continue
         text = captions.composed(kind, [_name(r) for r in two], style)
         right = tuple((s,) for s in subjects)
-        yield Prompt(text, "pairs", right, style, boxes=boxes, kind=kind)
+        yield Prompt(text, group, right, style, boxes=boxes, kind=kind)
 
 
-def _colours(records, trained, references, rng) -> Iterator[Prompt]:
-    """Of things that have one dominant colour, another one. "A blue apple" may be a red or a green
-    one."""
+def _colours(records, trained, references, rng, held_out: bool = False) -> Iterator[Prompt]:
+    """Of things that have one dominant colour, another one, trained or not; or only `held_out`
+    ones. "A blue apple" may be a red or a green one."""
+    group, apart = "held-out colours" if held_out else "colours", _apart(records)
     by_noun: dict[str, set[str]] = {}
     for record in records:
         by_noun.setdefault(_noun(record), set()).add(record["subject"])
@@ -148,14 +160,29 @@ def _colours(records, trained, references, rng) -> Iterator[Prompt]:
         for record, row in zip(trained, row_of, strict=True)
         if references.tones[row] and record["subject"] not in NAMED_BY_COLOUR
     ]
-    for (record, row), colour in _by_kind(known, COLOURS, rng):
-        drawn, _ = references.drawn([row], None)
-        if colour_of(drawn[0, :3] + 1 - drawn[0, 3:], "white") == colour:
+    own = {row: colour_of(_on_white(references, row), "white") for _, row in known}
+    if held_out:
+        asked = [
+            (each, colour)
+            for each in known
+            for colour in COLOURS
+            if tuple(sorted(coloured(each[0]["subject"], colour))) in apart
+            and colour != own[each[1]]
+        ]
+    for (record, row), colour in (
+        _in_turn(asked, rng) if held_out else _by_kind(known, COLOURS, rng)
+    ):
+        if colour == own[row]:
             continue
         noun, style = _noun(record), record["style"]
         text = captions.prompt(noun, style, colour=colour)
         right = (tuple(sorted(by_noun[noun])),)
-        yield Prompt(text, "colours", right, style, colours=(colour,), kind=colour)
+        yield Prompt(text, group, right, style, colours=(colour,), kind=colour)
+
+
+def _on_white(references: References, row: int) -> Tensor:
+    drawn, _ = references.drawn([row], None)
+    return drawn[0, :3] + 1 - drawn[0, 3:]
 
 
 def _noun(record: dict) -> str:
@@ -185,7 +212,9 @@ GROUPS: dict[str, Callable[..., Iterator[Prompt]]] = {
     "counts": _copies("counts", 2, 3, 4),
     "five": _copies("five", 5),
     "pairs": _pairs,
+    "held-out pairs": partial(_pairs, held_out=True),
     "colours": _colours,
+    "held-out colours": partial(_colours, held_out=True),
     "backgrounds": _backgrounds,
     "seeds": _seeds,
 }

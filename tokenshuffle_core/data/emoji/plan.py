@@ -17,6 +17,7 @@ KINDS = (
     "row", "count",
 )  # fmt: skip
 WHITE, *COLOURS = BACKGROUNDS
+HELD_OUT = 0.05  # share of the combinations
 WHITE_SHARE = 0.5  # share of the pictures of several subjects that are on white
 ALONE = 0.85  # share of the coloured subjects on white
 SCALES = (1, 0.875, 0.75)  # of jittered subjects; few, because each is resized once
@@ -72,7 +73,7 @@ def plan(
     sizes: list[Size],
     *,
     kinds: tuple[str, ...] = KINDS,
-    held_out: float = 0.05,
+    held_out: float = HELD_OUT,
     first_share: float | None = None,
     jitter: Jitter | None = None,
     seed: int = 0,
@@ -99,7 +100,8 @@ def plan(
         raise ValueError(f"first_share must be from 0 to 1, not {first_share}")
     jitter = jitter or Jitter()
     size_for = partial(_size, sizes, first_share)
-    apart = _apart(sorted({record["subject"] for record in records}), held_out, seed)
+    subjects = sorted({record["subject"] for record in records})
+    apart = held_out_combinations(subjects, held_out, seed)
     sources: dict[str, Iterator[Planned]] = {}
     for kind in kinds:
         draws = random.Random(f"{seed} {kind}")
@@ -122,12 +124,14 @@ def plan(
             )
 
 
-def _apart(subjects: list[str], share: float, seed: int) -> set[tuple[str, ...]]:
+def held_out_combinations(
+    subjects: list[str], share: float = HELD_OUT, seed: int = 0
+) -> set[tuple[str, ...]]:
     """The combinations that are held out, sorted: copies, pairs, and a subject and its colour."""
     rng = random.Random(f"{seed} held-out")
     copies = [(subject,) * n for subject in subjects for n in COUNTS]
     groups = [copies, list(combinations(subjects, 2))]
-    groups.append([(subject, f"colour {name}") for subject in subjects for name in BACKGROUNDS])
+    groups.append([coloured(subject, name) for subject in subjects for name in BACKGROUNDS])
     return {
         tuple(sorted(combination))
         for group in groups
@@ -144,8 +148,13 @@ def held_out_parts(composition: Composition) -> set[tuple[str, ...]]:
         parts.add(subjects)
     for subject, colour in zip(subjects, composition.colours, strict=True):
         if colour:
-            parts.add(tuple(sorted((subject, f"colour {colour}"))))
+            parts.add(tuple(sorted(coloured(subject, colour))))
     return parts
+
+
+def coloured(subject: str, colour: str) -> tuple[str, str]:
+    """A subject and its colour, which may be held out."""
+    return subject, f"colour {colour}"
 
 
 def _singles(
