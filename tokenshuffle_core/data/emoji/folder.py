@@ -64,7 +64,7 @@ class Descriptions:
     names: dict[str, dict[str, list[str]]]  # subject -> language -> names
     stems: dict[str, str]  # subject -> its part of a file name
     first: Size  # which file names leave out
-    white_repeats: int  # of a single subject on white in the first size
+    white_repeats: int  # of a single subject on white in the first size; a quarter in new colours
     seed: int
 
     @classmethod
@@ -83,8 +83,9 @@ class Descriptions:
         names = [self.names[subject] for subject in composition.subjects]
         rng = random.Random(f"{self.seed} captions {i}")
         texts = captions.variations(composition, names, rng)
-        on_white = composition.kind == "single" and composition.background == "white"
-        repeats = self.white_repeats if on_white and size == self.first else 1
+        often = {"single": self.white_repeats, "coloured": max(1, self.white_repeats // 4)}
+        on_white = composition.background == "white" and size == self.first
+        repeats = often.get(composition.kind, 1) if on_white else 1
         return {"captions": texts, "repeats": repeats, "split": split, **vars(composition)}
 
     def file_name(self, i: int, composition: Composition, size: Size) -> str:

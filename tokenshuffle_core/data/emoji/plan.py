@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import combinations, cycle
+from itertools import chain, combinations, cycle, repeat
 
 from ..buckets import Size
 from .compose import COUNTS, Composition, arrange, roomiest, square_in
@@ -84,7 +84,7 @@ def plan(
     the first of them first, because it is what most prompts ask for. A share `first_share` of the
     other pictures has the first size. Any other picture, by default each, has half of the time the
     size that gives its subjects the most room (the first such size), otherwise a random one. With
-    `jitter`, singles come again and again, each time elsewhere.
+    `jitter`, the same ones come again and again, each time elsewhere.
 
     A subject-style pair that the data set holds out is held out here, and appears only as a single.
     A share `held_out` of the pairs of subjects, of the pairs of a subject and a count, and of those
@@ -169,19 +169,18 @@ def _singles(
     first = [(record, WHITE, sizes[0]) for record in records]
     more = [(record, WHITE, size) for record in records for size in sizes[1:]]
     more += [(record, colour, None) for record in records for colour in COLOURS]
-    again = [(record, WHITE, None) for record in records for _ in COLOURS]
-    rounds = [first, more]
-    while rounds:
-        placed = rounds.pop(0)
+    again = [(record, WHITE, None) for record in records for _ in COLOURS] + more
+    always = replace(jitter, share=1.0)
+    for placed in chain((first, more), repeat(again) if jitter.share else ()):
         rng.shuffle(placed)
         for record, colour, size in placed:
             composition = arrange("single", (record["subject"],), record["style"], colour)
             size = size or size_for(composition, rng)
+            moved = composition
             if placed is not first:
-                composition = jitter(composition, size, rng)
-            yield composition, size, record["split"]
-        if not rounds and jitter.share:
-            rounds.append([*again, *more])
+                moved = (always if placed is again else jitter)(composition, size, rng)
+            if placed is not again or moved != composition:
+                yield moved, size, record["split"]
 
 
 def _others(
@@ -192,23 +191,29 @@ def _others(
     jitter: Jitter,
     rng: random.Random,
 ) -> Iterator[Planned]:
-    """Random different compositions of a kind, until there are no more."""
+    """Random different compositions of a kind, until there are no more; jittered ones again and
+    again."""
     trained: dict[str, list[str]] = {}  # style -> subjects
     for record in records:
         if record["split"] == "train" and (kind != "coloured" or record.get("tone")):
             trained.setdefault(record["style"], []).append(record["subject"])
     styles = [style for style, subjects in trained.items() for _ in subjects]
     possible = sum(_possible(kind, len(subjects)) for subjects in trained.values())
+    always = replace(jitter, share=1.0)
     drawn = set()
-    while len(drawn) < possible:
+    while len(drawn) < possible or (possible and jitter.share):
         style = rng.choice(styles)
         composition = _random(kind, style, trained[style], rng)
-        if composition is None or composition in drawn:
+        again = composition in drawn
+        if composition is None or (again and not jitter.share):
             continue
         drawn.add(composition)
         split = "held-out" if held_out_parts(composition) & apart else "train"
         size = size_for(composition, rng)
-        yield jitter(composition, size, rng), size, split
+        moved = (always if again else jitter)(composition, size, rng)
+        if again and moved == composition:
+            continue
+        yield moved, size, split
 
 
 def _random(
