@@ -109,7 +109,7 @@ def _copies(group: str, *counts: int):
     def draw(records, trained, references, rng) -> Iterator[Prompt]:
         countable = [r for r in trained if plural(_name(r))]
         for record, n in _by_kind(countable, counts, rng):
-            number, style = english.numbers[n], english.styles[record["style"]]
+            number, style = english.numbers[n][0], english.styles[record["style"]]
             text = f"{number} {plural(_name(record))}, {style}"
             yield Prompt(text, group, ((record["subject"],),) * n, record["style"])
 
