@@ -45,7 +45,7 @@ def seed() -> io.Int.Input:
 def cfg() -> io.Float.Input:
     return io.Float.Input(
         "cfg",
-        default=2.0,
+        default=3.0,
         min=0.0,
         max=100.0,
         step=0.1,
@@ -83,7 +83,7 @@ def options() -> list[io.Input]:
         schedule(),
         io.Float.Input(
             "temperature",
-            default=0.3,
+            default=0.85,
             min=0.0,
             max=10.0,
             step=0.05,
