@@ -72,7 +72,7 @@ def test_the_image_tokenizer_learns(composed, image_tokenizer):
     assert codes.shape == (24, 8, 8)
     errors = module.decode(codes) - images, images.mean((0, 2, 3), keepdim=True) - images
     psnr, constant = (-10 * error.square().mean().log10() for error in errors)
-    assert psnr > constant + 0.4
+    assert psnr > constant + 0.2
 
 
 def test_an_image_tokenizer_is_trained_on(composed, image_tokenizer, tmp_path):
