@@ -96,7 +96,7 @@ def test_page_is_told_about_a_checkpoint(server):
         f"{server.url}/tokenshuffle/tokens",
         {"checkpoint": "tiny.safetensors", "text": "a red apple"},
     )
-    assert json.loads(answer) == {"tokens": 3, "limit": 64}
+    assert json.loads(answer) == {"tokens": 2, "limit": 64}
 
 
 @pytest.mark.parametrize("name", ["broken.safetensors", "../../main.py", "nothing.safetensors"])
