@@ -1,7 +1,10 @@
 """Composed pictures against pictures pasted by hand, and their captions."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -302,3 +305,20 @@ def test_singles_on_white_come_in_all_sizes(data, tmp_path):
             assert entry["repeats"] == (5 if size == sizes[0] else 1)
     assert found.keys() == {(record["subject"], record["style"]) for record in records}
     assert all(sorted(of_one) == sorted(sizes) for of_one in found.values())
+
+
+def test_colours_are_drawn_in_processes_while_torch_has_threads(data, tmp_path):
+    """A fork of a process whose threads have computed: its own must not wait for them."""
+    copy = shutil.copytree(data, tmp_path / "data")
+    script = (
+        "import sys, torch\n"
+        "from tokenshuffle_core.data.emoji.folder import build\n"
+        "torch.set_num_threads(4)\n"
+        "torch.randn(1000, 1000) @ torch.randn(1000, 1000)\n"
+        "torch.rand(10**6).sqrt().sum()\n"
+        "build(sys.argv[1], 60, kinds=('coloured',), sizes=[(256, 256)])\n"
+    )
+    command = [sys.executable, "-c", script, str(copy)]
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    subprocess.run(command, check=True, timeout=100, capture_output=True, env=environment)
+    assert len(list((copy / "composed" / "coloured").iterdir())) == 60

@@ -18,6 +18,7 @@ from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 
+import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -135,7 +136,8 @@ def render_all(draw: Callable, jobs: list[tuple], workers: int, doing: str) -> N
     missing = [job for job in jobs if not _is_rendered(*job[:2])]
     for folder in {path.parent for path, *_ in missing}:
         folder.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(workers) as pool:
+    # A forked process that inherits torch's threads waits for them for ever, so it has one.
+    with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         done = pool.map(partial(_save, draw), missing, chunksize=16)
         for _ in tqdm(done, total=len(missing), desc=doing, unit="picture", disable=None):
             pass
