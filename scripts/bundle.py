@@ -16,9 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tokenshuffle_core.checkpoints import BUNDLED, SIZES
+from tokenshuffle_core.checkpoints import BUNDLED, SIZES, trained_sizes
 from tokenshuffle_core.cli.options import settings_of
-from tokenshuffle_core.config import parse_sizes
 from tokenshuffle_core.data.emoji.build import read_manifest
 from tokenshuffle_core.data.emoji.vocabulary import vocabulary_of
 from tokenshuffle_core.evaluation.matching import References
@@ -26,6 +25,7 @@ from tokenshuffle_core.evaluation.prompt_groups import GROUPS, made
 from tokenshuffle_core.evaluation.retrieval import choose, reconstruction_psnr, retrieval
 from tokenshuffle_core.evaluation.understanding import (
     BY_HAND,
+    SEEDS,
     diversity,
     draw,
     marked_sheet,
@@ -125,11 +125,11 @@ def score(data: Path, records: list[dict]) -> list[str]:
     """
     pipeline = load()
     settings = pipeline.config.generation
-    sizes = parse_sizes(pipeline.card[SIZES])
+    sizes = trained_sizes(pipeline.config, pipeline.card)
     references = References.read(data)
     lines, shown = [], []
     for group in GROUPS:
-        prompts = made(records, references, group, 320 if group == "seeds" else 200, seed=0)
+        prompts = made(records, references, group, 40 * SEEDS if group == "seeds" else 200, seed=0)
         images = draw(pipeline, prompts, settings, sizes=sizes)
         if group == "seeds":
             lines.append(f"distance between seeds {diversity(images).value:.3f}")

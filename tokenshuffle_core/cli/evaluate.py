@@ -195,7 +195,7 @@ def _retrieval(options) -> None:
 
 
 def _compositional(options) -> None:
-    from ..checkpoints import SIZES
+    from ..checkpoints import trained_sizes
     from ..evaluation.compositional import choose_compositions, compositional
 
     _check(options)
@@ -209,14 +209,14 @@ def _compositional(options) -> None:
     scores, images = compositional(
         pipeline, options.data, compositions, settings,
         seed=options.seed, batch=options.batch, language=options.language,
-        sizes=parse_sizes(pipeline.card.get(SIZES, "")),
+        sizes=trained_sizes(pipeline.config, pipeline.card),
     )  # fmt: skip
     estimates = dict(sorted(_proportions(names, scores).items()))
     _report(options, pipeline, estimates, settings, images)
 
 
 def _understanding(options) -> None:
-    from ..checkpoints import SIZES
+    from ..checkpoints import trained_sizes
     from ..data.emoji.build import read_manifest
     from ..evaluation import understanding as scored
     from ..evaluation.matching import References
@@ -250,7 +250,7 @@ def _understanding(options) -> None:
     how = {
         "seed": options.seed,
         "batch": options.batch,
-        "sizes": parse_sizes(pipeline.card.get(SIZES, "")),
+        "sizes": trained_sizes(pipeline.config, pipeline.card),
     }
     images = scored.draw(pipeline, prompts, settings, **how)
     scores = scored.score_all(images, prompts, references)

@@ -166,8 +166,7 @@ def _colours(records, trained, references, rng, held_out: bool = False) -> Itera
             (each, colour)
             for each in known
             for colour in COLOURS
-            if tuple(sorted(coloured(each[0]["subject"], colour))) in apart
-            and colour != own[each[1]]
+            if coloured(each[0]["subject"], colour) in apart and colour != own[each[1]]
         ]
     for (record, row), colour in (
         _in_turn(asked, rng) if held_out else _by_kind(known, COLOURS, rng)

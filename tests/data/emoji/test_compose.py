@@ -100,12 +100,9 @@ def test_the_folder_is_an_image_folder_that_training_reads(composed):
         assert (item.split, item.repeats) == (entry["split"], entry["repeats"])
         composition = Composition.of(item.extra)
         assert composition.subjects == tuple(entry["subjects"])
-        corners = [tuple(map(captions.corner_of, composition.boxes))] * (
-            composition.kind == "corners"
-        )
         assert composition == arrange(
             composition.kind, composition.subjects, composition.style, composition.background,
-            colours=composition.colours, extent=composition.extent, corners=(*corners, ())[0],
+            colours=composition.colours, extent=composition.extent, corners=composition.corners,
         )  # fmt: skip
 
 
@@ -194,9 +191,7 @@ def test_every_caption_says_what_the_picture_shows(composed):
             entry["background"],
             colours=entry["colours"],
             extent=entry["extent"],
-            corners=tuple(map(captions.corner_of, entry["boxes"]))
-            if entry["kind"] == "corners"
-            else (),
+            corners=Composition.of(entry).corners,
         )
         named = 0
         for text in texts:

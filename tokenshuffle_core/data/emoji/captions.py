@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
 
-from .compose import QUARTERS, Box, Composition
+from .compose import Composition
 from .english import plural, with_article
 from .phrases import PHRASES, Phrases
 
@@ -97,32 +97,20 @@ def variations(
     English caption comes first.
     """
     names = [_bare(of) if colour else of for of, colour in zip(names, shown.colours, strict=True)]
-    corners = tuple(map(corner_of, shown.boxes)) if shown.kind == "corners" else ()
     canonical = composed(
         shown.kind, [each["en"][0] for each in names], shown.style, shown.background,
-        colours=shown.colours, extent=shown.extent, corners=corners,
+        colours=shown.colours, extent=shown.extent, corners=shown.corners,
     )  # fmt: skip
     captions = {canonical: None}
     wanted = rng.randint(LEAST, MOST)
     for _ in range(20 * wanted):
         if len(captions) == wanted:
             break
-        captions[_variation(shown, names, corners, rng)] = None
+        captions[_variation(shown, names, rng)] = None
     return list(captions)
 
 
-def corner_of(box: Box) -> int:
-    """The corner in which a box is, as an index of `compose.QUARTERS`."""
-    right, lower = box[0] + box[2] > 1, box[1] + box[3] > 1
-    return QUARTERS.index((right / 2, lower / 2, (1 + right) / 2, (1 + lower) / 2))
-
-
-def _variation(
-    shown: Composition,
-    names: list[dict[str, list[str]]],
-    corners: tuple[int, ...],
-    rng: random.Random,
-) -> str:
+def _variation(shown: Composition, names: list[dict[str, list[str]]], rng: random.Random) -> str:
     plain = shown.kind in ("single", "count", "beside", "above") and not any(shown.colours)
     language = _language(tuple(names[0]), rng, plain)
     phrases = PHRASES[language]
@@ -142,7 +130,7 @@ def _variation(
         ]
         for of in (first, others)
     )
-    template = rng.choice(_templates(shown.kind, first, language, corners))
+    template = rng.choice(_templates(shown.kind, first, language, shown.corners))
     what = _filled(template, first, language, others, turn)
     style = None if rng.random() < UNSTYLED else shown.style
     # Nobody writes "an emoji of on the left a cat".

@@ -51,6 +51,15 @@ class Composition:
     mirrored: tuple[bool, ...]
     extent: str | None = None
 
+    @property
+    def corners(self) -> tuple[int, ...]:
+        """The corner of each subject, as an index of `QUARTERS`, where the kind is "corners"."""
+        if self.kind != "corners":
+            return ()
+        return tuple(
+            2 * (top + bottom > 1) + (left + right > 1) for left, top, right, bottom in self.boxes
+        )
+
     @classmethod
     def of(cls, entry: dict) -> "Composition":
         """From a line of `metadata.jsonl`."""

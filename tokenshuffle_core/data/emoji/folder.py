@@ -92,19 +92,16 @@ class Descriptions:
         """Such as "beside/cat_red-apple_flat_white_192x128.png"; without the size if it is the
         first. Of the composition number `i`, which is only in the names of jittered ones."""
         parts = [self.stems[subject] for subject in composition.subjects]
-        corners = ()
         if composition.kind == "count":
             parts = [str(len(parts)), parts[0]]
-        if composition.kind == "corners":
-            corners = tuple(map(captions.corner_of, composition.boxes))
-            parts += map(str, corners)
+        parts += map(str, composition.corners)
         parts += filter(None, (*composition.colours, composition.extent))
         parts += [composition.style, composition.background]
         if size != self.first:
             parts.append(f"{size[0]}x{size[1]}")
         plain = arrange(
             composition.kind, composition.subjects, composition.style, composition.background,
-            colours=composition.colours, extent=composition.extent, corners=corners,
+            colours=composition.colours, extent=composition.extent, corners=composition.corners,
         )  # fmt: skip
         if composition != plain:
             parts.append(str(i))

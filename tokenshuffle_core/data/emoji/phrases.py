@@ -10,11 +10,11 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .compose import COUNTS
 from .pictures import BACKGROUNDS
 
 PAIRS = ("{here} {first}, {there} {second}", "{there} {second}, {here} {first}")
 STYLE_NAMES = ("3d", "modern", "flat", "noto")
-COUNTED = (2, 3, 4, 5)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _phrases(
     return Phrases(
         styles=dict(zip(STYLE_NAMES, styles, strict=True)),
         backgrounds={name: background.format(colour) for name, colour in names},
-        numbers=dict(zip(COUNTED, (tuple(each.split("/")) for each in numbers), strict=True)),
+        numbers=dict(zip(COUNTS, (tuple(each.split("/")) for each in numbers), strict=True)),
         **{name: tuple(value) if type(value) is list else value for name, value in more.items()},
     )
 

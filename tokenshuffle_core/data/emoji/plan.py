@@ -148,13 +148,13 @@ def held_out_parts(composition: Composition) -> set[tuple[str, ...]]:
         parts.add(subjects)
     for subject, colour in zip(subjects, composition.colours, strict=True):
         if colour:
-            parts.add(tuple(sorted(coloured(subject, colour))))
+            parts.add(coloured(subject, colour))
     return parts
 
 
-def coloured(subject: str, colour: str) -> tuple[str, str]:
-    """A subject and its colour, which may be held out."""
-    return subject, f"colour {colour}"
+def coloured(subject: str, colour: str) -> tuple[str, ...]:
+    """A subject and its colour, which may be held out, sorted."""
+    return tuple(sorted((subject, f"colour {colour}")))
 
 
 def _singles(
