@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import checkpoints
+from . import checkpoints, engine
 from .config import Config, GenerationConfig
 from .image_tokenizer import ImageTokenizer
 from .model import TokenShuffleModel
@@ -249,7 +249,8 @@ def decode_codes(
             f"shape {tuple(codes.shape)}"
         )
     device = device or image_tokenizer.quantizer.codebook.weight.device
-    images = image_tokenizer.decode(codes.to(device, torch.int64), save_memory)
+    with engine.threads(image_tokenizer, device)(codes.numel()):
+        images = image_tokenizer.decode(codes.to(device, torch.int64), save_memory)
     return images.movedim(1, -1).float().cpu()
 
 
@@ -265,4 +266,6 @@ def encode_images(
         )
     weight = image_tokenizer.quantizer.codebook.weight
     images = images.movedim(-1, 1).to(device or weight.device, weight.dtype)
-    return image_tokenizer.encode(images).cpu()
+    codes = images[:, 0].numel() // image_tokenizer.config.stride**2
+    with engine.threads(image_tokenizer, images.device)(codes):
+        return image_tokenizer.encode(images).cpu()

@@ -1,7 +1,8 @@
 """Logits -> codes, and the sampling loop as a generator of finished windows."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -248,17 +249,24 @@ class Decoding:
 
 
 class Steps:
-    """The steps of a picture one after another, each of as many windows as `pace` says."""
+    """The steps of a picture one after another, each of as many windows as `pace` says. `threads`
+    is a context for a step of so many rows."""
 
-    def __init__(self, decoding: Decoding, pace: engines.Pace):
-        self.decoding, self.pace = decoding, pace
+    def __init__(
+        self,
+        decoding: Decoding,
+        pace: engines.Pace,
+        threads: Callable[[int], AbstractContextManager] = nullcontext,
+    ):
+        self.decoding, self.pace, self.threads = decoding, pace, threads
 
     def advance(self, model: TokenShuffleModel, done: int) -> int:
         """Take a step, with `done` windows finished before it. Returns how many are after it."""
         count = min(self.pace.count, self.decoding.shape.positions - done)
         self.decoding.draw(done + count)
         started = time.perf_counter()
-        self.decoding.step(model, count)
+        with self.threads(self.decoding.shape.rows * count):
+            self.decoding.step(model, count)
         finished = int(self.decoding.done)
         self.pace.note(count, finished - done, time.perf_counter() - started)
         return finished
@@ -315,9 +323,11 @@ def sample(
     )
     pace = engines.pace(model, shape) if engine and not ahead else engines.Pace(ahead or 1)
     new = partial(Decoding, model.config, shape, pace.most)
-    steps = (engine and engines.steps(model, shape, pace, new)) or Steps(new(), pace)
+    threads = engines.threads(model, device) if engine else nullcontext
+    steps = (engine and engines.steps(model, shape, pace, new)) or Steps(new(), pace, threads)
     decoding, positions = steps.decoding, shape.positions
-    first, done = decoding.start(model, text, padding, given, generators)
+    with threads(text.numel() + (0 if given is None else shape.rows * positions)):
+        first, done = decoding.start(model, text, padding, given, generators)
     if first:
         yield Progress(first, positions, grid[1], decoding.codes.clone())
     try:

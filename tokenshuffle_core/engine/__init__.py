@@ -3,11 +3,12 @@
 `prepare` swaps layers of a plain model for faster equivalents, and `release` restores the plain
 model. On a CPU the equivalents are in cpu_linear.py and cpu_transformer.py, on a GPU in
 gpu_layers.py. `pace` says how many windows a step samples (pace.py), and under CUDA, `steps` are
-CUDA graphs (cuda_graphs.py).
+CUDA graphs (cuda_graphs.py). On a CPU, `threads` are those that small work runs on (threads.py).
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from threading import RLock
@@ -23,6 +24,7 @@ from .cuda_graphs import KEPT, addresses, kept_nbytes, on_current_gpu, steps
 from .pace import FINISHED, Pace
 from .quantize import QuantizedLinear, rounds_activations
 from .swapped import Swapped
+from .threads import Threads
 
 if TYPE_CHECKING:
     from ..model import TokenShuffleModel
@@ -30,11 +32,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Pace", "pace", "packed_nbytes", "prepare", "release", "steps"]
+__all__ = ["Pace", "pace", "packed_nbytes", "prepare", "release", "steps", "threads"]
 
 LAYERS = {"cpu": (CpuLinear, CpuTransformer)}  # for a linear layer and for the transformer
 LOCK = RLock()  # two threads may draw with one model
 ROWS = 64  # the most of a step
+SMALL = 2 * 10**9  # multiplications of work that takes one thread well below a tenth of a second
+THREADS = Threads()  # one for all work: how busy the machine is does not depend on it
 # What is known of a model until `release`: the device and the addresses of the weights that it is
 # prepared for, and how many windows its steps sample.
 PREPARED: "WeakKeyDictionary[nn.Module, tuple]" = WeakKeyDictionary()
@@ -126,6 +130,20 @@ def pace(model: "TokenShuffleModel", shape: "Shape") -> Pace:
         known = PACES.setdefault(model, {})
         counts = [count for count in FINISHED if count * shape.rows <= ROWS]
         return known.setdefault((shape.device, shape.rows, shape.window), Pace(*counts))
+
+
+def threads(module: nn.Module, device: torch.device) -> Callable[[int], AbstractContextManager]:
+    """For so many rows of `module`: a context in which torch has the threads that suit them. On a
+    CPU, small work runs on one or on all, whichever took less time lately."""
+    if device.type != "cpu":
+        return nullcontext
+    parameters = sum(weight.numel() for weight in module.parameters())
+
+    def threads_for(rows: int) -> AbstractContextManager:
+        small = parameters * rows <= SMALL
+        return THREADS.chosen((type(module), parameters, rows)) if small else nullcontext()
+
+    return threads_for
 
 
 def _swapped(model: nn.Module) -> Iterator[tuple[str, Swapped]]:

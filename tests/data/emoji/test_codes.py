@@ -185,16 +185,24 @@ def test_a_share_has_the_first_size(data):
     shares = {}
     for share in (None, 0.0, 0.6, 1.0):
         planned = plan(records, 400, sizes, held_out=0, first_share=share)
-        several = [size for composition, size, _ in planned if len(composition.subjects) > 1]
-        shares[share] = several.count((32, 32)) / len(several)
+        for several in (False, True):
+            drawn = [
+                size
+                for composition, size, _ in planned
+                if composition.kind != "single" and (len(composition.subjects) > 1) == several
+            ]
+            shares[share, several] = drawn.count((32, 32)) / len(drawn)
         whites = Counter(
             size for c, size, _ in planned if (c.kind, c.background) == ("single", "white")
         )
         assert whites == dict.fromkeys(sizes, len(records))  # of each picture in each size
-    assert shares[0.0] == 0
-    assert shares[1.0] == 1
-    assert shares[0.6] == pytest.approx(0.6, abs=0.08)
-    assert shares[None] < 0.5
+    assert shares[0.0, False] == 0
+    assert shares[1.0, False] == 1
+    assert shares[0.6, False] == pytest.approx(0.6, abs=0.1)
+    # Several subjects have the most room in the wide size, or two above each other in the high one.
+    assert shares[0.0, True] < 0.2
+    assert shares[1.0, True] == pytest.approx(0.5, abs=0.15)
+    assert shares[None, True] < 0.5
     with pytest.raises(ValueError, match="first_share must be from 0 to 1, not 2"):
         plan(records, 4, sizes, first_share=2)
 

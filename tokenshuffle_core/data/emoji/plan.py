@@ -10,11 +10,11 @@ from ..buckets import Size
 from .compose import COUNTS, Composition, arrange, roomiest, square_in
 from .pictures import BACKGROUNDS
 
-# In turn. What most prompts ask for, a single subject on white, comes most often.
+# In turn. What most prompts ask for, a single subject, comes most often.
 KINDS = (
-    "single", "coloured", "beside", "single", "count", "single", "coloured", "above", "single",
-    "sized", "single", "coloured", "beside", "single", "count", "coloured", "corners", "single",
-    "row", "count",
+    "single", "coloured", "beside", "single", "count", "above", "single", "coloured", "beside",
+    "single", "sized", "above", "coloured", "single", "corners", "beside", "single", "coloured",
+    "count", "above", "single", "row", "coloured", "single",
 )  # fmt: skip
 WHITE, *COLOURS = BACKGROUNDS
 HELD_OUT = 0.05  # share of the combinations
@@ -81,10 +81,11 @@ def plan(
     """`count` different compositions of the pictures in the manifest, with their sizes and splits.
 
     Their kinds are `kinds` in turn. A single subject on white comes in all `sizes` (width, height),
-    the first of them first, because it is what most prompts ask for. A share `first_share` of the
-    other pictures has the first size. Any other picture, by default each, has half of the time the
-    size that gives its subjects the most room (the first such size), otherwise a random one. With
-    `jitter`, the same ones come again and again, each time elsewhere.
+    the first of them first, because it is what most prompts ask for. Any other picture has half of
+    the time the size that gives its subjects the most room (the first such size), otherwise a random
+    one. With `first_share`, that share of the random ones has the first size, and all pictures of
+    one subject have random ones. With `jitter`, the same ones come again and again, each time
+    elsewhere.
 
     A subject-style pair that the data set holds out is held out here, and appears only as a single.
     A share `held_out` of the pairs of subjects, of the pairs of a subject and a count, and of those
@@ -254,11 +255,10 @@ def _possible(kind: str, subjects: int) -> int:
 def _size(
     sizes: list[Size], first_share: float | None, composition: Composition, rng: random.Random
 ) -> Size:
-    """Half of the time the one with the most room for the subjects, otherwise any of `sizes`."""
-    if first_share is not None and len(sizes) > 1:
-        if rng.random() < first_share:
-            return sizes[0]
-        sizes = sizes[1:]
-    if len(sizes) == 1 or rng.random() < 0.5:
+    """Half of the time the one with the most room for the subjects, which does not matter to a
+    single one; otherwise, with its share, the first of `sizes`, or any other."""
+    if (first_share is None or len(composition.subjects) > 1) and rng.random() < 0.5:
         return roomiest(composition, sizes)
-    return rng.choice(sizes)
+    if first_share is None or len(sizes) == 1:
+        return rng.choice(sizes)
+    return sizes[0] if rng.random() < first_share else rng.choice(sizes[1:])
