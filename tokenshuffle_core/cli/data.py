@@ -94,8 +94,8 @@ def _add_codes(parts) -> None:
     option = parser.add_argument_group("compositions of the emoji data set").add_argument
     option("--compositions", type=int, metavar="N", help=text)
     text = (
-        "share of them in the first of --sizes, but for half of those of several subjects, which have "
-        "the size that suits them (default: each in one that suits its subjects)"
+        "share of them in the first of --sizes, but for half of those of several subjects, which "
+        "have the size that suits them (default: each in one that suits its subjects)"
     )
     option("--first-share", type=float, metavar="SHARE", help=text)
     text = "how often an epoch visits a single subject on white in the first size (default: 8)"

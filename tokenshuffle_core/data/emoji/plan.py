@@ -82,10 +82,10 @@ def plan(
 
     Their kinds are `kinds` in turn. A single subject on white comes in all `sizes` (width, height),
     the first of them first, because it is what most prompts ask for. Any other picture has half of
-    the time the size that gives its subjects the most room (the first such size), otherwise a random
-    one. With `first_share`, that share of the random ones has the first size, and all pictures of
-    one subject have random ones. With `jitter`, the same ones come again and again, each time
-    elsewhere.
+    the time the size that gives its subjects the most room (the first such size), otherwise a
+    random one. With `first_share`, that share of the random ones has the first size, and all
+    pictures of one subject have random ones. With `jitter`, the same ones come again and again,
+    each time elsewhere.
 
     A subject-style pair that the data set holds out is held out here, and appears only as a single.
     A share `held_out` of the pairs of subjects, of the pairs of a subject and a count, and of those
