@@ -34,8 +34,10 @@ class TokenShuffleVQDecode(io.ComfyNode):
     def execute(cls, codes: torch.Tensor, vq: host.Loaded, tiled: bool) -> io.NodeOutput:
         pictures, rows, columns = codes.shape
         stride = vq.pipeline.config.image_tokenizer.stride
-        pipeline = vq.with_vq(pictures, rows * columns * stride**2, tiled)
-        return io.NodeOutput(pipeline.decode(codes, tiled, vq.vq.load_device))
+        pixels = rows * columns * stride**2
+        pipeline = vq.with_vq(pictures, pixels, tiled)
+        with host.decoding(vq.name, pictures * pixels):
+            return io.NodeOutput(pipeline.decode(codes, tiled, vq.vq.load_device))
 
 
 class TokenShuffleVQEncode(io.ComfyNode):

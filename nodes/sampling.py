@@ -104,6 +104,7 @@ class TokenShuffleSampler(io.ComfyNode):
                     default=1,
                     min=1,
                     max=64,
+                    optional=True,
                     tooltip="How many pictures to generate at once: with seed, seed + 1, ...",
                 ),
                 inputs.seed(),
@@ -126,23 +127,16 @@ class TokenShuffleSampler(io.ComfyNode):
         cls,
         model: host.Loaded,
         positive: list[int],
-        width: int,
-        height: int,
-        batch_size: int,
-        seed: int,
-        cfg: float,
-        schedule: str,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        window: int = 0,
         negative: list[int] | None = None,
         options: dict | None = None,
+        *,
+        batch_size: int = 1,
+        seed: int = 0,
+        window: int = 0,
+        **settings,
     ) -> io.NodeOutput:
-        settings = GenerationConfig(
-            width, height, cfg, schedule, temperature, top_k, top_p, window or None
-        )
-        settings = replace(settings, **options or {})
+        settings |= {"window": window or None, **(options or {})}
+        settings = replace(model.pipeline.config.generation, **settings)
         return io.NodeOutput(draw(model, positive, negative, settings, seed, batch_size))
 
 
@@ -172,16 +166,7 @@ class TokenShuffleOptions(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, schedule: str, temperature: float, top_k: int, top_p: float, any_size: bool = False
-    ) -> io.NodeOutput:
-        options = {
-            "schedule": schedule,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "any_size": any_size,
-        }
+    def execute(cls, **options) -> io.NodeOutput:
         replace(GenerationConfig(), **options)  # a bad value is this node's error, not a sampler's
         return io.NodeOutput(options)
 
@@ -236,10 +221,10 @@ class TokenShuffleComplete(io.ComfyNode):
         codes: torch.Tensor,
         keep_top: int,
         keep_left: int,
-        seed: int,
-        cfg: float,
+        seed: int = 0,
         negative: list[int] | None = None,
         options: dict | None = None,
+        **cfg,
     ) -> io.NodeOutput:
         config = model.pipeline.config
         unit, stride = config.pixels_per_window, config.image_tokenizer.stride
@@ -261,7 +246,7 @@ class TokenShuffleComplete(io.ComfyNode):
         given[:, :top] = codes[:, :top]
         given[:, :, :left] = codes[:, :, :left]
         size = {"width": columns * stride, "height": rows * stride}
-        settings = replace(config.generation, **size, cfg=cfg, **options or {})
+        settings = replace(config.generation, **size, **cfg, **options or {})
         return io.NodeOutput(draw(model, positive, negative, settings, seed, count, given))
 
 

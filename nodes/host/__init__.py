@@ -5,6 +5,7 @@ from dataclasses import fields
 from comfy_api.latest import io
 
 from . import routes
+from .durations import decoding
 from .memory import Loaded, load_checkpoint, with_lora
 from .paths import (
     LORAS,

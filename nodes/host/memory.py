@@ -8,7 +8,6 @@ import comfy.model_management
 import comfy.ops
 import comfy.utils
 import folder_paths
-import numpy as np
 import torch
 from comfy.cli_args import args
 from comfy.model_patcher import ModelPatcher
@@ -126,9 +125,9 @@ class Loaded:
         return self.pipeline
 
     @cached_property
-    def colours(self) -> np.ndarray:
-        """`preview.rough_colours`, computed once for each checkpoint."""
-        return preview.rough_colours(self.pipeline, self.vq.load_device)
+    def colours(self) -> preview.Colours:
+        """Those of the checkpoint's codes, which its pictures go on to correct."""
+        return preview.Colours(self.pipeline, self.vq.load_device)
 
     def _working(self, pictures: int, pixels: int, save_memory: bool, encode: bool = False) -> int:
         return self.pipeline.image_tokenizer.working_nbytes(
