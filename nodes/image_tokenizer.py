@@ -28,8 +28,8 @@ class TokenShuffleVQDecode(io.ComfyNode):
             ],
             outputs=[io.Image.Output(display_name="image")],
             **host.search_aliases(
-                "image tokenizer, vqgan, vq vae, vae decode, detokenize, tokens to image, "
-                "codes to image",
+                "image tokenizer, image tokenizer decoder, vqgan, vq vae, vae decode, "
+                "tokens to image, image tokens to image, codes to image",
                 "图像分词器, 解码, VQ解码",
                 "画像トークナイザー, デコード",
             ),
@@ -62,7 +62,7 @@ class TokenShuffleVQEncode(io.ComfyNode):
             ],
             outputs=[Codes.Output(display_name="codes", tooltip="The picture's codes.")],
             **host.search_aliases(
-                "image tokenizer encode, vqgan encode, vae encode, tokenize image, image to tokens",
+                "image tokenizer encoder, vqgan encoder, vae encode, image to tokens",
                 "图像编码, VQ编码",
                 "エンコード",
             ),

@@ -128,7 +128,7 @@ class TokenShuffleSampler(io.ComfyNode):
             outputs=[Codes.Output(display_name="codes", tooltip="For VQ Decode.")],
             **host.search_aliases(
                 "sampler, ksampler, text to image autoregressive, text to image, generate image",
-                "采样器, 采样, 自回归采样",
+                "采样器, 采样",
                 "サンプラー, サンプリング",
             ),
         )

@@ -53,7 +53,7 @@ def checkpoint_path(name: str) -> Path:
         if path:
             return Path(path)
     raise FileNotFoundError(
-        f"{name} is not in ComfyUI/models/{FOLDER}: {_how_to_get(name)}, and press R"
+        f"{name} is not in ComfyUI/models/{FOLDER}: {_how_to_get(name)}, then press R"
     )
 
 
@@ -67,10 +67,9 @@ def _how_to_get(name: str) -> str:
             "https://huggingface.co/FoundationVision/LlamaGen (MIT licence)"
         )
     if "janus" in name.lower():
-        size = " (4.18 GB)" if name == "Janus-Pro-1B" else ""
         return (
-            f"make a folder {name} in it and download config.json, tokenizer.json and the "
-            f"weights{size} into it, for Janus-Pro-1B from "
+            "make a folder Janus-Pro-1B there and download config.json, tokenizer.json and "
+            "pytorch_model.bin (4.18 GB) into it from "
             "https://huggingface.co/deepseek-ai/Janus-Pro-1B (DeepSeek Model License)"
         )
     return "put its file or folder there"
