@@ -125,7 +125,7 @@ def test_every_type_of_wire_has_a_colour(page, theme):  # noqa: F811
     assert len(set(own.values())) == len(OWN_TYPES)
     assert not others & set(own.values())
     assert own == {kind: slots[f"TOKENSHUFFLE_{kind}"] for kind in OWN_TYPES}
-    ground = {"lightgray": "#d3d3d3"}.get(ground, ground)[:7]
+    ground = {"lightgray": "#d3d3d3", "#222": "#222222"}.get(ground, ground)
     for kind, colour in own.items():
         assert contrast(colour, ground) >= 2, f"{kind} on {ground}"
     for one, other in itertools.combinations(own.values(), 2):
@@ -162,8 +162,8 @@ def test_dialog_about_missing_models(without_models, name):
     if not without_models.look.startswith("0.3."):
         details.click()
     download = page.get_by_role("button", name=re.compile("download", re.IGNORECASE)).first
-    download.wait_for()
     without_models.screenshot("missing-LlamaGen-dialog")
+    download.wait_for()
     shown = page.locator("body").inner_text()
     assert "c2i_L_384.pt" in shown
     if without_models.look.startswith("0.3."):

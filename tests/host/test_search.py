@@ -174,8 +174,7 @@ def test_enter_in_the_search_box_adds_it(page, query, node):  # noqa: F811
     page.command("Workspace.SearchBox.Toggle")
     page.page.wait_for_function("() => document.activeElement.tagName === 'INPUT'")
     page.page.keyboard.type(query, delay=30)
-    shown = page.page.get_by_role("dialog").get_by_text("Token Shuffle Model").first
-    shown.wait_for()
+    page.page.get_by_text("Token Shuffle Model").first.wait_for()
     page.screenshot(f"search-{query.replace(' ', '-')}")
     page.page.keyboard.press("Enter")
     page.page.wait_for_function("() => window.app.graph._nodes.length")
