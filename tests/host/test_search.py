@@ -167,9 +167,10 @@ def test_deprecated_nodes_are_not_offered(page):  # noqa: F811
 @pytest.mark.parametrize(
     ("query", "node"), [("load token", "TokenShuffleLoader"), ("janus", "TokenShuffleLoader")]
 )
-def test_enter_in_the_search_box_adds_it(page, query, node):  # noqa: F811
+def test_enter_in_the_search_box_adds_it(page, server, query, node):  # noqa: F811
     if page.look.startswith("0.3.") and query not in BY_NAME:
         pytest.skip(NO_ALIASES)
+    page.open(server.url)
     page.page.evaluate("() => window.app.graph.clear()")
     page.command("Workspace.SearchBox.Toggle")
     page.page.wait_for_function("() => document.activeElement.tagName === 'INPUT'")
