@@ -13,7 +13,7 @@ class TokenShuffleSaveCodes(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="TokenShuffleSaveCodes",
-            display_name="Save Token-Shuffle Codes",
+            display_name="Save Codes (Token-Shuffle)",
             category=CATEGORY,
             description="Saves image codes to a .npy file, the whole batch in one file.",
             inputs=[
@@ -21,12 +21,16 @@ class TokenShuffleSaveCodes(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default=f"{host.SAVED_CODES}/TokenShuffle",
-                    tooltip="In ComfyUI's output folder; a number is added. Load Token-Shuffle "
-                    f"Codes lists what is in {host.SAVED_CODES}.",
+                    tooltip="In ComfyUI's output folder; a number is added. Load Codes "
+                    f"lists what is in {host.SAVED_CODES}.",
                 ),
             ],
             is_output_node=True,
-            **host.search_aliases("token shuffle", "save latent", "npy"),
+            **host.search_aliases(
+                "save codes, save tokens, save latent, npy",
+                "保存图像码",
+                "コードを保存",
+            ),
         )
 
     @classmethod
@@ -42,7 +46,7 @@ class TokenShuffleLoadCodes(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="TokenShuffleLoadCodes",
-            display_name="Load Token-Shuffle Codes",
+            display_name="Load Codes (Token-Shuffle)",
             category=CATEGORY,
             description="Loads image codes from a .npy file.",
             inputs=[
@@ -50,11 +54,15 @@ class TokenShuffleLoadCodes(io.ComfyNode):
                     "file",
                     options=host.saved_codes(),
                     tooltip="A .npy file in ComfyUI's input folder, or in the output folder's "
-                    f"{host.SAVED_CODES}, where Save Token-Shuffle Codes writes by default.",
+                    f"{host.SAVED_CODES}, where Save Codes writes by default.",
                 )
             ],
             outputs=[Codes.Output(display_name="codes", tooltip="For VQ Decode.")],
-            **host.search_aliases("token shuffle", "load latent", "npy"),
+            **host.search_aliases(
+                "load codes, load tokens, load latent, npy",
+                "加载图像码",
+                "コードを読み込む",
+            ),
         )
 
     @classmethod
