@@ -2,9 +2,9 @@
 
     python -m benchmarks.report
 
-A file there is what `benchmarks.decode`, `busy`, `gpu_check`, `parts`, `quality` or `janus`
-wrote with `--json`, or the rows of several such runs with the same settings; its name starts with
-the script's, gpu-*.json for `gpu_check`. `resolutions-*.json`, by `benchmarks.decode` as well, is the
+A file there is what `benchmarks.decode`, `busy`, `gpu_check`, `parts`, `quality` or `janus` wrote
+with `--json`, or the rows of several such runs with the same settings; its name starts with the
+script's, gpu-*.json for `gpu_check`. `resolutions-*.json`, by `benchmarks.decode` as well, is the
 plot.
 """
 
