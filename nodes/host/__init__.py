@@ -4,8 +4,10 @@ from dataclasses import fields
 
 from comfy_api.latest import io
 
+import nodes
+
 from . import routes
-from .memory import Loaded, load_checkpoint, with_lora
+from .memory import Loaded, check_ours, load_checkpoint, with_lora
 from .paths import (
     LORAS,
     SAVED_CODES,
@@ -19,6 +21,8 @@ from .paths import (
     written,
 )
 from .progress import follow, previews_wanted, say
+
+LATENT_CATEGORY = nodes.VAEDecode.CATEGORY  # of ComfyUI's own, which has renamed it
 
 
 def search_aliases(*names: str) -> dict[str, list[str]]:
