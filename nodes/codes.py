@@ -21,8 +21,7 @@ class TokenShuffleSaveCodes(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default=f"{host.SAVED_CODES}/TokenShuffle",
-                    tooltip="In ComfyUI's output folder; a number is added. Load Token-Shuffle "
-                    "Codes lists what is in there.",
+                    tooltip="In ComfyUI's output folder; a number is added.",
                 ),
             ],
             is_output_node=True,
@@ -50,8 +49,8 @@ class TokenShuffleLoadCodes(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=host.saved_codes(),
-                    tooltip="A .npy file in ComfyUI's input folder or output folder, where Save "
-                    "Token-Shuffle Codes writes.",
+                    tooltip="A .npy file in ComfyUI's input folder, or in its output folder, where "
+                    "codes are saved.",
                 )
             ],
             outputs=[Codes.Output(display_name="codes", tooltip="For VQ Decode.")],

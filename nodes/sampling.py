@@ -53,7 +53,7 @@ class TokenShufflePrompt(io.ComfyNode):
             if kind != "classes":
                 raise
             raise ValueError(
-                f"{model.name} reads classes, which Token-Shuffle Class lists, not text: {error}"
+                f"{model.name} reads classes, which the Class node lists, not text: {error}"
             ) from None
         return io.NodeOutput(PromptText(text, kind, model.name))
 

@@ -83,6 +83,15 @@ app.registerExtension({
     refresh()
   },
 
+  // Codes were no latents once, and image tokenizers no VAEs. The page takes the types of links from
+  // the workflow.
+  loadedGraphNode(node) {
+    if (!node.comfyClass?.startsWith('TokenShuffle')) return
+    for (const { links, type } of node.outputs ?? []) {
+      for (const id of links ?? []) Object.assign(node.graph.getLink(id) ?? {}, { type })
+    }
+  },
+
   // The user asked to read the models' folder again.
   refreshComboInNodes: forgetAndRefresh
 })

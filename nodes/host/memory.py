@@ -178,8 +178,8 @@ def check_ours(vq: object) -> None:
     """Raises ValueError for a VAE of another kind, which the sockets cannot tell from ours."""
     if not isinstance(vq, Loaded):
         raise ValueError(
-            "this VAE is not the image tokenizer of a Token-Shuffle model: connect the vq of Load "
-            "Token-Shuffle Model"
+            "this VAE is not the image tokenizer of a Token-Shuffle model: connect the vq of the "
+            "node that loads the model"
         )
 
 
