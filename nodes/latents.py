@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Codebook:
     """That of an image tokenizer: `vectors` float32 (codes, dim) of length 1, on the CPU, and the
     name of the `model` that it came with. Two are the same where their vectors are."""
