@@ -1,11 +1,12 @@
 """The time that ComfyUI adds to a picture, with previews off and on, in the same run.
 
-    python -m benchmarks.comfyui_overhead [--version 0.33.0] [--rounds 10] [--size 128]
+    python -m benchmarks.comfyui_overhead [--version 0.33.0] [--rounds 10] [--size 128] [--busy 1]
 
 Each round makes one picture the way the command line does (in a process of the host's Python that
 keeps the model loaded) and one through POST /prompt for each preview setting, with fresh seeds.
-Prints medians, and medians of the ratios within a round. Needs a host of scripts/comfyui.py that
-accepts a preview setting with each prompt.
+Prints medians, and medians of the ratios within a round; with `--busy` beside so many other programs
+that each keep one core busy. Needs a host of scripts/comfyui.py that accepts a preview setting with
+each prompt.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import tempfile
 from pathlib import Path
 
 from scripts import comfyui, workflows
+
+from .measure import busy_programs
 
 API = comfyui.PACK / "api" / "text_to_image_api.json"
 SETTINGS = ("none", "auto")
@@ -42,6 +45,7 @@ def main() -> None:
     parser.add_argument("--version", help="of the host (default: the newest)")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--size", type=int, default=128, help="pixels a side")
+    parser.add_argument("--busy", type=int, default=0, help="other programs meanwhile")
     options = parser.parse_args()
     host = comfyui.find_host(options.version)
     url = f"http://127.0.0.1:{(port := comfyui.free_port())}"
@@ -52,7 +56,8 @@ def main() -> None:
         try:
             with comfyui.running(host, Path(base), port, log=subprocess.DEVNULL):
                 seeds = range(options.rounds)
-                times = [measure(url, baseline, seed, options.size) for seed in seeds]
+                with busy_programs(options.busy):
+                    times = [measure(url, baseline, seed, options.size) for seed in seeds]
         finally:
             baseline.kill()
     times = times[1:]  # the first round warms up

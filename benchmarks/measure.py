@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import platform
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +27,18 @@ def seconds_of(function: Callable[[], object], device: str | torch.device) -> fl
     if cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - started
+
+
+@contextmanager
+def busy_programs(count: int) -> Iterator[None]:
+    """So many other programs run meanwhile, each of which keeps a core busy."""
+    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
 
 
 def in_a_process(function: Callable, *arguments):

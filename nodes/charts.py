@@ -34,10 +34,18 @@ class TokenShuffleXYSheet(io.ComfyNode):
                 inputs.pixels("height"),
                 inputs.seed(),
                 io.Int.Input(
-                    "seeds", default=4, min=1, max=16, tooltip="Columns: seed, seed + 1, ..."
+                    "seeds",
+                    default=4,
+                    min=1,
+                    max=16,
+                    optional=True,
+                    tooltip="Columns: seed, seed + 1, ...",
                 ),
                 io.String.Input(
-                    "cfgs", default="1, 2, 4, 8", tooltip="Rows: guidance scales, comma-separated."
+                    "cfgs",
+                    default="1, 2, 4, 8",
+                    optional=True,
+                    tooltip="Rows: guidance scales, comma-separated.",
                 ),
                 io.String.Input(
                     "windows",
@@ -63,19 +71,19 @@ class TokenShuffleXYSheet(io.ComfyNode):
         model: host.Loaded,
         vq: host.Loaded,
         positive: PromptText,
-        width: int,
-        height: int,
-        seed: int,
-        seeds: int,
-        cfgs: str,
-        windows: str = "",
         negative: PromptText | None = None,
         options: dict | None = None,
+        *,
+        seed: int = 0,
+        seeds: int = 4,
+        cfgs: str = "1, 2, 4, 8",
+        windows: str = "",
+        **size: int,
     ) -> io.NodeOutput:
         host.check_ours(vq)
         model.codebook.check(vq.codebook)
         own = model.pipeline.config.generation
-        settings = replace(own, width=width, height=height, **options or {})
+        settings = replace(own, **size, **options or {})
         sizes = read_numbers("windows", windows, int) if windows.strip() else [own.window]
         all_settings = [  # bad ones fail at once
             replace(settings, cfg=scale, window=size)
@@ -111,7 +119,7 @@ class TokenShuffleCFGPlot(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, cfg: float, schedule: str) -> io.NodeOutput:
+    def execute(cls, cfg: float = 3.0, schedule: str = "half-linear") -> io.NodeOutput:
         return io.NodeOutput(to_tensor(curve(cfg, schedule)))
 
 

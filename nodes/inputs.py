@@ -1,4 +1,9 @@
-"""Inputs that several nodes share."""
+"""Inputs that several nodes share.
+
+Those with a widget are optional: what a prompt through the API leaves out is the model's own, as
+the page fills them in. All of a node's, since the page puts optional widgets behind the others, and
+a saved workflow has the values of widgets in their order.
+"""
 
 from comfy_api.latest import io
 
@@ -27,7 +32,13 @@ def pixels(
     "Token-Shuffle Options, if the model card lists its sizes.",
 ) -> io.Int.Input:
     return io.Int.Input(
-        name, default=default, min=minimum, max=8192, step=16, tooltip=f"In pixels. {tooltip}"
+        name,
+        default=default,
+        min=minimum,
+        max=8192,
+        step=16,
+        optional=True,
+        tooltip=f"In pixels. {tooltip}",
     )
 
 
@@ -35,6 +46,7 @@ def seed() -> io.Int.Input:
     return io.Int.Input(
         "seed",
         default=0,
+        optional=True,
         min=0,
         max=0xFFFFFFFFFFFFFFFF,
         control_after_generate=True,
@@ -46,6 +58,7 @@ def cfg() -> io.Float.Input:
     return io.Float.Input(
         "cfg",
         default=3.0,
+        optional=True,
         min=0.0,
         max=100.0,
         step=0.1,
@@ -59,6 +72,7 @@ def schedule() -> io.Combo.Input:
         "schedule",
         options=list(SCHEDULES),
         default="half-linear",
+        optional=True,
         tooltip=(
             "How guidance grows over the picture: constant not at all, linear up to the end, "
             "half-linear (the paper's choice) over the first half."
@@ -84,6 +98,7 @@ def options() -> list[io.Input]:
         io.Float.Input(
             "temperature",
             default=0.85,
+            optional=True,
             min=0.0,
             max=10.0,
             step=0.05,
@@ -94,6 +109,7 @@ def options() -> list[io.Input]:
         io.Int.Input(
             "top_k",
             default=0,
+            optional=True,
             min=0,
             max=65536,
             tooltip="Sample only from this many of the most likely codes. 0 is off.",
@@ -101,6 +117,7 @@ def options() -> list[io.Input]:
         io.Float.Input(
             "top_p",
             default=1.0,
+            optional=True,
             min=0.01,
             max=1.0,
             step=0.01,

@@ -117,6 +117,7 @@ class TokenShuffleSampler(io.ComfyNode):
                     default=1,
                     min=1,
                     max=64,
+                    optional=True,
                     tooltip="How many pictures to generate at once: with seed, seed + 1, ...",
                 ),
                 inputs.seed(),
@@ -139,23 +140,16 @@ class TokenShuffleSampler(io.ComfyNode):
         cls,
         model: host.Loaded,
         positive: PromptText,
-        width: int,
-        height: int,
-        batch_size: int,
-        seed: int,
-        cfg: float,
-        schedule: str,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        window: int = 0,
         negative: PromptText | None = None,
         options: dict | None = None,
+        *,
+        batch_size: int = 1,
+        seed: int = 0,
+        window: int = 0,
+        **settings,
     ) -> io.NodeOutput:
-        settings = GenerationConfig(
-            width, height, cfg, schedule, temperature, top_k, top_p, window or None
-        )
-        settings = replace(settings, **options or {})
+        settings |= {"window": window or None, **(options or {})}
+        settings = replace(model.pipeline.config.generation, **settings)
         codes = draw(model, positive, negative, settings, seed, batch_size)
         return io.NodeOutput(latent_of(codes, model.codebook))
 
@@ -186,16 +180,7 @@ class TokenShuffleOptions(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, schedule: str, temperature: float, top_k: int, top_p: float, any_size: bool = False
-    ) -> io.NodeOutput:
-        options = {
-            "schedule": schedule,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "any_size": any_size,
-        }
+    def execute(cls, **options) -> io.NodeOutput:
         replace(GenerationConfig(), **options)  # a bad value is this node's error, not a sampler's
         return io.NodeOutput(options)
 
@@ -250,18 +235,18 @@ class TokenShuffleComplete(io.ComfyNode):
         model: host.Loaded,
         positive: PromptText,
         codes: dict,
-        keep_top: int,
-        keep_left: int,
-        seed: int,
-        cfg: float,
+        keep_top: int = 64,
+        keep_left: int = 0,
+        seed: int = 0,
         negative: PromptText | None = None,
         options: dict | None = None,
+        **cfg,
     ) -> io.NodeOutput:
         pipeline, mask = model.pipeline, codes.get("noise_mask")
         codes = codes_of(codes, model.codebook)
         count, rows, columns = codes.shape
         size = {"width": columns * model.stride, "height": rows * model.stride}
-        settings = replace(pipeline.config.generation, **size, cfg=cfg, **options or {})
+        settings = replace(pipeline.config.generation, **size, **cfg, **options or {})
         unit = model.stride * pipeline.window(settings)
         if mask is not None:
             keep_top, keep_left = (unit * kept for kept in kept_by(mask, *pipeline.grid(settings)))

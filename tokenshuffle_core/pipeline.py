@@ -13,6 +13,7 @@ from . import checkpoints, engine
 from .config import Config, GenerationConfig
 from .image_tokenizer import ImageTokenizer
 from .model import TokenShuffleModel
+from .reading import Reader, Reading
 from .sampler import Progress, sample
 from .text_tokenizer import PromptEncoder
 from .vocabulary import Vocabulary
@@ -153,6 +154,13 @@ class Pipeline:
                 f"{self.config.model.max_prompt}: shorten it"
             )
         return ids
+
+    def read_prompt(self, text: str, language: str | None = None) -> Reading:
+        """What a model with a closed vocabulary recognises in a prompt, with the names of subjects
+        in `language`; an empty reading for any other model."""
+        if not self.vocabulary:
+            return Reading()
+        return Reader(self.vocabulary, self.text_tokenizer.normalise).read(text, language)
 
     def window(self, settings: GenerationConfig) -> int:
         """The window to sample with. Raises ValueError if the model does not support it."""

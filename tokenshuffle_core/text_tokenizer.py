@@ -173,6 +173,11 @@ class TextTokenizer:
         encoded = self.tokenizer.encode_batch(whole, add_special_tokens=False)
         return [found.ids if text else [] for found, text in zip(encoded, texts, strict=True)]
 
+    def normalise(self, text: str) -> str:
+        """The text as the file's normalizer leaves it, from which the ids are made."""
+        rules = self.tokenizer.normalizer
+        return rules.normalize_str(text) if rules else text
+
     def text_of(self, ids: list[int]) -> str:
         """The inverse of `encode`, up to normalisation."""
         return self.tokenizer.decode(ids).strip()

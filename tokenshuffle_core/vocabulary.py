@@ -14,17 +14,20 @@ Phrases = dict[str, dict[str, str]]  # what a caption may name -> language -> ho
 @dataclass(frozen=True)
 class Subject:
     """`names` has the names in each language, the best first, `styles` those that the subject was
-    trained in; `recoloured` says whether it was trained in other colours than its own."""
+    trained in; `recoloured` says whether it was trained in other colours than its own. `forms` are
+    other forms of the names in prompts, such as plurals."""
 
     names: dict[str, tuple[str, ...]]
     styles: tuple[str, ...] = ()
     recoloured: bool = False
+    forms: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self):
-        _require(type(self.names) is dict and self.names, "a subject must have names by language")
-        names = {_text(key): _texts(each, "names") for key, each in self.names.items()}
+        names = _by_language(self.names, "names")
+        _require(names, "a subject must have names by language")
         _require(all(names.values()), "a subject must have a name in each of its languages")
         object.__setattr__(self, "names", names)
+        object.__setattr__(self, "forms", _by_language(self.forms, "forms"))
         object.__setattr__(self, "styles", _texts(self.styles, "styles"))
         _require(type(self.recoloured) is bool, "recoloured must be true or false")
 
@@ -35,8 +38,9 @@ class Vocabulary:
 
     `styles`, `backgrounds` and `colours` (of a thing itself) have a phrase in each language for
     each of their keys. `counts` are the numbers of copies that may be composed, `kinds` the kinds
-    of composition: "single", "count", "beside", "above" and others of a data set. Raises ValueError
-    for values of other types.
+    of composition: "single", "count", "beside", "above" and others of a data set. `words` are the
+    other words of the captions, in each language; none if they are not known. Raises ValueError for
+    values of other types.
     """
 
     subjects: tuple[Subject, ...]
@@ -45,6 +49,7 @@ class Vocabulary:
     colours: Phrases = field(default_factory=dict)
     counts: tuple[int, ...] = ()
     kinds: tuple[str, ...] = ()
+    words: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self):
         subjects, counts = _several(self.subjects, "subjects"), _several(self.counts, "counts")
@@ -63,6 +68,7 @@ class Vocabulary:
         object.__setattr__(self, "subjects", subjects)
         object.__setattr__(self, "counts", counts)
         object.__setattr__(self, "kinds", _texts(self.kinds, "kinds"))
+        object.__setattr__(self, "words", _by_language(self.words, "words"))
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -80,6 +86,13 @@ class Vocabulary:
         subjects = [subject for subject in self.subjects if subject.recoloured or not recoloured]
         names = [subject.names[language][0] for subject in subjects if language in subject.names]
         return sorted(names, key=str.casefold)
+
+    def example(self, language: str | None = None) -> str:
+        """A prompt: the first subject that has a name in the language, in its first style."""
+        language = language or self.languages[0]
+        subject = next(each for each in self.subjects if language in each.names)
+        styles = [self.styles[style].get(language) for style in subject.styles]
+        return ", ".join([subject.names[language][0], *filter(None, styles[:1])])
 
     def find(self, name: str, language: str | None = None) -> Subject | None:
         """The subject with this name, in any language or only in one; capitals and spaces do not
@@ -129,6 +142,11 @@ def _several(values: object, name: str) -> tuple:
     if not isinstance(values, list | tuple):
         raise ValueError(f"{name} must be a list, not {values!a:.80}")
     return tuple(values)
+
+
+def _by_language(values: object, name: str) -> dict[str, tuple[str, ...]]:
+    _require(type(values) is dict, f"{name} must be texts by language, not {values!a:.80}")
+    return {_text(key): _texts(each, name) for key, each in values.items()}
 
 
 def _texts(values: object, name: str) -> tuple[str, ...]:

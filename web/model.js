@@ -1,6 +1,7 @@
 // What the server says about the checkpoint that a node works with.
 
 import { api } from '../../scripts/api.js'
+import { language } from './strings.js'
 
 const described = new Map() // checkpoint -> promise of its description
 
@@ -28,18 +29,19 @@ function chosen(loader) {
 export function describe(checkpoint) {
   if (!checkpoint) return Promise.resolve({})
   if (!described.has(checkpoint)) {
-    const query = new URLSearchParams({ checkpoint })
+    const query = new URLSearchParams({ checkpoint, language: language() })
     const model = answer(api.fetchApi(`/tokenshuffle/model?${query}`))
     described.set(checkpoint, model.then((model) => ({ ...model, checkpoint })))
   }
   return described.get(checkpoint)
 }
 
-// Resolves to {tokens, limit}, or to {error}.
-export function countTokens(checkpoint, text) {
-  const body = JSON.stringify({ checkpoint, text })
+// Resolves to {tokens, limit} and, of a model with a closed vocabulary, {draws, unknown}; or to
+// {error}.
+export function readPrompt(checkpoint, text) {
+  const body = JSON.stringify({ checkpoint, text, language: language() })
   const headers = { 'Content-Type': 'application/json' }
-  return answer(api.fetchApi('/tokenshuffle/tokens', { method: 'POST', headers, body }))
+  return answer(api.fetchApi('/tokenshuffle/prompt', { method: 'POST', headers, body }))
 }
 
 async function answer(request) {

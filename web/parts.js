@@ -3,12 +3,13 @@
 
 import { app } from '../../scripts/app.js'
 import { drawSchedule } from './guidance.js'
-import { countTokens } from './model.js'
+import { estimate } from './durations.js'
 import { isTrained, positions, presets, ratio, snap, withWindow } from './sizes.js'
 import { duration, strings } from './strings.js'
+import { after, append, isLinked, originOf, snapping, widgetOf } from './widgets.js'
 
 const OPTIONS = ['schedule', 'temperature', 'top_k', 'top_p']
-const TYPING = 300 // milliseconds of rest before the tokens are counted
+const OWN = ['cfg', ...OPTIONS] // of these the model's own values are shown where others are set
 const MAX_POINTS = 1024 // of the curve
 
 // Presets, the number of positions, and how long they take.
@@ -30,14 +31,14 @@ export function sizePart(node, root, refresh) {
   snapping(node, 'width', (side) => known && snap(side, widgetOf(node, 'height').value, known))
   snapping(node, 'height', (side) => known && snap(side, widgetOf(node, 'width').value, known))
 
-  return (described) => {
+  return (described, error) => {
     const model = (known = inWindow(node, described))
     const text = strings()
     const linked = isLinked(node, 'width') || isLinked(node, 'height')
     select.disabled = !model || linked
     select.title = text.size
-    facts.textContent = model ? '' : text.noModel
-    warning.textContent = ''
+    facts.textContent = model || error ? '' : text.noModel
+    warning.textContent = error ?? ''
     if (!model || linked) return select.replaceChildren()
     const [width, height] = ['width', 'height'].map((name) => widgetOf(node, name).value)
     const sizes = presets(model)
@@ -50,8 +51,10 @@ export function sizePart(node, root, refresh) {
     const count = positions(width, height, model)
     const asked = widgetOf(node, 'window')?.value
     facts.textContent = text.positions(count)
-    if (model.speed) facts.textContent += ` · ${text.time(duration(count / model.speed))}`
-    facts.title = model.speed ? text.lastSpeed : ''
+    const pictures = widgetOf(node, 'batch_size')?.value ?? 1
+    const seconds = estimate(model, count, pictures, width * height)
+    if (seconds) facts.textContent += ` · ${text.time(duration(seconds))}`
+    facts.title = seconds ? text.lastSpeed : ''
     if (asked && !model.windows.includes(asked)) {
       warning.textContent = text.windows(model.windows.join(', '))
     } else if (count > model.max_positions) warning.textContent = text.tooLarge(model.max_positions)
@@ -60,6 +63,50 @@ export function sizePart(node, root, refresh) {
       const allowed = model.any_size || (origin && widgetOf(origin, 'any_size')?.value)
       warning.textContent = allowed ? text.untrained : text.refused
     }
+  }
+}
+
+// The model's own settings. They come with a model that is connected or changed, in place of those of
+// the model before and of the defaults of a new node; what the user has set, or a workflow, stays.
+export function ownPart(node, root, refresh) {
+  const line = append(root, 'a', 'own')
+  let own // settings of the model that was connected last
+  let loaded = false // from a workflow
+  after(node, 'onConfigure', () => (loaded = true))
+  const defaults = Object.fromEntries((node.widgets ?? []).map(({ name, value }) => [name, value]))
+
+  function place(settings, names) {
+    for (const name of names) {
+      const widget = widgetOf(node, name)
+      if (widget && !isLinked(node, name)) widget.value = settings[name]
+    }
+  }
+
+  line.addEventListener('click', () => {
+    node.graph?.beforeChange()
+    place(own, OWN)
+    node.graph?.afterChange()
+    app.canvas.setDirty(true, true)
+    refresh()
+  })
+
+  return (model) => {
+    line.hidden = true
+    if (!model) return
+    const settings = model.generation
+    if (own !== settings) {
+      const before = own ?? (loaded ? {} : defaults)
+      const names = ['width', 'height', ...OWN]
+      place(settings, names.filter((name) => widgetOf(node, name)?.value === before[name]))
+      own = settings
+    }
+    const others = OWN.filter((name) => {
+      const widget = widgetOf(node, name)
+      return widget && !widget.disabled && !isLinked(node, name) && widget.value !== own[name]
+    })
+    line.hidden = !others.length
+    line.textContent = strings().own(others.map((name) => `${name} ${own[name]}`).join(', '))
+    line.title = strings().useOwn
   }
 }
 
@@ -97,34 +144,6 @@ export function guidancePart(node, root) {
   }
 }
 
-// The length of the prompt against what the model reads.
-export function tokensPart(node, root) {
-  const line = append(root, 'div', 'facts')
-  let asked, counted, timer
-
-  async function count(checkpoint, text) {
-    const answer = await countTokens(checkpoint, text)
-    if (text !== asked) return
-    counted = `${checkpoint}\n${text}`
-    const { tokens, limit } = answer
-    line.classList.toggle('warning', tokens > limit)
-    if (answer.error) line.textContent = ''
-    else line.textContent = strings()[tokens > limit ? 'tooLong' : 'tokens'](tokens, limit)
-  }
-
-  return (model) => {
-    const text = widgetOf(node, 'text').value
-    if (!model || isLinked(node, 'text')) {
-      line.textContent = ''
-      asked = counted = undefined
-    } else if (counted !== `${model.checkpoint}\n${text}`) {
-      asked = text
-      clearTimeout(timer)
-      timer = setTimeout(() => count(model.checkpoint, text), TYPING)
-    }
-  }
-}
-
 // The model card.
 export function cardPart(node, root) {
   return (model, error) => {
@@ -143,40 +162,7 @@ export function cardPart(node, root) {
   }
 }
 
-function append(root, tag, className = '') {
-  const made = document.createElement(tag)
-  made.className = className
-  root.append(made)
-  return made
-}
-
-function widgetOf(node, name) {
-  return node.widgets?.find((widget) => widget.name === name)
-}
-
 // The model's description for the window that the node asks for.
 function inWindow(node, model) {
   return model && withWindow(model, widgetOf(node, 'window')?.value)
-}
-
-function isLinked(node, name) {
-  return node.inputs?.some((input) => input.name === name && input.link != null) ?? false
-}
-
-// The node behind an input, past reroutes.
-function originOf(node, name) {
-  let origin = node.getInputNode(node.inputs.findIndex((input) => input.name === name))
-  while (origin?.type === 'Reroute') origin = origin.getInputNode(0)
-  return origin
-}
-
-// Brings the widget's value to what `nearest` says, wherever it is set by hand.
-function snapping(node, name, nearest) {
-  const widget = widgetOf(node, name)
-  const original = widget.callback
-  widget.callback = function (value, ...rest) {
-    const snapped = nearest(value) || value
-    if (snapped !== value) this.value = snapped
-    return original?.call(this, snapped, ...rest)
-  }
 }

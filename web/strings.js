@@ -18,6 +18,12 @@ const STRINGS = {
     guidanceOff: 'Guidance is off: cfg is 1',
     tokens: (count, limit) => `${count} / ${limit} tokens`,
     tooLong: (count, limit) => `${count} / ${limit} tokens: shorten the prompt`,
+    draws: (what) => `draws: ${what}`,
+    unknown: (words) => `does not know: ${words}`,
+    word: (word, near) => (near ? `${word} (near: ${near})` : word),
+    insert: 'insert a subject …',
+    own: (settings) => `The model's own: ${settings}`,
+    useOwn: 'Click to use the settings that the model was made for',
     card: {
       usage_hint: 'Prompts',
       sizes: 'Sizes',
@@ -46,6 +52,12 @@ const STRINGS = {
     guidanceOff: '引导已关闭：cfg 为 1',
     tokens: (count, limit) => `${count} / ${limit} 个词元`,
     tooLong: (count, limit) => `${count} / ${limit} 个词元：请缩短提示词`,
+    draws: (what) => `将绘制：${what}`,
+    unknown: (words) => `不认识：${words}`,
+    word: (word, near) => (near ? `${word}（相近：${near}）` : word),
+    insert: '插入主题……',
+    own: (settings) => `模型自带设置：${settings}`,
+    useOwn: '点击以使用模型自带的设置',
     card: {
       usage_hint: '提示词',
       sizes: '尺寸',
@@ -74,6 +86,12 @@ const STRINGS = {
     guidanceOff: 'ガイダンスはオフです（cfg が 1）',
     tokens: (count, limit) => `${count} / ${limit} トークン`,
     tooLong: (count, limit) => `${count} / ${limit} トークン：プロンプトを短くしてください`,
+    draws: (what) => `描くもの：${what}`,
+    unknown: (words) => `知らない言葉：${words}`,
+    word: (word, near) => (near ? `${word}（近い言葉：${near}）` : word),
+    insert: '題材を挿入…',
+    own: (settings) => `モデル本来の設定：${settings}`,
+    useOwn: 'クリックするとモデル本来の設定になります',
     card: {
       usage_hint: 'プロンプト',
       sizes: 'サイズ',
@@ -89,9 +107,12 @@ const STRINGS = {
   },
 }
 
+export function language() {
+  return (app.extensionManager?.setting?.get('Comfy.Locale') ?? 'en').split('-')[0]
+}
+
 export function strings() {
-  const locale = app.extensionManager?.setting?.get('Comfy.Locale') ?? 'en'
-  return STRINGS[locale.split('-')[0]] ?? STRINGS.en
+  return STRINGS[language()] ?? STRINGS.en
 }
 
 export function duration(seconds) {

@@ -3,41 +3,38 @@
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
 import { checkpointOf, describe, forget } from './model.js'
-import { cardPart, guidancePart, keepPart, sizePart, tokensPart } from './parts.js'
+import { cardPart, guidancePart, keepPart, ownPart, sizePart } from './parts.js'
+import { promptPart } from './prompt.js'
+import { after } from './widgets.js'
 
 // Parts from top to bottom, and the pixels they need; a panel that grows takes the node's spare
 // room.
 const PANELS = {
   TokenShuffleLoader: { parts: [cardPart], height: 120, grows: true },
-  TokenShufflePrompt: { parts: [tokensPart], height: 17 },
-  TokenShuffleSampler: { parts: [sizePart, guidancePart], height: 138 },
-  TokenShuffleXYSheet: { parts: [sizePart], height: 68 },
-  TokenShuffleComplete: { parts: [keepPart, guidancePart], height: 70 }
+  TokenShufflePrompt: { parts: [promptPart], height: 80 },
+  TokenShuffleSampler: { parts: [ownPart, sizePart, guidancePart], height: 158 },
+  TokenShuffleOptions: { parts: [ownPart], height: 17 },
+  TokenShuffleXYSheet: { parts: [ownPart, sizePart], height: 68 },
+  TokenShuffleComplete: { parts: [ownPart, keepPart, guidancePart], height: 90 }
 }
 
 const MARGIN = 6 // pixels around a panel
 const nodes = new Map() // node on the canvas -> function that brings its panel up to date
 let scheduled
 
+const isLoader = (node) => node.comfyClass === 'TokenShuffleLoader'
+
 function refresh() {
   scheduled ??= setTimeout(async () => {
     scheduled = undefined
-    const loaders = [...nodes.keys()].filter((node) => node.comfyClass === 'TokenShuffleLoader')
-    for (const [node, update] of nodes) {
+    // A node that went into a subgraph left one like it there, and has no graph.
+    const present = [...nodes].filter(([node]) => node.graph)
+    const loaders = present.map(([node]) => node).filter(isLoader)
+    for (const [node, update] of present) {
       const model = await describe(checkpointOf(node, loaders))
       update(model.stride ? model : undefined, model.error)
     }
   })
-}
-
-// Calls `extra` after the method or callback that may be there already.
-function after(object, name, extra) {
-  const original = object[name]
-  object[name] = function (...values) {
-    const result = original?.apply(this, values)
-    extra()
-    return result
-  }
 }
 
 function addPanel(node, { parts, height, grows }) {
@@ -77,8 +74,8 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
-    if (node.comfyClass in PANELS) addPanel(node, PANELS[node.comfyClass])
-    else if (node.comfyClass !== 'TokenShuffleOptions') return
+    if (!(node.comfyClass in PANELS)) return
+    addPanel(node, PANELS[node.comfyClass])
     for (const widget of node.widgets ?? []) after(widget, 'callback', refresh)
     refresh()
   },

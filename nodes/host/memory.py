@@ -8,7 +8,6 @@ import comfy.model_management
 import comfy.ops
 import comfy.utils
 import folder_paths
-import numpy as np
 import torch
 from comfy.cli_args import args
 from comfy.model_patcher import ModelPatcher
@@ -21,6 +20,7 @@ from ...tokenshuffle_core.pipeline import Pipeline, load
 from ...tokenshuffle_core.transformer import KVCache
 from .. import preview
 from ..latents import Codebook
+from .durations import decoding
 from .paths import LORAS, checkpoint_path
 from .progress import previews_wanted, say
 from .vae import VAE
@@ -131,8 +131,10 @@ class Loaded(VAE):
     def decode_codes(self, codes: torch.Tensor, save_memory: bool = False) -> torch.Tensor:
         """Codes int64 (B, h, w) -> images float32 (B, H, W, 3) in 0..1. Raises ValueError."""
         pictures, rows, columns = codes.shape
-        pipeline = self.with_vq(pictures, rows * columns * self.stride**2, save_memory)
-        return pipeline.decode(codes, save_memory, self.vq.load_device)
+        pixels = rows * columns * self.stride**2
+        pipeline = self.with_vq(pictures, pixels, save_memory)
+        with decoding(self.name, pictures * pixels):
+            return pipeline.decode(codes, save_memory, self.vq.load_device)
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """Images float (B, H, W, 3) in 0..1 -> codes int64 (B, h, w). What is more than a multiple
@@ -164,9 +166,9 @@ class Loaded(VAE):
         return Codebook(self.name, vectors[0, :, 0].T.float().cpu().contiguous())
 
     @cached_property
-    def colours(self) -> np.ndarray:
-        """`preview.rough_colours`, computed once for each checkpoint."""
-        return preview.rough_colours(self.pipeline, self.vq.load_device)
+    def colours(self) -> preview.Colours:
+        """Those of the checkpoint's codes, which its pictures go on to correct."""
+        return preview.Colours(self.pipeline, self.vq.load_device)
 
     def _working(self, pictures: int, pixels: int, save_memory: bool, encode: bool = False) -> int:
         return self.pipeline.image_tokenizer.working_nbytes(

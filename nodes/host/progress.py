@@ -11,8 +11,7 @@ from PIL import Image
 from server import PromptServer
 
 from ...tokenshuffle_core.sampler import Progress
-
-SPEEDS: dict[str, float] = {}  # positions per second of the last picture, by checkpoint
+from .durations import note_sampled
 
 
 def previews_wanted() -> bool:
@@ -39,7 +38,8 @@ def follow(
             image = picture and ("JPEG", picture, args.preview_size)
             bar.update_absolute(step.position, preview=image)
             say(_speed(step, now - started))
-    SPEEDS[name] = step.positions / (time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    note_sampled(name, step.window, len(step.windows), step.positions, seconds)
     return step
 
 

@@ -9,27 +9,28 @@ from aiohttp import web
 from server import PromptServer
 
 from .. import description
+from .durations import durations
 from .paths import checkpoint_path, written
-from .progress import SPEEDS
 
 
 @PromptServer.instance.routes.get("/tokenshuffle/model")
 async def describe_model(request: web.Request) -> web.Response:
-    """The card, sizes, settings and speed of ?checkpoint=NAME."""
-    name = request.query.get("checkpoint")
+    """The card, sizes, settings, names and durations of ?checkpoint=NAME&language=en."""
+    name, language = request.query.get("checkpoint"), request.query.get("language", "en")
 
     def describe(path: Path, modified: float) -> dict:
-        return description.describe(path, modified) | {"speed": SPEEDS.get(name)}
+        return description.describe(path, modified, language) | durations(name)
 
     return await _answer(name, describe)
 
 
-@PromptServer.instance.routes.post("/tokenshuffle/tokens")
-async def count_tokens(request: web.Request) -> web.Response:
-    """{"checkpoint": NAME, "text": PROMPT} -> {"tokens": its length, "limit": the most allowed}."""
+@PromptServer.instance.routes.post("/tokenshuffle/prompt")
+async def read_prompt(request: web.Request) -> web.Response:
+    """{"checkpoint": NAME, "text": PROMPT, "language": "en"} -> what the model reads of it."""
     body = await request.json()
-    count = partial(description.count_tokens, text=str(body.get("text")))
-    return await _answer(body.get("checkpoint"), count)
+    text, language = str(body.get("text")), str(body.get("language", "en"))
+    read = partial(description.read_prompt, text=text, language=language)
+    return await _answer(body.get("checkpoint"), read)
 
 
 async def _answer(name: str | None, describe: Callable[[Path, float], dict]) -> web.Response:

@@ -94,7 +94,7 @@ def test_page_is_told_about_a_checkpoint(server):
     assert [128, 128] in bundled["sizes"]
     assert "red apple" in bundled["card"]["subjects"]
     answer = workflows.http(
-        f"{server.url}/tokenshuffle/tokens",
+        f"{server.url}/tokenshuffle/prompt",
         {"checkpoint": "tiny.safetensors", "text": "a red apple"},
     )
     assert json.loads(answer) == {"tokens": 2, "limit": 64}

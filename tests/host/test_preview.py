@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import urllib.parse
 import uuid
 
 import numpy as np
@@ -55,14 +56,36 @@ def test_picture_grows_from_the_top(server, large):
     for picture in pictures:
         assert picture.shape == (512, 512, 3), "ComfyUI's preview size"
         painted = np.abs(picture.astype(int) - 128).max((1, 2)) > 16
-        heights.append(int(np.nonzero(painted)[0].max()) + 1)
+        heights.append(int(np.nonzero(painted)[0].max(initial=-1)) + 1)
     assert heights == sorted(heights)
-    assert 0 < heights[0] < heights[-2] < 512, "the rest is neutral"
+    assert heights[0] == 0, "the first one takes the place of an earlier picture"
+    assert 0 < heights[-2] < 512, "the rest is neutral"
     assert heights[-1] == 512, "the last one stays, and has all rows"
     assert values == sorted(values)
     assert values[-1] == 1024
     assert lines[-1].startswith("1024 / 1024 positions, ")
     assert any(line.endswith(" left") for line in lines)
+
+
+def saved(server) -> np.ndarray:
+    """The first picture of the last prompt."""
+    *_, entry = server.get("/history?max_items=1").values()
+    image = entry["outputs"]["save"]["images"][0]
+    query = urllib.parse.urlencode({key: image[key] for key in ("filename", "subfolder", "type")})
+    return np.asarray(Image.open(io.BytesIO(workflows.http(f"{server.url}/view?{query}"))))
+
+
+@pytest.mark.parametrize("checkpoint", ["tiny.safetensors", "emoji.safetensors"])
+def test_what_stays_is_the_finished_picture(server, prompt, checkpoint):
+    """However soon it is finished; also after a prompt that was interrupted."""
+    prompt["loader"]["inputs"]["checkpoint"] = checkpoint
+    for seed in (31, 32, 33):
+        prompt["sampler"]["inputs"] |= {"seed": seed, "width": 128, "height": 128}
+        pictures, _, _ = watch(server, prompt)
+        assert np.ptp(pictures[0]) < 16
+        shown = Image.fromarray(pictures[-1]).resize((128, 128), Image.Resampling.BOX)
+        difference = np.abs(np.asarray(shown).astype(int) - saved(server)).mean()
+        assert difference < 6, "of 255: JPEG"
 
 
 def test_previews_are_off_where_the_user_wants_none(server, large):

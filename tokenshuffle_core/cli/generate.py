@@ -90,6 +90,8 @@ def _generate_one(options) -> None:
     trained = pipeline.card.get(SIZES) or pipeline.card.get("modelspec.resolution", size)
     if size not in trained.split(", "):
         print(f"note: this model was trained on {trained}, not on {size}", file=sys.stderr)
+    if unknown := pipeline.read_prompt(options.prompt).unknown_words():
+        print(f"note: this model does not know {unknown}", file=sys.stderr)
     steps = pipeline.stream(
         options.prompt, options.negative, settings, seed=options.seed, count=options.count
     )

@@ -1,4 +1,4 @@
-"""The command line: all commands, their errors and exit codes, and `tokenshuffle info`.
+"""The command line: all commands, their errors and exit codes.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 success, 2 bad
 input or a file that cannot be read or written, 130 interrupted.
@@ -9,9 +9,7 @@ import signal
 import sys
 
 from .. import __version__
-from ..config import PRESETS
-from . import data, evaluate, generate, train, weights
-from .options import command
+from . import data, evaluate, generate, info, train, weights
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,61 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     generate.add(commands)
-    info = command(commands, "info", _info, "Describe a checkpoint or a preset.")
-    info.add_argument(
-        "model", nargs="?", metavar="CHECKPOINT-or-PRESET",
-        help=f"a file, or one of {', '.join(PRESETS)} (default: the bundled model)",
-    )  # fmt: skip
-    info.add_argument(
-        "--language", metavar="LANGUAGE",
-        help="of the subjects that a model with a closed vocabulary knows (default: en)",
-    )  # fmt: skip
+    info.add(commands)
     data.add(commands)
     train.add(commands)
     evaluate.add(commands)
     weights.add(commands)
     return parser
-
-
-def _info(options) -> None:
-    from ..checkpoints import BUNDLED, read, skeleton
-
-    card, vocabulary, config = {}, None, PRESETS.get(options.model)
-    if config is None:
-        try:
-            checkpoint = read(options.model or BUNDLED)
-        except FileNotFoundError:
-            presets = ", ".join(PRESETS)
-            raise FileNotFoundError(
-                f"{options.model} is neither an existing file nor a preset ({presets})"
-            ) from None
-        config, card, vocabulary = checkpoint.config, checkpoint.card, checkpoint.vocabulary
-        if checkpoint.kind:
-            card = {"tokenshuffle.weights": checkpoint.kind} | card
-    if options.language and not vocabulary:
-        raise ValueError(f"--language {options.language}: no list of subjects is stored there")
-    lines = {key.partition(".")[2]: value for key, value in card.items()}
-    lines |= _known(vocabulary, options.language) if vocabulary else {}
-    for key, value in lines.items():
-        print(f"{key}: {value}")
-    titles = {}
-    for name, part in ("model", config.model), ("image tokenizer", config.image_tokenizer):
-        parameters = sum(parameter.numel() for parameter in skeleton(part).parameters())
-        titles[f"{name}: {parameters / 1e6:.1f} M parameters"] = part
-    for title, part in (titles | {"generation:": config.generation}).items():
-        print(title)
-        for field, value in vars(part).items():
-            print(f"  {field}: {value}")
-    print(f"size: width and height in multiples of {config.pixels_per_window} pixels")
-
-
-def _known(vocabulary, language: str | None) -> dict[str, str]:
-    """What a vocabulary has in a language, as lines of a card."""
-    language = language or vocabulary.languages[0]
-    lines = {"subjects": vocabulary.names(language)}
-    for name in ("styles", "backgrounds", "colours"):
-        phrases = getattr(vocabulary, name).items()
-        lines[name] = [by_language.get(language, key) for key, by_language in phrases]
-    lines["subjects in these colours"] = vocabulary.names(language, recoloured=True)
-    lines |= {"counts": map(str, vocabulary.counts), "compositions": vocabulary.kinds}
-    return {name: text for name, values in lines.items() if (text := ", ".join(values))}

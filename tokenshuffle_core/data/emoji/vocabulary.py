@@ -1,10 +1,14 @@
 """The vocabulary of the emoji data set, for the checkpoints of models that are trained on it."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 from ...vocabulary import Subject, Vocabulary
+from .captions import BARE
 from .compose import COUNTS
-from .phrases import PHRASES
+from .english import plural
+from .phrases import PHRASES, Phrases
 from .plan import KINDS
 
 
@@ -19,7 +23,8 @@ def vocabulary_of(records: Sequence[dict]) -> Vocabulary:
         names = {language: tuple(names) for language, names in of_one[0]["names"].items()}
         trained = [record for record in of_one if record["split"] == "train"]
         styles = tuple(record["style"] for record in trained)
-        subjects.append(Subject(names, styles, any(record["tone"] for record in trained)))
+        recoloured = any(record["tone"] for record in trained)
+        subjects.append(Subject(names, styles, recoloured, _forms(names)))
     phrases = {each: PHRASES[each] for each in records[0]["names"] if each in PHRASES}
     styles = dict.fromkeys(record["style"] for record in records)
     colours = next(iter(phrases.values())).backgrounds
@@ -36,4 +41,33 @@ def vocabulary_of(records: Sequence[dict]) -> Vocabulary:
         },
         counts=COUNTS,
         kinds=tuple(dict.fromkeys(KINDS)),
+        words={
+            key: tuple(sorted({*_words(asdict(of)), *_after(of)})) for key, of in phrases.items()
+        },
     )
+
+
+def _forms(names: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """English plurals, and names without the colour that they say."""
+    forms = {language: [bare] for language, bare in BARE.get(names["en"][0], {}).items()}
+    english = (*names["en"], *forms.get("en", ()))
+    forms["en"] = [*forms.get("en", ()), *filter(None, map(plural, english))]
+    return {language: tuple(of) for language, of in forms.items() if of}
+
+
+def _words(phrases: dict | tuple | str) -> Iterator[str]:
+    """What the phrases say beside the names that they are filled with."""
+    if isinstance(phrases, str):
+        # Of Chinese and Japanese, what is written together.
+        for part in re.split(r"(?:\{\w*\}|[^\w'-])+", phrases):
+            if part:
+                yield part
+    else:
+        for part in phrases.values() if isinstance(phrases, dict) else phrases:
+            yield from _words(part)
+
+
+def _after(phrases: Phrases) -> Iterator[str]:
+    """What a form of the style says beside the style itself: a Korean particle."""
+    for style, form in phrases.in_styles.items():
+        yield from _words(form.replace(phrases.styles[style], ""))

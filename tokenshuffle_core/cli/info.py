@@ -1,0 +1,76 @@
+"""The command that describes a checkpoint or a preset."""
+
+from ..config import PRESETS
+from .options import command
+
+# Of a card, in this order; the rest follows in alphabetical order.
+FIRST = ("title", "description", "usage_hint", "sizes", "weights", "scores", "limits", "license")
+LEFT_OUT = ("sai_model_spec", "architecture", "resolution")  # constants, or said by another line
+
+
+def add(commands) -> None:
+    parser = command(commands, "info", _info, "Describe a checkpoint or a preset.")
+    parser.add_argument(
+        "model", nargs="?", metavar="CHECKPOINT-or-PRESET",
+        help=f"a file, or one of {', '.join(PRESETS)} (default: the bundled model)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--subjects", action="store_true",
+        help="list only the subjects that a model with a closed vocabulary knows, one a line",
+    )  # fmt: skip
+    parser.add_argument(
+        "--language", metavar="LANGUAGE", help="of the subjects and phrases (default: en)"
+    )
+
+
+def _info(options) -> None:
+    from ..checkpoints import BUNDLED, read, skeleton
+
+    card, vocabulary, config = {}, None, PRESETS.get(options.model)
+    if config is None:
+        try:
+            checkpoint = read(options.model or BUNDLED)
+        except FileNotFoundError:
+            presets = ", ".join(PRESETS)
+            raise FileNotFoundError(
+                f"{options.model} is neither an existing file nor a preset ({presets})"
+            ) from None
+        config, card, vocabulary = checkpoint.config, checkpoint.card, checkpoint.vocabulary
+        if checkpoint.kind:
+            card = {"tokenshuffle.weights": checkpoint.kind} | card
+    for name in ("subjects", "language"):
+        if getattr(options, name) and not vocabulary:
+            raise ValueError(f"--{name}: {options.model} stores no list of subjects")
+    if options.subjects:
+        print("\n".join(vocabulary.names(options.language)))
+        return
+    lines = {key.partition(".")[2]: value for key, value in card.items()}
+    order = [*FIRST, *sorted(lines)]
+    for key in dict.fromkeys(key for key in order if key in lines and key not in LEFT_OUT):
+        print(f"{key}: {lines[key]}")
+    for key, value in (_known(vocabulary, options.language) if vocabulary else {}).items():
+        print(f"{key}: {value}")
+    for name, part in ("model", config.model), ("image tokenizer", config.image_tokenizer):
+        parameters = sum(parameter.numel() for parameter in skeleton(part).parameters())
+        print(f"{name}: {parameters / 1e6:.1f} M parameters; {_fields(part)}")
+    print(f"generation: {_fields(config.generation)}")
+    print(f"size: width and height in multiples of {config.pixels_per_window} pixels")
+
+
+def _fields(part) -> str:
+    return ", ".join(f"{field}: {value}" for field, value in vars(part).items())
+
+
+def _known(vocabulary, language: str | None) -> dict[str, str]:
+    """What a vocabulary has in a language, as lines of a card."""
+    language = language or vocabulary.languages[0]
+    subjects, recoloured = (len(vocabulary.names(language, recoloured=r)) for r in (False, True))
+    lines = {
+        "subjects": [f"{subjects}, {recoloured} of them in other colours (--subjects lists them)"],
+        "languages": vocabulary.languages,
+    }
+    for name in ("styles", "colours", "backgrounds"):
+        phrases = getattr(vocabulary, name).items()
+        lines[name] = [by_language.get(language, key) for key, by_language in phrases]
+    lines |= {"counts": map(str, vocabulary.counts), "compositions": vocabulary.kinds}
+    return {name: text for name, values in lines.items() if (text := ", ".join(values))}
