@@ -148,8 +148,8 @@ class TokenShuffleSampler(io.ComfyNode):
         window: int = 0,
         **settings,
     ) -> io.NodeOutput:
-        settings |= {"window": window or None, **(options or {})}
-        settings = replace(model.pipeline.config.generation, **settings)
+        own = replace(model.pipeline.config.generation, window=window or None, **settings)
+        settings = replace(own, **options or {})  # what they replace has been checked as well
         codes = draw(model, positive, negative, settings, seed, batch_size)
         return io.NodeOutput(latent_of(codes, model.codebook))
 

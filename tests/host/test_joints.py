@@ -175,6 +175,24 @@ def test_a_noise_mask_is_completion(server, prompt, hole, keep):
     np.testing.assert_array_equal(succeed(server, masked(prompt, *hole)), expected)
 
 
+def test_comfyuis_inpainting_encoder_masks_a_picture_for_completion(server, prompt):
+    """Two seeds draw what is masked, and keep the upper half."""
+    prompt = masked(prompt, 0, 0, 32, 24)
+    prompt["picture"] = core("EmptyImage", width=33, height=50, batch_size=1, color=0xFF8000)
+    prompt["masked"] = core(
+        "VAEEncodeForInpaint", pixels=["picture", 0], vae=["loader", 1], mask=["mask", 0],
+        grow_mask_by=0,
+    )  # fmt: skip
+    prompt["other"] = copy.deepcopy(prompt["complete"])
+    prompt["other"]["inputs"]["seed"] += 1
+    prompt["others"] = saving("other", "other seed")
+    entry = run(server, prompt)
+    first, second = (codes_in(server, entry, name) for name in ("codes", "others"))
+    same, half = first == second, first.shape[1] // 2
+    assert same[:, :half].all()
+    assert not same[:, half:].all(-1).any()
+
+
 @pytest.mark.parametrize(
     ("hole", "words"),
     [
