@@ -24,6 +24,14 @@ class VAE:
     def encode_tiled(self, pixels: torch.Tensor, **tiles) -> torch.Tensor:
         return self.encode(pixels)
 
+    @property
+    def downscale_ratio(self) -> int:
+        return self.stride
+
+    @property
+    def latent_channels(self) -> int:
+        return self.codebook.vectors.shape[1]
+
     def spacial_compression_decode(self) -> int:
         return self.stride
 
