@@ -4,9 +4,9 @@
 
 Each round makes one picture the way the command line does (in a process of the host's Python that
 keeps the model loaded) and one through POST /prompt for each preview setting, with fresh seeds.
-Prints medians, and medians of the ratios within a round; with `--busy` beside so many other programs
-that each keep one core busy. Needs a host of scripts/comfyui.py that accepts a preview setting with
-each prompt.
+Prints medians, and medians of the ratios within a round; with `--busy` beside so many other
+programs that each keep one core busy. Needs a host of scripts/comfyui.py that accepts a preview
+setting with each prompt.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python -m benchmarks.report
 
-A file there is what `benchmarks.decode`, `gpu_check`, `parts`, `quality` or `janus` wrote with
-`--json`, or the rows of several such runs with the same settings; its name starts with the
+A file there is what `benchmarks.decode`, `busy`, `gpu_check`, `parts`, `quality` or `janus`
+wrote with `--json`, or the rows of several such runs with the same settings; its name starts with the
 script's, gpu-*.json for `gpu_check`. `resolutions-*.json`, by `benchmarks.decode` as well, is the
 plot.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenshuffle_core.files import write_text
 
-from . import decode, gpu_check, janus, parts, quality
+from . import busy, decode, gpu_check, janus, parts, quality
 from .measure import svg_plot
 
 ROOT = Path(__file__).resolve().parent
@@ -35,6 +35,8 @@ def document() -> str:
         if (stored := result.get("stored", "float32")) != "float32":
             weights += f", from a file in {stored}"
         sections += [f"### {_device(result)}{weights}", _table(decode, result)]
+    for result in results("busy"):
+        sections += [BUSY.strip(), f"### {_device(result)}", _table(busy, result)]
     sections.append(GPU.strip())
     for result in results("gpu"):
         about = result["about"]
@@ -106,6 +108,15 @@ without loss; the same goes for a checkpoint in float16 or bfloat16. An x86 CPU 
 from 16 bits, so a step reads half the bytes, and its floor is half as high. "x whole" of int8
 weights is therefore 1.4 to 2.1 against a float32 file, but 1.0 to 1.2 against a float16 file:
 there int8 saves half the memory and little time.
+"""
+
+BUSY = """
+## Beside other programs
+
+A picture of 128 px, sampled and decoded, beside programs that each keep one core busy; `python -m
+benchmarks.busy`. The fair share beside k of them is a (k + 1)th of the machine, "x fair" the time over
+that of a program which slows down by k + 1. Small work runs on one thread where that is faster: torch's
+threads wait for each other after each of many small operations.
 """
 
 GPU = """
