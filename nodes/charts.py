@@ -62,7 +62,11 @@ class TokenShuffleXYSheet(io.ComfyNode):
                 io.Image.Output(display_name="sheet", tooltip="All pictures, labelled."),
                 io.Image.Output(display_name="images", tooltip="The pictures, row by row."),
             ],
-            **host.search_aliases("token shuffle", "xy plot", "grid", "compare"),
+            **host.search_aliases(
+                "xy plot, xyz plot, grid, compare seeds, compare cfg, contact sheet",
+                "对比图, 网格图, 比较",
+                "比較, グリッド",
+            ),
         )
 
     @classmethod
@@ -115,7 +119,7 @@ class TokenShuffleCFGPlot(io.ComfyNode):
             description="Plots the guidance scale over the positions of a picture.",
             inputs=[inputs.cfg(), inputs.schedule()],
             outputs=[io.Image.Output(display_name="image", tooltip="The curve.")],
-            **host.search_aliases("token shuffle", "guidance", "schedule", "curve"),
+            is_deprecated=True,
         )
 
     @classmethod

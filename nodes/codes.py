@@ -13,7 +13,7 @@ class TokenShuffleSaveCodes(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="TokenShuffleSaveCodes",
-            display_name="Save Token-Shuffle Codes",
+            display_name="Save Codes (Token-Shuffle)",
             category=CATEGORY,
             description="Saves image codes to a .npy file, the whole batch in one file.",
             inputs=[
@@ -25,7 +25,11 @@ class TokenShuffleSaveCodes(io.ComfyNode):
                 ),
             ],
             is_output_node=True,
-            **host.search_aliases("token shuffle", "save latent", "npy"),
+            **host.search_aliases(
+                "save codes, save tokens, save latent, npy",
+                "保存图像码",
+                "コードを保存",
+            ),
         )
 
     @classmethod
@@ -42,7 +46,7 @@ class TokenShuffleLoadCodes(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="TokenShuffleLoadCodes",
-            display_name="Load Token-Shuffle Codes",
+            display_name="Load Codes (Token-Shuffle)",
             category=CATEGORY,
             description="Loads image codes from a .npy file.",
             inputs=[
@@ -54,7 +58,11 @@ class TokenShuffleLoadCodes(io.ComfyNode):
                 )
             ],
             outputs=[Codes.Output(display_name="codes", tooltip="For VQ Decode.")],
-            **host.search_aliases("token shuffle", "load latent", "npy"),
+            **host.search_aliases(
+                "load codes, load tokens, load latent, npy",
+                "加载图像码",
+                "コードを読み込む",
+            ),
         )
 
     @classmethod

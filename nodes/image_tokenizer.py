@@ -28,7 +28,12 @@ class TokenShuffleVQDecode(io.ComfyNode):
                 ),
             ],
             outputs=[io.Image.Output(display_name="image")],
-            **host.search_aliases("vae decode", "token shuffle", "tokens to image"),
+            **host.search_aliases(
+                "image tokenizer, image tokenizer decoder, vqgan, vq vae, vae decode, "
+                "tokens to image, image tokens to image, codes to image",
+                "图像分词器, 解码, VQ解码",
+                "画像トークナイザー, デコード",
+            ),
         )
 
     @classmethod
@@ -57,7 +62,11 @@ class TokenShuffleVQEncode(io.ComfyNode):
                 VQ.Input("vq", tooltip="The image tokenizer to encode with."),
             ],
             outputs=[Codes.Output(display_name="codes", tooltip="The picture's codes.")],
-            **host.search_aliases("vae encode", "token shuffle", "image to tokens"),
+            **host.search_aliases(
+                "image tokenizer encoder, vqgan encoder, vae encode, image to tokens",
+                "图像编码, VQ编码",
+                "エンコード",
+            ),
         )
 
     @classmethod

@@ -14,7 +14,8 @@ class TokenShuffleLoader(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="TokenShuffleLoader",
-            display_name="Load Token-Shuffle Model",
+            # The search finds "token shuffle" first where it is written so.
+            display_name="Load Token Shuffle Model",
             category=CATEGORY,
             description=(
                 "Loads a Token-Shuffle checkpoint: the model, which generates image codes, and the "
@@ -44,8 +45,22 @@ class TokenShuffleLoader(io.ComfyNode):
                     display_name="vq", tooltip="The image tokenizer, for VQ Decode and Encode."
                 ),
             ],
-            **host.search_aliases("token shuffle", "autoregressive", "load checkpoint"),
+            **host.search_aliases(
+                "token shuffle, load token, load model, load checkpoint, janus pro, llamagen, "
+                "emoji, text to image autoregressive, text to image, txt2img, t2i, "
+                "image generation, next token prediction, llama image",
+                "文生图, 自回归, 自回归文生图, 图像生成, 加载模型, 模型加载器",
+                "テキストから画像, 画像生成, 自己回帰, モデル読み込み",
+            ),
         )
+
+    @classmethod
+    def validate_inputs(cls, checkpoint: str | None = None) -> bool | str:
+        """For a missing model, in the place of ComfyUI's list of all that are there."""
+        try:
+            return checkpoint is None or bool(host.checkpoint_path(checkpoint))
+        except FileNotFoundError as error:
+            return str(error)
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str, weights: str = AS_STORED) -> float:

@@ -11,7 +11,7 @@ class TokenShuffleLoraLoader(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="TokenShuffleLoraLoader",
-            display_name="Load Token-Shuffle LoRA",
+            display_name="Load LoRA (Token-Shuffle)",
             category=CATEGORY,
             description="Applies a LoRA to the model it was trained on. Several can be chained.",
             inputs=[
@@ -30,7 +30,11 @@ class TokenShuffleLoraLoader(io.ComfyNode):
                 ),
             ],
             outputs=[Model.Output(display_name="model", tooltip="The model with the LoRA.")],
-            **host.search_aliases("token shuffle", "lora", "fine-tune"),
+            **host.search_aliases(
+                "lora, load lora, fine-tune",
+                "微调, 加载LoRA",
+                "LoRA読み込み, ファインチューン",
+            ),
         )
 
     @classmethod

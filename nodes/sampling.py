@@ -41,7 +41,11 @@ class TokenShufflePrompt(io.ComfyNode):
             outputs=[
                 Prompt.Output(display_name="prompt", tooltip="Connect to positive or negative.")
             ],
-            **host.search_aliases("text encode", "token shuffle", "positive", "negative"),
+            **host.search_aliases(
+                "prompt, text encode, clip text encode, positive prompt, negative prompt",
+                "提示词, 文本编码, 正向提示词, 负面提示词",
+                "プロンプト, テキストエンコード",
+            ),
         )
 
     @classmethod
@@ -63,7 +67,7 @@ class TokenShuffleClass(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="TokenShuffleClass",
-            display_name="Token-Shuffle Class",
+            display_name="Token-Shuffle ImageNet Class",
             category=CATEGORY,
             description=(
                 "An ImageNet class as the prompt for a class-conditional model, such as LlamaGen. "
@@ -81,7 +85,11 @@ class TokenShuffleClass(io.ComfyNode):
             outputs=[
                 Prompt.Output(display_name="prompt", tooltip="Connect to positive or negative.")
             ],
-            **host.search_aliases("imagenet", "class", "label", "llamagen", "token shuffle"),
+            **host.search_aliases(
+                "imagenet, class, label, class conditional, llamagen class",
+                "类别, 类别条件",
+                "クラス, クラス条件",
+            ),
         )
 
     @classmethod
@@ -132,7 +140,11 @@ class TokenShuffleSampler(io.ComfyNode):
                 ),
             ],
             outputs=[Codes.Output(display_name="codes", tooltip="For VQ Decode.")],
-            **host.search_aliases("ksampler", "token shuffle", "autoregressive", "text to image"),
+            **host.search_aliases(
+                "sampler, ksampler, text to image autoregressive, text to image, generate image",
+                "采样器, 采样",
+                "サンプラー, サンプリング",
+            ),
         )
 
     @classmethod
@@ -176,7 +188,11 @@ class TokenShuffleOptions(io.ComfyNode):
                 ),
             ],
             outputs=[Options.Output(display_name="options", tooltip="For the samplers.")],
-            **host.search_aliases("token shuffle", "temperature", "top k", "top p", "cfg schedule"),
+            **host.search_aliases(
+                "temperature, top k, top p, sampling options, guidance schedule, any size",
+                "温度, 采样选项, 引导调度, 任意尺寸",
+                "サンプリング設定, ガイダンス, 任意のサイズ",
+            ),
         )
 
     @classmethod
@@ -226,7 +242,11 @@ class TokenShuffleComplete(io.ComfyNode):
                 ),
             ],
             outputs=[Codes.Output(display_name="codes", tooltip="For VQ Decode.")],
-            **host.search_aliases("outpaint", "inpaint", "image completion", "token shuffle"),
+            **host.search_aliases(
+                "complete image, outpaint, outpainting, inpaint, inpainting, extend image",
+                "图像补全, 补全, 扩图, 局部重绘",
+                "画像補完, アウトペイント, インペイント",
+            ),
         )
 
     @classmethod

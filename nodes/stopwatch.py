@@ -33,7 +33,7 @@ class TokenShuffleStopwatch(io.ComfyNode):
                 io.AnyType.Output(display_name="value", tooltip="The same value."),
                 io.Float.Output(display_name="time", tooltip="For the since of another stopwatch."),
             ],
-            **host.search_aliases("timer", "benchmark", "seconds", "duration", "token shuffle"),
+            is_deprecated=True,
         )
 
     @classmethod

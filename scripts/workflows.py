@@ -18,14 +18,16 @@ import urllib.request
 from pathlib import Path
 
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from . import comfyui
 
 WORKFLOWS = comfyui.PACK / "workflows"
 PATHS = sorted(WORKFLOWS.glob("*.json"))
 # They use checkpoints of other projects.
-NEEDS_DOWNLOAD = {"beside_diffusion", "janus_pro", "llamagen_classes"}
+NEEDS_DOWNLOAD = {"Beside a diffusion model", "Janus-Pro", "LlamaGen"}
 THUMBNAIL = (400, 400)
+NOTES = ("MarkdownNote", "Note")  # of the page alone
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 
@@ -42,6 +44,8 @@ def to_api(workflow: dict, object_info: dict) -> dict:
     sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     prompt = {}
     for node in workflow["nodes"]:
+        if node["type"] in NOTES:
+            continue
         linked = {slot["name"]: slot["link"] for slot in node["inputs"]}
         values = iter(node["widgets_values"])
         inputs = {}
@@ -89,12 +93,24 @@ def images(url: str, entry: dict, node: str) -> list[bytes]:
 def render(url: str, path: Path) -> None:
     workflow = json.loads(path.read_text(encoding="utf-8"))
     object_info = json.loads(http(f"{url}/object_info"))
+    if path.stem in NEEDS_DOWNLOAD:
+        return carry(path, workflow, to_api(workflow, object_info))
     extra = {"extra_pnginfo": {"workflow": workflow}}
     entry = wait(url, submit(url, to_api(workflow, object_info), **extra))
     if entry["status"]["status_str"] != "success":
         raise RuntimeError(f"{path.name} failed: {entry['status']['messages'][-1]}")
     (saver,) = (str(node["id"]) for node in workflow["nodes"] if node["type"] == "SaveImage")
     path.with_suffix(".png").write_bytes(images(url, entry, saver)[0])
+
+
+def carry(path: Path, workflow: dict, prompt: dict) -> None:
+    """Gives the PNG, which was made by hand, the present workflow as SaveImage would."""
+    texts = PngInfo()
+    texts.add_text("prompt", json.dumps(prompt))
+    texts.add_text("workflow", json.dumps(workflow))
+    with Image.open(path.with_suffix(".png")) as picture:
+        picture.load()
+    picture.save(path.with_suffix(".png"), pnginfo=texts)
 
 
 def main() -> int:
@@ -107,10 +123,13 @@ def main() -> int:
             host = comfyui.find_host(arguments.version)
             with comfyui.running(host, Path(base), port):
                 for path in PATHS:
-                    if path.stem not in NEEDS_DOWNLOAD:
-                        render(url, path)
+                    render(url, path)
                     with Image.open(path.with_suffix(".png")) as picture:
-                        small = ImageOps.pad(picture.convert("RGB"), THUMBNAIL, color="white")
+                        picture = picture.convert("RGB")
+                        if path.stem in NEEDS_DOWNLOAD:  # the graph: its left, with the loader
+                            small = ImageOps.fit(picture, THUMBNAIL, centering=(0, 0.5))
+                        else:
+                            small = ImageOps.pad(picture, THUMBNAIL, color="white")
                     small.save(path.with_suffix(".jpg"), quality=85)
                     print(path.with_suffix(".png"))
         except (ValueError, RuntimeError, TimeoutError, urllib.error.HTTPError) as error:

@@ -18,6 +18,17 @@ const PANELS = {
   TokenShuffleComplete: { parts: [ownPart, keepPart, guidancePart], height: 90 }
 }
 
+// One for each type of wire: none is that of a type of ComfyUI, and each stands out on a dark canvas and
+// on a light one.
+const WIRES = {
+  TOKENSHUFFLE_MODEL: '#8467e0',
+  TOKENSHUFFLE_VQ: '#e0504a',
+  TOKENSHUFFLE_PROMPT: '#c77a0a',
+  TOKENSHUFFLE_CODES: '#c93fa8',
+  TOKENSHUFFLE_OPTIONS: '#1f9468'
+}
+
+const FIRST_TEMPLATE = 'Text to image'
 const MARGIN = 6 // pixels around a panel
 const nodes = new Map() // node on the canvas -> function that brings its panel up to date
 let scheduled
@@ -61,6 +72,34 @@ function addPanel(node, { parts, height, grows }) {
   }
 }
 
+function colourWires() {
+  const tables = [app.canvas.constructor.link_type_colors, app.canvas.default_connection_color_byType]
+  for (const [type, colour] of Object.entries(WIRES)) {
+    document.body.style.setProperty(`--color-datatype-${type}`, colour) // of Vue nodes
+    for (const table of tables) {
+      let ofTheme // every theme sets all types anew, and those that it does not know to ''
+      Object.defineProperty(table, type, {
+        configurable: true,
+        enumerable: true,
+        get: () => ofTheme || colour,
+        set: (value) => (ofTheme = value)
+      })
+    }
+  }
+}
+
+// The server lists templates in the order of its disk.
+function sortTemplates() {
+  const pack = decodeURIComponent(new URL(import.meta.url).pathname.split('/').at(-2))
+  const list = api.getWorkflowTemplates
+  api.getWorkflowTemplates = async function () {
+    const templates = await list.call(this)
+    const rank = (name) => (name === FIRST_TEMPLATE ? 0 : 1)
+    templates[pack]?.sort((a, b) => rank(a) - rank(b) || a.localeCompare(b))
+    return templates
+  }
+}
+
 app.registerExtension({
   name: 'TokenShuffle',
 
@@ -69,9 +108,12 @@ app.registerExtension({
     link.rel = 'stylesheet'
     link.href = new URL('./tokenshuffle.css', import.meta.url)
     document.head.append(link)
+    sortTemplates()
     // A run has measured the speed again.
     api.addEventListener('execution_success', forgetAndRefresh)
   },
+
+  setup: colourWires,
 
   nodeCreated(node) {
     if (!(node.comfyClass in PANELS)) return

@@ -25,7 +25,8 @@ from .progress import follow, previews_wanted, say
 LATENT_CATEGORY = nodes.VAEDecode.CATEGORY  # of ComfyUI's own, which has renamed it
 
 
-def search_aliases(*names: str) -> dict[str, list[str]]:
-    """Arguments for io.Schema, which lacks this field in ComfyUI 0.3."""
+def search_aliases(*languages: str) -> dict[str, list[str]]:
+    """Arguments for io.Schema, which lacks this field in ComfyUI 0.3: what people type, one string
+    a language, separated by commas."""
     exists = any(field.name == "search_aliases" for field in fields(io.Schema))
-    return {"search_aliases": list(names)} if exists else {}
+    return {"search_aliases": ", ".join(languages).split(", ")} if exists else {}

@@ -53,9 +53,26 @@ def checkpoint_path(name: str) -> Path:
         if path:
             return Path(path)
     raise FileNotFoundError(
-        f"{name} is not in models/{FOLDER}; models/{OTHERS} is only searched for names that start "
-        "with c2i_ or contain janus or tokenshuffle"
+        f"{name} is not in ComfyUI/models/{FOLDER}: {_how_to_get(name)}, then press R"
     )
+
+
+def _how_to_get(name: str) -> str:
+    """What to do for a model that is missing; sizes as Hugging Face lists them."""
+    name = os.path.basename(name)
+    if name.startswith("c2i_"):
+        size = " (1.37 GB)" if name == "c2i_L_384.pt" else ""
+        return (
+            f"download {name}{size} and vq_ds16_c2i.pt (0.3 GB) into that folder from "
+            "https://huggingface.co/FoundationVision/LlamaGen (MIT licence)"
+        )
+    if "janus" in name.lower():
+        return (
+            "make a folder Janus-Pro-1B there and download config.json, tokenizer.json and "
+            "pytorch_model.bin (4.18 GB) into it from "
+            "https://huggingface.co/deepseek-ai/Janus-Pro-1B (DeepSeek Model License)"
+        )
+    return "put its file or folder there"
 
 
 def written(path: Path) -> float:

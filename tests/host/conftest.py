@@ -24,7 +24,7 @@ from tokenshuffle_core.model import TokenShuffleModel
 from tokenshuffle_core.pipeline import Pipeline
 from tokenshuffle_core.text_tokenizer import TextTokenizer
 
-NEWEST_ALONE = ("test_page", "test_nodes", "test_preview")
+NEWEST_ALONE = ("test_page", "test_nodes", "test_preview", "test_search", "test_canvas")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import urllib.parse
 
 import pytest
 from PIL import Image
@@ -25,6 +26,7 @@ NODES = {
     "TokenShuffleCFGPlot",
     "TokenShuffleStopwatch",
 }
+DEPRECATED = {"TokenShuffleCFGPlot", "TokenShuffleStopwatch"}  # for saved workflows
 
 
 def test_imports_without_a_complaint(server):
@@ -42,6 +44,7 @@ def test_object_info_has_every_node(server):
     for name in NODES:
         # Beside what ComfyUI has for latents, wherever that is.
         assert info[name]["category"] == f"{info['VAEDecode']['category']}/autoregressive"
+        assert bool(info[name].get("deprecated")) == (name in DEPRECATED)
         assert info[name]["display_name"] != name
         assert info[name]["description"]
         inputs = {**info[name]["input"]["required"], **info[name]["input"].get("optional", {})}
@@ -112,6 +115,7 @@ def test_templates_are_the_workflows_with_their_thumbnails(server):
     assert sorted(names) == [path.stem for path in workflows.PATHS]
     for path in workflows.PATHS:
         folder = f"{server.url}/api/workflow_templates/{comfyui.PACK_NAME}"
-        assert json.loads(workflows.http(f"{folder}/{path.name}")) == json.loads(path.read_text())
-        thumbnail = workflows.http(f"{folder}/{path.stem}.jpg")
+        name = urllib.parse.quote(path.stem)
+        assert json.loads(workflows.http(f"{folder}/{name}.json")) == json.loads(path.read_text())
+        thumbnail = workflows.http(f"{folder}/{name}.jpg")
         assert Image.open(io.BytesIO(thumbnail)).size == workflows.THUMBNAIL

@@ -19,7 +19,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SCREENSHOTS = comfyui.PACK / "screenshots"
 EXTENSIONS = f"/extensions/{comfyui.PACK_NAME}"
 EXAMPLES = [path.with_suffix(".png") for path in RUNNABLE]
-TEXT_TO_IMAGE = workflows.WORKFLOWS / "text_to_image.png"
+TEXT_TO_IMAGE = workflows.WORKFLOWS / "Text to image.png"
 # Through the API all of them run by default.
 DROPPED = [
     pytest.param(path, marks=[pytest.mark.slow] * (path != TEXT_TO_IMAGE))
@@ -173,7 +173,7 @@ def test_dropped_workflow_runs(page, path):
 
 
 def test_picture_grows_while_sampling(page):
-    page.drop(workflows.WORKFLOWS / "text_to_image.json")
+    page.drop(workflows.WORKFLOWS / "Text to image.json")
     page.page.evaluate(
         f"""() => {{
             const options = window.LiteGraph.createNode('TokenShuffleOptions')
@@ -197,7 +197,7 @@ def test_picture_grows_while_sampling(page):
 
 
 def test_preset_sets_the_size_and_the_size_snaps(page):
-    page.drop(workflows.WORKFLOWS / "text_to_image.json")
+    page.drop(workflows.WORKFLOWS / "Text to image.json")
     select = page.page.locator(".tokenshuffle-panel select")
     sizes = select.locator("option").evaluate_all("options => options.map((o) => o.value)")
     assert len(sizes) >= 3
@@ -212,7 +212,7 @@ def test_preset_sets_the_size_and_the_size_snaps(page):
 
 
 def test_options_take_over_the_samplers_widgets(page):
-    page.drop(workflows.WORKFLOWS / "several_sizes.json")
+    page.drop(workflows.WORKFLOWS / "Several sizes.json")
     script = f"""() => ({NODE})('TokenShuffleSampler').widgets
         .filter((widget) => widget.disabled).map((widget) => widget.name)"""
     page.page.wait_for_function(f"() => ({script})().length")
@@ -239,7 +239,7 @@ def test_curve_is_what_the_sampler_applies(page, schedule):
 
 
 def test_tokens_are_counted_while_typing(page):
-    page.drop(workflows.WORKFLOWS / "text_to_image.json")
+    page.drop(workflows.WORKFLOWS / "Text to image.json")
     page.fill("TokenShufflePrompt", text="apple " * 80)
     page.page.get_by_text("80 / 64 tokens: shorten the prompt").wait_for()
     page.fill("TokenShufflePrompt", text="")
@@ -249,7 +249,7 @@ def test_tokens_are_counted_while_typing(page):
 
 
 def test_loader_shows_the_model_card(page):
-    page.drop(workflows.WORKFLOWS / "text_to_image.json")
+    page.drop(workflows.WORKFLOWS / "Text to image.json")
     panel = page.page.locator(".tokenshuffle-panel", has_text="Token-Shuffle Emoji")
     panel.wait_for()
     assert "Apache-2.0" in panel.inner_text()
@@ -282,7 +282,7 @@ def test_template_browser_lists_the_workflows(page):
 
 
 def test_help_page_opens(page):
-    page.drop(workflows.WORKFLOWS / "text_to_image.json")
+    page.drop(workflows.WORKFLOWS / "Text to image.json")
     script = f"() => window.app.canvas.selectNode(({NODE})('TokenShuffleSampler'))"
     page.page.evaluate(script)
     page.page.get_by_test_id("info-button").click()
@@ -294,7 +294,7 @@ def test_help_page_opens(page):
 
 @pytest.mark.slow
 def test_reload_finds_the_graph_as_it_was(page, server):
-    page.drop(workflows.WORKFLOWS / "complete_image.json")
+    page.drop(workflows.WORKFLOWS / "Complete a picture.json")
     page.fill("TokenShuffleComplete", keep_top=32, cfg=3.5)
     page.page.evaluate("() => window.app.graph.change?.()")
     snapshot = """() => {
@@ -310,7 +310,7 @@ def test_reload_finds_the_graph_as_it_was(page, server):
 
 
 def test_missing_model_is_offered_for_download(page):
-    page.drop(workflows.WORKFLOWS / "beside_diffusion.png")
+    page.drop(workflows.WORKFLOWS / "Beside a diffusion model.png")
     page.page.get_by_text("v1-5-pruned-emaonly-fp16.safetensors").first.wait_for()
     details = page.page.get_by_role("button", name="View details")
     if details.count():  # of ComfyUI 0.33; 0.3 offers it at once

@@ -54,6 +54,8 @@ def test_workflow_has_the_sockets_of_its_nodes(server, path):
     workflow = json.loads(path.read_text())
     nodes = {node["id"]: node for node in workflow["nodes"]}
     for node in nodes.values():
+        if node["type"] in workflows.NOTES:
+            continue
         node_info = info[node["type"]]
         kinds = {name: kind for name, (kind, *_) in workflows.inputs_of(node_info)}
         for slot in node["inputs"]:
