@@ -22,9 +22,7 @@ const PANELS = {
 // on a light one.
 const WIRES = {
   TOKENSHUFFLE_MODEL: '#8467e0',
-  TOKENSHUFFLE_VQ: '#e0504a',
   TOKENSHUFFLE_PROMPT: '#c77a0a',
-  TOKENSHUFFLE_CODES: '#c93fa8',
   TOKENSHUFFLE_OPTIONS: '#1f9468'
 }
 
