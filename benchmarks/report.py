@@ -3,8 +3,8 @@
     python -m benchmarks.report
 
 A file there is what `benchmarks.decode`, `busy`, `gpu_check`, `parts`, `quality` or `janus`
-wrote with `--json`, or the rows of several such runs with the same settings; its name starts with the
-script's, gpu-*.json for `gpu_check`. `resolutions-*.json`, by `benchmarks.decode` as well, is the
+wrote with `--json`, or the rows of several such runs with the same settings; its name starts with
+the script's, gpu-*.json for `gpu_check`. `resolutions-*.json`, by `benchmarks.decode` as well, is the
 plot.
 """
 
@@ -114,8 +114,8 @@ BUSY = """
 ## Beside other programs
 
 A picture of 128 px, sampled and decoded, beside programs that each keep one core busy; `python -m
-benchmarks.busy`. The fair share beside k of them is a (k + 1)th of the machine, "x fair" the time over
-that of a program which slows down by k + 1. Small work runs on one thread where that is faster: torch's
+benchmarks.busy`. The fair share beside k of them is a (k + 1)th of the machine, "x fair" the time
+over k + 1 times that on an idle machine. Small work runs on one thread where that is faster: all
 threads wait for each other after each of many small operations.
 """
 

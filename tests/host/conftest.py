@@ -1,6 +1,7 @@
 """A real ComfyUI server with this pack, once for every host that scripts/comfyui.py set up."""
 
 import json
+import shutil
 import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,17 @@ from tokenshuffle_core.model import TokenShuffleModel
 from tokenshuffle_core.pipeline import Pipeline
 from tokenshuffle_core.text_tokenizer import TextTokenizer
 
-NEWEST_ALONE = ("test_page", "test_nodes", "test_preview", "test_search", "test_canvas")
+from .pages import Page
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+NEWEST_ALONE = (
+    "test_page",
+    "test_nodes",
+    "test_preview",
+    "test_search",
+    "test_canvas",
+    "test_panels",
+)
 
 
 @dataclass(frozen=True)
@@ -139,3 +150,31 @@ def prompt():
 
 def _node(kind: str, **inputs) -> dict:
     return {"class_type": kind, "inputs": inputs}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    programs = [found for name in BROWSERS if (found := shutil.which(name))]
+    if not programs:
+        pytest.skip(f"no browser: one of {', '.join(BROWSERS)}")
+    with playwright.sync_playwright() as driver:
+        launched = driver.chromium.launch(executable_path=programs[0], args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module", params=["dark", pytest.param("light", marks=pytest.mark.slow)])
+def page(request, server, browser):
+    """The dark theme with nodes on the canvas; the light one with Vue nodes where there are any."""
+    opened = Page(
+        browser.new_page(viewport={"width": 1600, "height": 1000}),
+        f"{server.host.version}-{request.param}",
+    )
+    opened.open(server.url)
+    opened.set("Comfy.ColorPalette", request.param)
+    if request.param == "light" and not server.host.version.startswith("0.3."):
+        opened.set("Comfy.VueNodes.Enabled", True)
+    yield opened
+    opened.page.close()
+    assert opened.complaints == []

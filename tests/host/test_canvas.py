@@ -11,7 +11,7 @@ from PIL import Image
 
 from scripts import comfyui, workflows
 
-from .test_page import SECOND, browser, page  # noqa: F401
+from .pages import SECOND
 from .test_workflows import PATHS
 
 OWN_TYPES = ("MODEL", "PROMPT", "OPTIONS")  # codes and image tokenizers have ComfyUI's
@@ -66,7 +66,7 @@ BEHIND = """() => {
 
 
 @pytest.fixture
-def without_models(page, server, tmp_path):  # noqa: F811
+def without_models(page, server, tmp_path):
     """The page of a user who has not got the models of these workflows."""
     models = server.base / "models"
     paths = [models / "tokenshuffle" / "Janus-Pro-1B", models / "checkpoints" / "c2i_L_384.pt"]
@@ -102,7 +102,7 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_no_wire_behind_a_node(page, path):  # noqa: F811
+def test_no_wire_behind_a_node(page, path):
     page.drop(path)
     page.page.keyboard.press("Escape")  # a dialog about missing models
     page.page.wait_for_timeout(SECOND)
@@ -112,7 +112,7 @@ def test_no_wire_behind_a_node(page, path):  # noqa: F811
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_every_type_of_wire_has_a_colour(page, theme):  # noqa: F811
+def test_every_type_of_wire_has_a_colour(page, theme):
     page.set("Comfy.ColorPalette", theme)
     page.page.wait_for_timeout(SECOND)
     colours, slots, ground = page.page.evaluate(
@@ -157,7 +157,7 @@ def test_dialog_about_missing_models(without_models, name):
     if name == "Janus-Pro":
         pytest.skip("the page looks for missing files, and Janus is a folder")
     without_models.drop(workflows.WORKFLOWS / f"{name}.png")
-    page = without_models.page  # noqa: F811
+    page = without_models.page
     details = page.get_by_role("button", name="View details")
     if not without_models.look.startswith("0.3."):
         details.click()
@@ -190,7 +190,7 @@ def test_model_that_nobody_knows(server, prompt):
     assert "mine.safetensors is not in ComfyUI/models/tokenshuffle" in told
 
 
-def test_templates_have_plain_titles_and_the_first_is_the_first(page):  # noqa: F811
+def test_templates_have_plain_titles_and_the_first_is_the_first(page):
     page.command("Comfy.BrowseTemplates")
     dialog = page.page.get_by_role("dialog")
     dialog.get_by_text(comfyui.PACK_NAME).click()

@@ -4,9 +4,9 @@ import pytest
 
 from scripts import workflows
 
-from .test_page import EXTENSIONS, NODE, SECOND, browser, page  # noqa: F401
+from .pages import EXTENSIONS, NODE, SECOND
 
-TEXT_TO_IMAGE = workflows.WORKFLOWS / "text_to_image.json"
+TEXT_TO_IMAGE = workflows.WORKFLOWS / "Text to image.json"
 OWN = ("width", "height", "cfg", "schedule", "temperature", "top_k", "top_p")
 
 

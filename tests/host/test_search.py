@@ -2,8 +2,6 @@
 
 import pytest
 
-from .test_page import browser, page  # noqa: F401
-
 # The node is the first of all.
 FIRST = {
     "token shuffle": "Loader",
@@ -103,7 +101,7 @@ def own(names: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def with_aliases(page):  # noqa: F811
+def with_aliases(page):
     if page.look.startswith("0.3."):
         pytest.skip(NO_ALIASES)
     return page
@@ -122,7 +120,7 @@ def page_in(with_aliases, server):
     switch("en")
 
 
-def test_by_name(page):  # noqa: F811
+def test_by_name(page):
     results = search(page, {query: FIRST[query] for query in BY_NAME})
     wrong = {query: names[:3] for query, (node, names) in results.items() if names[:1] != [node]}
     assert not wrong
@@ -159,7 +157,7 @@ def test_on_a_page_in_the_language(page_in, language, queries):
     switched.screenshot(f"search-{language}")
 
 
-def test_deprecated_nodes_are_not_offered(page):  # noqa: F811
+def test_deprecated_nodes_are_not_offered(page):
     for node, names in search(page, HIDDEN).values():
         assert node not in names
 
@@ -167,7 +165,7 @@ def test_deprecated_nodes_are_not_offered(page):  # noqa: F811
 @pytest.mark.parametrize(
     ("query", "node"), [("load token", "TokenShuffleLoader"), ("janus", "TokenShuffleLoader")]
 )
-def test_enter_in_the_search_box_adds_it(page, server, query, node):  # noqa: F811
+def test_enter_in_the_search_box_adds_it(page, server, query, node):
     if page.look.startswith("0.3.") and query not in BY_NAME:
         pytest.skip(NO_ALIASES)
     page.open(server.url)
