@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..tokenshuffle_core.guidance import scale_at
 from . import host, inputs
 from .sampling import draw
-from .types import CATEGORY, VQ, Model, Options
+from .types import CATEGORY, VQ, Model, Options, PromptText
 
 INK, PAPER, LINE, ACCENT = (32, 32, 32), (255, 255, 255), (208, 208, 208), (36, 99, 235)
 MARGIN = 8  # pixels around labels
@@ -74,8 +74,8 @@ class TokenShuffleXYSheet(io.ComfyNode):
         cls,
         model: host.Loaded,
         vq: host.Loaded,
-        positive: list[int],
-        negative: list[int] | None = None,
+        positive: PromptText,
+        negative: PromptText | None = None,
         options: dict | None = None,
         *,
         seed: int = 0,
@@ -84,6 +84,8 @@ class TokenShuffleXYSheet(io.ComfyNode):
         windows: str = "",
         **size: int,
     ) -> io.NodeOutput:
+        host.check_ours(vq)
+        model.codebook.check(vq.codebook)
         own = model.pipeline.config.generation
         settings = replace(own, **size, **options or {})
         sizes = read_numbers("windows", windows, int) if windows.strip() else [own.window]
@@ -97,8 +99,7 @@ class TokenShuffleXYSheet(io.ComfyNode):
         codes = torch.cat(
             [draw(model, positive, negative, row, seed, seeds) for row in all_settings]
         )
-        pipeline = vq.with_vq(seeds, settings.width * settings.height)
-        rows = [pipeline.decode(part, device=vq.vq.load_device) for part in codes.split(seeds)]
+        rows = [vq.decode_codes(part) for part in codes.split(seeds)]
         columns = [f"seed {(seed + i) % 2**64}" for i in range(seeds)]
         titles = [
             f"cfg {one.cfg:g}" + (f", window {one.window}" if windows.strip() else "")

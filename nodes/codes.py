@@ -1,10 +1,10 @@
 """Image codes on disk, in the format that the command line's `encode` writes."""
 
-import torch
 from comfy_api.latest import io
 
 from ..tokenshuffle_core.images import read_codes, write_codes
 from . import host
+from .latents import codes_of, latent_of
 from .types import CATEGORY, Codes
 
 
@@ -21,8 +21,7 @@ class TokenShuffleSaveCodes(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default=f"{host.SAVED_CODES}/TokenShuffle",
-                    tooltip="In ComfyUI's output folder; a number is added. Load Codes "
-                    f"lists what is in {host.SAVED_CODES}.",
+                    tooltip="In ComfyUI's output folder; a number is added.",
                 ),
             ],
             is_output_node=True,
@@ -34,11 +33,12 @@ class TokenShuffleSaveCodes(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, codes: torch.Tensor, filename_prefix: str) -> io.NodeOutput:
-        path = host.output_path(filename_prefix, ".npy")
+    def execute(cls, codes: dict, filename_prefix: str) -> io.NodeOutput:
+        codes = codes_of(codes, None)
+        path, saved = host.output_path(filename_prefix, ".npy")
         write_codes(path, codes)
         host.say(path.name)
-        return io.NodeOutput()
+        return io.NodeOutput(ui={"codes": [saved]})
 
 
 class TokenShuffleLoadCodes(io.ComfyNode):
@@ -53,8 +53,8 @@ class TokenShuffleLoadCodes(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=host.saved_codes(),
-                    tooltip="A .npy file in ComfyUI's input folder, or in the output folder's "
-                    f"{host.SAVED_CODES}, where Save Codes writes by default.",
+                    tooltip="A .npy file in ComfyUI's input folder, or in its output folder, where "
+                    "codes are saved.",
                 )
             ],
             outputs=[Codes.Output(display_name="codes", tooltip="For VQ Decode.")],
@@ -71,4 +71,4 @@ class TokenShuffleLoadCodes(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return io.NodeOutput(read_codes(host.codes_path(file)))
+        return io.NodeOutput(latent_of(read_codes(host.codes_path(file)), None))

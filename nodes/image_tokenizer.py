@@ -4,6 +4,7 @@ import torch
 from comfy_api.latest import io
 
 from . import host
+from .latents import codes_of, latent_of
 from .types import CATEGORY, VQ, Codes
 
 
@@ -36,13 +37,9 @@ class TokenShuffleVQDecode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, codes: torch.Tensor, vq: host.Loaded, tiled: bool) -> io.NodeOutput:
-        pictures, rows, columns = codes.shape
-        stride = vq.pipeline.config.image_tokenizer.stride
-        pixels = rows * columns * stride**2
-        pipeline = vq.with_vq(pictures, pixels, tiled)
-        with host.decoding(vq.name, pictures * pixels):
-            return io.NodeOutput(pipeline.decode(codes, tiled, vq.vq.load_device))
+    def execute(cls, codes: dict, vq: host.Loaded, tiled: bool) -> io.NodeOutput:
+        host.check_ours(vq)
+        return io.NodeOutput(vq.decode_codes(codes_of(codes, vq.codebook), tiled))
 
 
 class TokenShuffleVQEncode(io.ComfyNode):
@@ -58,7 +55,9 @@ class TokenShuffleVQEncode(io.ComfyNode):
             ),
             inputs=[
                 io.Image.Input(
-                    "image", tooltip="Both sides must be multiples of the image tokenizer's stride."
+                    "image",
+                    tooltip="Cropped in the middle where a side is not a multiple of the image "
+                    "tokenizer's stride.",
                 ),
                 VQ.Input("vq", tooltip="The image tokenizer to encode with."),
             ],
@@ -72,6 +71,5 @@ class TokenShuffleVQEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: torch.Tensor, vq: host.Loaded) -> io.NodeOutput:
-        pictures, height, width, _ = image.shape
-        pipeline = vq.with_vq(pictures, height * width, encode=True)
-        return io.NodeOutput(pipeline.encode(image, vq.vq.load_device))
+        host.check_ours(vq)
+        return io.NodeOutput(latent_of(vq.encode_image(image), vq.codebook))

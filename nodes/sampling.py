@@ -5,12 +5,14 @@ from dataclasses import replace
 import torch
 from comfy_api.latest import io
 
+from ..tokenshuffle_core import checkpoints
 from ..tokenshuffle_core.class_names import imagenet
 from ..tokenshuffle_core.config import GenerationConfig
 from ..tokenshuffle_core.pipeline import seeds_from
 from . import host, inputs
+from .latents import codes_of, kept_by, latent_of
 from .preview import Preview
-from .types import CATEGORY, Codes, Model, Options, Prompt
+from .types import CATEGORY, Codes, Model, Options, Prompt, PromptText
 
 
 class TokenShufflePrompt(io.ComfyNode):
@@ -48,7 +50,16 @@ class TokenShufflePrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: host.Loaded, text: str) -> io.NodeOutput:
-        return io.NodeOutput(model.pipeline.encode_prompt(text))
+        kind = model.pipeline.text_tokenizer.kind
+        try:
+            model.pipeline.encode_prompt(text)  # what is wrong with it is this node's error
+        except ValueError as error:
+            if kind != "classes":
+                raise
+            raise ValueError(
+                f"{model.name} reads classes, which the Class node lists, not text: {error}"
+            ) from None
+        return io.NodeOutput(PromptText(text, kind, model.name))
 
 
 class TokenShuffleClass(io.ComfyNode):
@@ -83,11 +94,13 @@ class TokenShuffleClass(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: host.Loaded, name: str) -> io.NodeOutput:
-        if model.pipeline.text_tokenizer.kind != "classes":
+        kind = model.pipeline.text_tokenizer.kind
+        if kind != "classes":
             raise ValueError(
                 f"{model.name} reads text, not classes: use Token-Shuffle Prompt instead"
             )
-        return io.NodeOutput(model.pipeline.encode_prompt(name))
+        model.pipeline.encode_prompt(name)
+        return io.NodeOutput(PromptText(name, kind, model.name))
 
 
 class TokenShuffleSampler(io.ComfyNode):
@@ -138,8 +151,8 @@ class TokenShuffleSampler(io.ComfyNode):
     def execute(
         cls,
         model: host.Loaded,
-        positive: list[int],
-        negative: list[int] | None = None,
+        positive: PromptText,
+        negative: PromptText | None = None,
         options: dict | None = None,
         *,
         batch_size: int = 1,
@@ -147,9 +160,10 @@ class TokenShuffleSampler(io.ComfyNode):
         window: int = 0,
         **settings,
     ) -> io.NodeOutput:
-        settings |= {"window": window or None, **(options or {})}
-        settings = replace(model.pipeline.config.generation, **settings)
-        return io.NodeOutput(draw(model, positive, negative, settings, seed, batch_size))
+        own = replace(model.pipeline.config.generation, window=window or None, **settings)
+        settings = replace(own, **options or {})  # what they replace has been checked as well
+        codes = draw(model, positive, negative, settings, seed, batch_size)
+        return io.NodeOutput(latent_of(codes, model.codebook))
 
 
 class TokenShuffleOptions(io.ComfyNode):
@@ -204,7 +218,9 @@ class TokenShuffleComplete(io.ComfyNode):
                 inputs.positive(),
                 inputs.negative(),
                 Codes.Input(
-                    "codes", tooltip="The picture to complete, from VQ Encode or a sampler."
+                    "codes",
+                    tooltip="The picture to complete, from VQ Encode or a sampler. A noise mask "
+                    "on it says what to keep in place of keep_top and keep_left.",
                 ),
                 inputs.pixels(
                     "keep_top",
@@ -237,17 +253,23 @@ class TokenShuffleComplete(io.ComfyNode):
     def execute(
         cls,
         model: host.Loaded,
-        positive: list[int],
-        codes: torch.Tensor,
-        keep_top: int,
-        keep_left: int,
+        positive: PromptText,
+        codes: dict,
+        keep_top: int = 64,
+        keep_left: int = 0,
         seed: int = 0,
-        negative: list[int] | None = None,
+        negative: PromptText | None = None,
         options: dict | None = None,
         **cfg,
     ) -> io.NodeOutput:
-        config = model.pipeline.config
-        unit, stride = config.pixels_per_window, config.image_tokenizer.stride
+        pipeline, mask = model.pipeline, codes.get("noise_mask")
+        codes = codes_of(codes, model.codebook)
+        count, rows, columns = codes.shape
+        size = {"width": columns * model.stride, "height": rows * model.stride}
+        settings = replace(pipeline.config.generation, **size, **cfg, **options or {})
+        unit = model.stride * pipeline.window(settings)
+        if mask is not None:
+            keep_top, keep_left = (unit * kept for kept in kept_by(mask, *pipeline.grid(settings)))
         for name, value in (("keep_top", keep_top), ("keep_left", keep_left)):
             if value % unit:
                 lower = value // unit * unit
@@ -255,35 +277,41 @@ class TokenShuffleComplete(io.ComfyNode):
                     f"{name} {value} does not fit: this model needs a multiple of {unit}, the "
                     f"nearest are {lower} and {lower + unit}"
                 )
-        count, rows, columns = codes.shape
-        if keep_top >= rows * stride or keep_left >= columns * stride:
+        if keep_top >= settings.height or keep_left >= settings.width:
             raise ValueError(
                 f"keep_top {keep_top} and keep_left {keep_left} leave nothing to generate in a "
-                f"picture of {columns * stride}x{rows * stride}: keep less"
+                f"picture of {settings.width}x{settings.height}: keep less"
             )
         given = torch.full_like(codes, -1)
-        top, left = keep_top // stride, keep_left // stride
+        top, left = keep_top // model.stride, keep_left // model.stride
         given[:, :top] = codes[:, :top]
         given[:, :, :left] = codes[:, :, :left]
-        size = {"width": columns * stride, "height": rows * stride}
-        settings = replace(config.generation, **size, **cfg, **options or {})
-        return io.NodeOutput(draw(model, positive, negative, settings, seed, count, given))
+        drawn = draw(model, positive, negative, settings, seed, count, given)
+        return io.NodeOutput(latent_of(drawn, model.codebook))
 
 
 def draw(
     model: host.Loaded,
-    positive: list[int],
-    negative: list[int] | None,
+    positive: PromptText,
+    negative: PromptText | None,
     settings: GenerationConfig,
     seed: int,
     count: int,
     given: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Codes (count, H, W) int64 of pictures drawn before the user's eyes."""
-    pipeline = model.with_model(settings, count)
+    ids, negative_ids = read(model, positive), read(model, negative) if negative else []
+    pipeline = model.pipeline
+    rows, columns = pipeline.grid(settings)
+    sizes = checkpoints.trained_sizes(pipeline.config, pipeline.card)
+    untrained = sizes and (settings.width, settings.height) not in sizes
+    note = f"{settings.width}x{settings.height}, {rows * columns} positions"
+    note += ", a size that the model was not trained at" if untrained else ""
+    host.say(note)
+    model.with_model(settings, count)
     steps = pipeline.sample(
-        [positive] * count,
-        negative or [],
+        [ids] * count,
+        negative_ids,
         settings,
         seeds_from(seed, count),
         given=given,
@@ -292,4 +320,18 @@ def draw(
     preview = None
     if host.previews_wanted():
         preview = Preview(pipeline, model.colours, model.vq.load_device)
-    return host.follow(model.name, steps, preview).codes.cpu()
+    codes = host.follow(model.name, steps, preview).codes.cpu()
+    if untrained:
+        host.say(note)  # the picture may need this explanation
+    return codes
+
+
+def read(model: host.Loaded, prompt: PromptText) -> list[int]:
+    """Token ids of a prompt, whichever model it was made with. Raises ValueError."""
+    kind = model.pipeline.text_tokenizer.kind
+    if prompt.kind != kind:
+        raise ValueError(
+            f"the prompt was made with {prompt.model}, which reads {prompt.kind}, and {model.name} "
+            f"reads {kind}: connect both nodes to the same model"
+        )
+    return model.pipeline.encode_prompt(prompt.text)

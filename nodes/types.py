@@ -1,11 +1,24 @@
 """What flows between the nodes. `host.Loaded` is the value of both Model and VQ."""
 
+from dataclasses import dataclass
+
 from comfy_api.latest import io
 
-CATEGORY = "TokenShuffle"
+from . import host
+
+CATEGORY = f"{host.LATENT_CATEGORY}/autoregressive"
 
 Model = io.Custom("TOKENSHUFFLE_MODEL")
-VQ = io.Custom("TOKENSHUFFLE_VQ")
-Prompt = io.Custom("TOKENSHUFFLE_PROMPT")  # list[int]: token ids
-Codes = io.Custom("TOKENSHUFFLE_CODES")  # int64 tensor (B, H / stride, W / stride)
+VQ = io.Vae  # ComfyUI's own nodes can use it as well
+Prompt = io.Custom("TOKENSHUFFLE_PROMPT")  # PromptText
+Codes = io.Latent  # see `latents`
 Options = io.Custom("TOKENSHUFFLE_OPTIONS")  # dict: fields of GenerationConfig
+
+
+@dataclass(frozen=True)
+class PromptText:
+    """A prompt, which the model that draws it reads: token ids mean something else to another."""
+
+    text: str
+    kind: str  # what the model reads that it was made with: "text" or "classes"
+    model: str  # the name of that model

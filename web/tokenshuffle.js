@@ -22,9 +22,7 @@ const PANELS = {
 // on a light one.
 const WIRES = {
   TOKENSHUFFLE_MODEL: '#8467e0',
-  TOKENSHUFFLE_VQ: '#e0504a',
   TOKENSHUFFLE_PROMPT: '#c77a0a',
-  TOKENSHUFFLE_CODES: '#c93fa8',
   TOKENSHUFFLE_OPTIONS: '#1f9468'
 }
 
@@ -120,6 +118,15 @@ app.registerExtension({
     addPanel(node, PANELS[node.comfyClass])
     for (const widget of node.widgets ?? []) after(widget, 'callback', refresh)
     refresh()
+  },
+
+  // Codes were no latents once, and image tokenizers no VAEs. The page takes the types of links from
+  // the workflow.
+  loadedGraphNode(node) {
+    if (!node.comfyClass?.startsWith('TokenShuffle')) return
+    for (const { links, type } of node.outputs ?? []) {
+      for (const id of links ?? []) Object.assign(node.graph.getLink(id) ?? {}, { type })
+    }
   },
 
   // The user asked to read the models' folder again.

@@ -4,9 +4,10 @@ from dataclasses import fields
 
 from comfy_api.latest import io
 
+import nodes
+
 from . import routes
-from .durations import decoding
-from .memory import Loaded, load_checkpoint, with_lora
+from .memory import Loaded, check_ours, load_checkpoint, with_lora
 from .paths import (
     LORAS,
     SAVED_CODES,
@@ -20,6 +21,8 @@ from .paths import (
     written,
 )
 from .progress import follow, previews_wanted, say
+
+LATENT_CATEGORY = nodes.VAEDecode.CATEGORY  # of ComfyUI's own, which has renamed it
 
 
 def search_aliases(*languages: str) -> dict[str, list[str]]:

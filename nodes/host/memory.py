@@ -19,8 +19,11 @@ from ...tokenshuffle_core.engine.quantize import quantize
 from ...tokenshuffle_core.pipeline import Pipeline, load
 from ...tokenshuffle_core.transformer import KVCache
 from .. import preview
+from ..latents import Codebook
+from .durations import decoding
 from .paths import LORAS, checkpoint_path
-from .progress import previews_wanted
+from .progress import previews_wanted, say
+from .vae import VAE
 
 # ComfyUI's class for each of torch's layers, and the reverse.
 HOSTED = {
@@ -85,8 +88,9 @@ class EnginePatcher(ModelPatcher):
 
 
 @dataclass(frozen=True)
-class Loaded:
+class Loaded(VAE):
     """A pipeline, and the patchers through which ComfyUI moves its two modules between devices.
+    ComfyUI's nodes may take its image tokenizer for a VAE.
 
     ComfyUI reports a memory leak if a patcher is deleted before its module, so they stay together.
     """
@@ -124,6 +128,43 @@ class Loaded:
         comfy.model_management.load_models_gpu([self.vq], memory_required=memory)
         return self.pipeline
 
+    def decode_codes(self, codes: torch.Tensor, save_memory: bool = False) -> torch.Tensor:
+        """Codes int64 (B, h, w) -> images float32 (B, H, W, 3) in 0..1. Raises ValueError."""
+        pictures, rows, columns = codes.shape
+        pixels = rows * columns * self.stride**2
+        pipeline = self.with_vq(pictures, pixels, save_memory)
+        with decoding(self.name, pictures * pixels):
+            return pipeline.decode(codes, save_memory, self.vq.load_device)
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        """Images float (B, H, W, 3) in 0..1 -> codes int64 (B, h, w). What is more than a multiple
+        of the stride is cut off on both sides alike, as by ComfyUI's VAE. Raises ValueError."""
+        height, width = images.shape[1:3]
+        rows, columns = (side - side % self.stride for side in (height, width))
+        if not (rows and columns):
+            raise ValueError(
+                f"a picture of {width}x{height} is smaller than one code of {self.name}, which "
+                f"stands for {self.stride}x{self.stride} pixels"
+            )
+        if (rows, columns) != (height, width):
+            top, left = (height - rows) // 2, (width - columns) // 2
+            images = images[:, top : top + rows, left : left + columns]
+            say(f"cropped from {width}x{height} to {columns}x{rows}")
+        pipeline = self.with_vq(len(images), rows * columns, encode=True)
+        return pipeline.encode(images, self.vq.load_device)
+
+    @property
+    def stride(self) -> int:
+        return self.pipeline.config.image_tokenizer.stride
+
+    @cached_property
+    @torch.inference_mode()
+    def codebook(self) -> Codebook:
+        quantizer = self.pipeline.image_tokenizer.quantizer
+        weight = quantizer.codebook.weight
+        vectors = quantizer.vectors(torch.arange(len(weight), device=weight.device)[None, None])
+        return Codebook(self.name, vectors[0, :, 0].T.float().cpu().contiguous())
+
     @cached_property
     def colours(self) -> preview.Colours:
         """Those of the checkpoint's codes, which its pictures go on to correct."""
@@ -132,6 +173,15 @@ class Loaded:
     def _working(self, pictures: int, pixels: int, save_memory: bool, encode: bool = False) -> int:
         return self.pipeline.image_tokenizer.working_nbytes(
             pictures, pixels, self.vq.load_device, save_memory, encode
+        )
+
+
+def check_ours(vq: object) -> None:
+    """Raises ValueError for a VAE of another kind, which the sockets cannot tell from ours."""
+    if not isinstance(vq, Loaded):
+        raise ValueError(
+            "this VAE is not the image tokenizer of a Token-Shuffle model: connect the vq of the "
+            "node that loads the model"
         )
 
 

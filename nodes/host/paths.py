@@ -8,7 +8,7 @@ import folder_paths
 from ...tokenshuffle_core.checkpoints import BUNDLED, PICKLES
 
 FOLDER, OTHERS, LORAS = "tokenshuffle", "checkpoints", "loras"
-SAVED_CODES = "codes"  # in the output folder
+SAVED_CODES = "codes"  # in the output folder, by default
 folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
 # After the user's own folders, whose files take precedence.
 folder_paths.add_model_folder_path(FOLDER, str(BUNDLED.parent))
@@ -87,27 +87,35 @@ def loras() -> list[str]:
 
 
 def saved_codes() -> list[str]:
-    """Files in the input folder, and those that Save Codes wrote."""
-    inputs = Path(folder_paths.get_input_directory()).glob("*.npy")
-    saved = (Path(folder_paths.get_output_directory()) / SAVED_CODES).glob("*.npy")
-    return sorted(path.name for path in inputs) + sorted(
-        f"{SAVED_CODES}/{path.name} [output]" for path in saved
+    """Files in the input folder, and in the output folder, where Save Codes writes."""
+    outputs = _numpy_files(folder_paths.get_output_directory())
+    return _numpy_files(folder_paths.get_input_directory()) + [f"{n} [output]" for n in outputs]
+
+
+def _numpy_files(folder: str) -> list[str]:
+    return sorted(
+        (Path(inside) / name).relative_to(folder).as_posix()
+        for inside, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if name.endswith(".npy")
     )
 
 
 def codes_path(name: str) -> Path:
     """The file behind one of `saved_codes`, checked since ComfyUI 0.3 does not check lists."""
     if name not in saved_codes():
-        raise ValueError(f"file {name!r} is neither in the input folder nor among the saved codes")
+        raise ValueError(f"file {name!r} is neither in the input folder nor in the output folder")
     return Path(folder_paths.get_annotated_filepath(name))
 
 
-def output_path(prefix: str, suffix: str) -> Path:
-    """A path for a new file in the output folder, numbered as ComfyUI numbers pictures."""
-    folder, name, counter, _, _ = folder_paths.get_save_image_path(
+def output_path(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
+    """A new file in the output folder, numbered as ComfyUI numbers pictures: its path, and its
+    name as ComfyUI's API gives those of pictures."""
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
         prefix, folder_paths.get_output_directory()
     )
-    return Path(folder) / f"{name}_{counter:05}_{suffix}"
+    name = f"{name}_{counter:05}_{suffix}"
+    return Path(folder) / name, {"filename": name, "subfolder": subfolder, "type": "output"}
 
 
 def modified(folder: str, name: str) -> float:

@@ -14,7 +14,7 @@ from scripts import comfyui, workflows
 from .pages import SECOND
 from .test_workflows import PATHS
 
-OWN_TYPES = ("MODEL", "VQ", "PROMPT", "CODES", "OPTIONS")
+OWN_TYPES = ("MODEL", "PROMPT", "OPTIONS")  # codes and image tokenizers have ComfyUI's
 FIRST = "Text to image"
 # Workflow -> the files that a user has to get, their sizes, the folder and the licence.
 NEEDED = {

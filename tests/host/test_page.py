@@ -22,6 +22,11 @@ DROPPED = [
 @pytest.mark.parametrize("path", DROPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_dropped_workflow_runs(page, path):
     page.drop(path)
+    graph = page.page.evaluate("() => JSON.parse(JSON.stringify(window.app.graph.serialize()))")
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    for _, origin, out, *_, kind in graph["links"]:  # of old workflows, too
+        if nodes[origin]["type"].startswith("TokenShuffle"):
+            assert kind == nodes[origin]["outputs"][out]["type"]
     page.press_run()
     page.wait_for_the_end()
     shown = page.page.evaluate(

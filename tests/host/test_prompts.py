@@ -152,21 +152,6 @@ def test_bad_value_is_an_error_of_its_node(server, prompt, node, values, words):
     succeed(server, prompt)
 
 
-def test_picture_of_a_size_that_cannot_be_encoded(server, prompt):
-    prompt["picture"] = {
-        "class_type": "EmptyImage",
-        "inputs": {"width": 30, "height": 32, "batch_size": 1, "color": 0},
-    }
-    prompt["encode"] = {
-        "class_type": "TokenShuffleVQEncode",
-        "inputs": {"image": ["picture", 0], "vq": ["loader", 1]},
-    }
-    prompt["decode"]["inputs"]["codes"] = ["encode", 0]
-    message = fail(server, prompt)
-    assert message["node_id"] == "encode"
-    assert "30x32" in message["exception_message"]
-
-
 @pytest.mark.parametrize(
     ("node", "values"),
     [

@@ -32,9 +32,9 @@ def everything(server, prompt) -> dict:
     info = server.get("/object_info")
     sources = {
         "TOKENSHUFFLE_MODEL": ["loader", 0],
-        "TOKENSHUFFLE_VQ": ["loader", 1],
+        "VAE": ["loader", 1],
         "TOKENSHUFFLE_PROMPT": ["text", 0],
-        "TOKENSHUFFLE_CODES": ["sampler", 0],
+        "LATENT": ["sampler", 0],
         "TOKENSHUFFLE_OPTIONS": ["TokenShuffleOptions", 0],
         "IMAGE": ["picture", 0],
         "FLOAT": ["start", 1],
