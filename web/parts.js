@@ -38,7 +38,7 @@ export function sizePart(node, root, refresh) {
     select.disabled = !model || linked
     select.title = text.size
     facts.textContent = model || error ? '' : text.noModel
-    warning.textContent = error ?? ''
+    warning.textContent = error ? text.broken : ''
     if (!model || linked) return select.replaceChildren()
     const [width, height] = ['width', 'height'].map((name) => widgetOf(node, name).value)
     const sizes = presets(model)

@@ -85,7 +85,7 @@ def test_what_stays_is_the_finished_picture(server, prompt, checkpoint):
         assert np.ptp(pictures[0]) < 16
         shown = Image.fromarray(pictures[-1]).resize((128, 128), Image.Resampling.BOX)
         difference = np.abs(np.asarray(shown).astype(int) - saved(server)).mean()
-        assert difference < 6, "of 255: JPEG"
+        assert difference < 12, "of 255: JPEG of what is noise with random weights"
 
 
 def test_previews_are_off_where_the_user_wants_none(server, large):
