@@ -29,13 +29,9 @@ from .pages import Page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 NEWEST_ALONE = (
-    "test_page",
-    "test_nodes",
-    "test_preview",
-    "test_search",
-    "test_canvas",
-    "test_panels",
-)
+    "test_page", "test_nodes", "test_preview", "test_search", "test_canvas", "test_panels",
+    "test_prompts", "test_joints", "test_wrong_inputs",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -152,7 +148,7 @@ def _node(kind: str, **inputs) -> dict:
     return {"class_type": kind, "inputs": inputs}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api")
     programs = [found for name in BROWSERS if (found := shutil.which(name))]
@@ -164,7 +160,7 @@ def browser():
         launched.close()
 
 
-@pytest.fixture(scope="module", params=["dark", pytest.param("light", marks=pytest.mark.slow)])
+@pytest.fixture(scope="session", params=["dark", pytest.param("light", marks=pytest.mark.slow)])
 def page(request, server, browser):
     """The dark theme with nodes on the canvas; the light one with Vue nodes where there are any."""
     opened = Page(

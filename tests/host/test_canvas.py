@@ -101,7 +101,11 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[pytest.mark.slow] * (p.stem != FIRST)) for p in PATHS],
+    ids=lambda path: path.stem,
+)
 def test_no_wire_behind_a_node(page, path):
     page.drop(path)
     page.page.keyboard.press("Escape")  # a dialog about missing models
@@ -134,7 +138,7 @@ def test_every_type_of_wire_has_a_colour(page, theme):
     page.set("Comfy.ColorPalette", page.look.rpartition("-")[2])
 
 
-@pytest.mark.parametrize("name", NEEDED)
+@pytest.mark.parametrize("name", ["Janus-Pro", pytest.param("LlamaGen", marks=pytest.mark.slow)])
 def test_user_is_told_how_to_get_a_missing_model(without_models, name):
     without_models.drop(workflows.WORKFLOWS / f"{name}.png")
     without_models.page.keyboard.press("Escape")  # a dialog, which another test reads
@@ -152,6 +156,7 @@ def test_user_is_told_how_to_get_a_missing_model(without_models, name):
     without_models.screenshot(f"missing-{name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NEEDED)
 def test_dialog_about_missing_models(without_models, name):
     if name == "Janus-Pro":

@@ -183,7 +183,9 @@ def test_lora_changes_the_picture_as_on_the_command_line(server, prompt, tmp_pat
     np.testing.assert_array_equal(succeed(server, prompt)[0], before)
 
 
-@pytest.mark.parametrize("weights", WEIGHT_KINDS)
+@pytest.mark.parametrize(
+    "weights", [pytest.param(k, marks=[pytest.mark.slow] * (k != "int8")) for k in WEIGHT_KINDS]
+)
 def test_smaller_weights_as_on_the_command_line(server, prompt, tmp_path, weights):
     prompt["loader"]["inputs"]["weights"] = weights
     (made,) = succeed(server, prompt)

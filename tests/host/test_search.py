@@ -146,6 +146,7 @@ def test_other_languages_on_an_english_page(with_aliases, queries):
     assert not wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("language", "queries"), [("zh", CHINESE), ("ja", JAPANESE)])
 def test_on_a_page_in_the_language(page_in, language, queries):
     """There ComfyUI's nodes have names in it, too."""
@@ -162,6 +163,7 @@ def test_deprecated_nodes_are_not_offered(page):
         assert node not in names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("query", "node"), [("load token", "TokenShuffleLoader"), ("janus", "TokenShuffleLoader")]
 )
