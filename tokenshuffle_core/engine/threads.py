@@ -68,8 +68,8 @@ class Threads:
             self.ratio = ratio if self.ratio is None else math.sqrt(self.ratio * ratio)
         else:
             self.savings += SHARE * seconds
-            if together and usual and seconds > usual:  # one thread might not have become slower
-                self.ratio *= math.sqrt(seconds / usual)
+            if together and usual:  # one thread might not have become slower, or faster, as well
+                self.ratio *= (seconds / usual) ** 0.25
             self.seconds[kind] = seconds if usual is None else (usual + seconds) / 2
         if self.together_is_better != better:
             self.seconds = dict.fromkeys(self.seconds)
