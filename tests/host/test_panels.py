@@ -103,6 +103,7 @@ def test_what_the_user_has_set_stays_and_goes_back_by_a_click(page, server):
     link.click()
     until(page, "TokenShuffleSampler", tiny)
     link.wait_for(state="hidden")
+    assert settings(page) == tiny
 
 
 def test_a_workflow_keeps_its_settings(page):
