@@ -4,6 +4,10 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+# One thread for each worker of pytest-xdist, and for what it starts: more wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 

@@ -65,6 +65,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.host)
+            item.add_marker(pytest.mark.xdist_group("host"))  # one worker, so each server once
             params = item.callspec.params if hasattr(item, "callspec") else {}
             if item.path.stem in NEWEST_ALONE and params.get("server") in others:
                 item.add_marker(pytest.mark.slow)
