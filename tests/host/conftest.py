@@ -57,18 +57,15 @@ class Server:
         return json.loads(error.value.read())
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest picks by markers
-def pytest_collection_modifyitems(items):
+def pytest_itemcollected(item):
     """What is the same on every host is tested by default on the newest alone, which saves
-    minutes."""
+    minutes; one worker of pytest-xdist takes all, so that each server starts once."""
+    item.add_marker(pytest.mark.host)
+    item.add_marker(pytest.mark.xdist_group("host"))
     *others, _ = comfyui.hosts() or [None]
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.host)
-            item.add_marker(pytest.mark.xdist_group("host"))  # one worker, so each server once
-            params = item.callspec.params if hasattr(item, "callspec") else {}
-            if item.path.stem in NEWEST_ALONE and params.get("server") in others:
-                item.add_marker(pytest.mark.slow)
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    if item.path.stem in NEWEST_ALONE and params.get("server") in others:
+        item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

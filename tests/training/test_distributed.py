@@ -23,7 +23,10 @@ from tokenshuffle_core.training.distributed import process_group
 from tokenshuffle_core.training.settings import LoopConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torchrun is not for Windows")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="torchrun is not for Windows"),
+    pytest.mark.xdist_group("distributed"),  # one worker, so that what they share is trained once
+]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 WAYS = {
