@@ -1,10 +1,17 @@
-"""Against the LLaMA of the transformers library with the same random weights."""
+"""Against LLaMA, Qwen2 and Qwen3 of the transformers library with the same random weights."""
 
 import dataclasses
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaModel
+from transformers import (
+    LlamaConfig,
+    LlamaModel,
+    Qwen2Config,
+    Qwen2Model,
+    Qwen3Config,
+    Qwen3Model,
+)
 
 from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.transformer import KVCache, Transformer
@@ -12,14 +19,23 @@ from tokenshuffle_core.transformer import KVCache, Transformer
 CONFIG = PRESETS["tiny"].model
 
 
-def reference_of(transformer: Transformer) -> LlamaModel:
+QWEN2, QWEN3 = {"qkv_bias": True}, {"qk_norm": True, "head_dim": 32}
+
+
+def reference_of(transformer: Transformer):
     config = transformer.config
-    llama = LlamaModel(
-        LlamaConfig(
+    model, shape = LlamaModel, LlamaConfig
+    if config.qkv_bias:
+        model, shape = Qwen2Model, Qwen2Config
+    elif config.qk_norm:
+        model, shape = Qwen3Model, Qwen3Config
+    llama = model(
+        shape(
             vocab_size=8, hidden_size=config.dim, intermediate_size=config.hidden,
             num_hidden_layers=config.layers, num_attention_heads=config.heads,
             num_key_value_heads=config.kv_heads, rms_norm_eps=config.norm_eps,
             rope_theta=config.rope_theta, max_position_embeddings=config.context,
+            head_dim=config.head_size,
         )
     )  # fmt: skip
     names = {
@@ -37,10 +53,13 @@ def reference_of(transformer: Transformer) -> LlamaModel:
     return llama.eval()
 
 
-@pytest.fixture(params=[4, 2, 1], ids=lambda kv: f"kv_heads={kv}")
+SHAPES = [{"kv_heads": 4}, {"kv_heads": 2}, {"kv_heads": 1}, QWEN2, QWEN3]
+
+
+@pytest.fixture(params=SHAPES, ids=str)
 def transformer(request) -> Transformer:
     torch.manual_seed(1)
-    module = Transformer(dataclasses.replace(CONFIG, kv_heads=request.param)).eval()
+    module = Transformer(dataclasses.replace(CONFIG, **request.param)).eval()
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return module

@@ -78,7 +78,9 @@ class ModelConfig:
     biases; 0 is a linear head. `rope_axes` 2 uses the row and column of a window as its position,
     and gives text none; 1 counts tokens. `rope_scaling` is Llama 3's: factor, low and high
     frequency factor, original context. `text_head` is an output layer for text that is separate
-    from the text embedding.
+    from the text embedding. `head_dim` is the size of an attention head, dim / heads if None;
+    `qkv_bias` gives the projections to queries, keys and values biases (as in Qwen2), and `qk_norm`
+    normalises each head of queries and keys by RMSNorm before the rotary embedding (as in Qwen3).
     """
 
     text_vocabulary: int
@@ -100,6 +102,9 @@ class ModelConfig:
     rope_axes: int = 1
     rope_scaling: tuple[float, float, float, float] | None = None
     text_head: bool = False
+    head_dim: int | None = None
+    qkv_bias: bool = False
+    qk_norm: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "windows", tuple(self.windows))
@@ -120,10 +125,17 @@ class ModelConfig:
             and all(isinstance(window, int) and window >= 1 for window in self.windows),
             f"windows must be distinct integers of at least 1, not {self.windows}",
         )
-        _require(
-            self.dim % (2 * self.heads) == 0,
-            f"dim {self.dim} must be an even multiple of heads {self.heads}",
-        )
+        if self.head_dim is None:
+            _require(
+                self.dim % (2 * self.heads) == 0,
+                f"dim {self.dim} must be an even multiple of heads {self.heads}",
+            )
+        else:
+            _require_integers(self, 2, "head_dim")
+            _require(self.head_dim % 2 == 0, f"head_dim must be even, not {self.head_dim}")
+        for name in ("text_head", "qkv_bias", "qk_norm"):
+            value = getattr(self, name)
+            _require(isinstance(value, bool), f"{name} must be true or false, not {value!r}")
         _require(
             self.rope_axes == 1 or (self.rope_axes == 2 and self.head_size % 4 == 0),
             f"rope_axes must be 1, or 2 with a head size divisible by 4, not {self.rope_axes!r}",
@@ -146,7 +158,8 @@ class ModelConfig:
 
     @property
     def head_size(self) -> int:
-        return self.dim // self.heads
+        """The size of an attention head."""
+        return self.head_dim or self.dim // self.heads
 
     @property
     def max_positions(self) -> int:

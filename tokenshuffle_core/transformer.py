@@ -1,4 +1,6 @@
-"""LLaMA blocks (arXiv 2302.13971): RMSNorm, rotary embedding, grouped-query attention, SwiGLU.
+"""LLaMA blocks (arXiv 2302.13971): RMSNorm, rotary embedding, grouped-query attention, SwiGLU; and
+those of Qwen2 (arXiv 2407.10671) and Qwen3 (arXiv 2505.09388), which add biases and normalised
+queries and keys.
 
 Weights are laid out as in the LLaMA of the `transformers` library: rotary pairs are
 (i, i + head_size / 2).
@@ -151,17 +153,22 @@ class Attention(nn.Module):
         super().__init__()
         self.head_size = config.head_size
         self.grouped = config.kv_heads != config.heads
-        kv_dim = config.kv_heads * config.head_size
-        self.q_proj = nn.Linear(config.dim, config.dim, bias=False)
-        self.k_proj = nn.Linear(config.dim, kv_dim, bias=False)
-        self.v_proj = nn.Linear(config.dim, kv_dim, bias=False)
-        self.o_proj = nn.Linear(config.dim, config.dim, bias=False)
+        q_dim, kv_dim = (n * config.head_size for n in (config.heads, config.kv_heads))
+        self.q_proj = nn.Linear(config.dim, q_dim, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.dim, kv_dim, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.dim, kv_dim, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(q_dim, config.dim, bias=False)
+        norm = (config.head_size, config.norm_eps)
+        self.q_norm = nn.RMSNorm(*norm) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(*norm) if config.qk_norm else None
 
     def forward(self, x, angles, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
         q, k, v = (
             project(x).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, *angles), rotate(k, *angles)
         if cache is not None:
             k, v = cache.update(layer, k, v)

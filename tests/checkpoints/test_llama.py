@@ -25,10 +25,19 @@ def vq(tmp_path):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("shards", [1, 3])
-@pytest.mark.parametrize("scaling", [None, LLAMA_3])
-def test_text_logits_are_the_originals(tied, shards, scaling, vq, tmp_path):
-    theirs = llama(tied, **({"rope_parameters": scaling} if scaling else {}))
+@pytest.mark.parametrize(
+    ("kind", "shards", "changes"),
+    [
+        ("Llama", 1, {}),
+        ("Llama", 3, {}),
+        ("Llama", 1, {"rope_parameters": LLAMA_3}),
+        ("Llama", 1, {"head_dim": 32}),
+        ("Qwen2", 1, {"sliding_window": 128}),
+        ("Qwen3", 1, {"head_dim": 32}),
+    ],
+)
+def test_text_logits_are_the_originals(tied, kind, shards, changes, vq, tmp_path):
+    theirs = llama(tied, kind, **changes)
     folder = write_llama(theirs, tmp_path / "llama", shards)
     start = tmp_path / "start.safetensors"
     checkpoints.convert(folder, start, image_tokenizer=vq, windows=(2, 1))
@@ -62,12 +71,15 @@ def test_the_start_can_be_trained(vq, tmp_path):
     [
         ({"attention_bias": True}, "attention_bias True is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
-        ({"head_dim": 32}, "head_dim 32 is not supported"),
+        ({"head_dim": "x"}, "config.json is not that of a LLaMA"),
+        ({"use_sliding_window": True}, "use_sliding_window True is not supported"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "not supported"),
     ],
 )
 def test_another_transformer_is_refused(changes, message, vq, tmp_path):
-    folder = write_llama(llama(True, **changes), tmp_path / "llama")
+    folder = write_llama(llama(True), tmp_path / "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(ValueError, match=message):
         checkpoints.read(folder, image_tokenizer=vq)
 
@@ -88,9 +100,9 @@ def test_a_strange_configuration(found, vq, tmp_path):
 def test_weights_that_a_llama_has_not(vq, tmp_path):
     folder = write_llama(llama(True), tmp_path / "llama")
     weights = load_file(folder / "model.safetensors")
-    weights["model.layers.1.self_attn.q_proj.bias"] = torch.zeros(64)
+    weights["model.layers.1.self_attn.o_proj.bias"] = torch.zeros(64)
     save_file(weights, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"q_proj\.bias does not belong in a LLaMA"):
+    with pytest.raises(ValueError, match=r"o_proj\.bias does not belong in a LLaMA"):
         checkpoints.read(folder, image_tokenizer=vq)
 
 

@@ -19,12 +19,16 @@ def transformer_of(**changes) -> Transformer:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("kv_heads", [1, CONFIG.heads])
+@pytest.mark.parametrize(
+    "shape",
+    [{"kv_heads": 1}, {"kv_heads": CONFIG.heads}, {"qkv_bias": True, "kv_heads": 2},
+     {"qk_norm": True, "head_dim": 48}],
+)  # fmt: skip
 @pytest.mark.parametrize("padding", [[0], [0, 0], [0, 2], [3, 0, 1, 0]])
 @pytest.mark.parametrize("lengths", [(5, 1, 1, 1), (4, 2, 1), (2, 5)])
 @pytest.mark.parametrize("weights", [None, "int8", "fp8", "int4"])
-def test_hidden_states_are_the_transformers(kv_heads, padding, lengths, weights):
-    transformer = transformer_of(kv_heads=kv_heads)
+def test_hidden_states_are_the_transformers(shape, padding, lengths, weights):
+    transformer = transformer_of(**shape)
     if weights:
         quantize(transformer, weights)
     caches = [

@@ -160,6 +160,10 @@ def test_which_transformers_fit():
     assert GpuTransformer.takes(plain, DEVICE)
     plain.blocks[0].attention.q_proj = nn.Linear(64, 64, bias=True, device=DEVICE)
     assert not GpuTransformer.takes(plain, DEVICE)
+    for shape in ({"qkv_bias": True}, {"qk_norm": True}):
+        assert GpuTransformer.takes(model_of(2, **SMALL | shape).to(DEVICE).transformer, DEVICE)
+    wide = model_of(2, **SMALL, qk_norm=True, head_dim=96).to(DEVICE)  # in no tile of powers of two
+    assert not GpuTransformer.takes(wide.transformer, DEVICE)
     other = model_of(2, **SMALL | {"heads": 4, "kv_heads": 4}).to(DEVICE)  # heads of 16
     assert not GpuTransformer.takes(other.transformer, DEVICE)
 
@@ -233,7 +237,11 @@ def test_attention(together, heads, kv_heads, size, length, split, monkeypatch):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("changes", [{}, {"kv_heads": 1}, {"rope_axes": 2}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"kv_heads": 1}, {"rope_axes": 2}, {"qkv_bias": True, "kv_heads": 1},
+     {"qk_norm": True, "head_dim": 64}],
+)  # fmt: skip
 def test_steps_are_those_of_the_plain_transformer(changes):
     model = model_of(2, **SMALL | changes).to(DEVICE)
     text, padding = pad_left([[1, 5, 6, 7], [1, 2]], 0, DEVICE)

@@ -34,8 +34,8 @@ def compiled(kernel, types: dict, constants: dict, capability: int, **options) -
     print(json.dumps({"kernel": kernel.fn.__name__} | constants | about), flush=True)
 
 
-def sizes(rows: int, outputs: int, columns: int, kind: int) -> tuple[dict, dict]:
-    tile = kernels.tile(rows, outputs, columns, kind, 2)
+def sizes(rows: int, outputs: int, columns: int, kind: int, **more) -> tuple[dict, dict]:
+    tile = kernels.tile(rows, outputs, columns, kind, 2, **more)
     return tile, {name: tile.pop(name) for name in ("num_stages", "num_warps")}
 
 
@@ -56,11 +56,14 @@ def main(capability: int, numbers: list[int]) -> None:
             linear(rows, 3072, 8192, kind, capability, added=True)
     linear(2, 16384, 3072, PLAIN, capability)
     names = ("x", "wq", "wk", "wv", "q_scales", "k_scales", "v_scales", "norm", "queries")
-    types = dict.fromkeys((*names, "keys", "values"), BF16) | {"cos": FP32, "sin": FP32}
+    names += ("q_bias", "k_bias", "v_bias", "q_norm", "k_norm", "keys", "values")
+    types = dict.fromkeys(names, BF16) | {"cos": FP32, "sin": FP32}
     types |= {"shift": INT64, "position": INT64, "eps": "fp32"}
-    tile, options = sizes(2, 64, 3072, PLAIN)
-    constants = {"heads": 24, "kv_heads": 24, "half": 64, "columns": 3072, "kind": PLAIN} | tile
-    compiled(kernels._queries_keys_values, types, constants, capability, **options)
+    for more in ({"biased": False, "head_norm": False}, {"biased": True, "head_norm": True}):
+        tile, options = sizes(2, 64, 3072, PLAIN, whole=more["head_norm"])
+        constants = {"heads": 24, "kv_heads": 24, "half": 64, "columns": 3072, "kind": PLAIN}
+        constants |= tile | more
+        compiled(kernels._queries_keys_values, types, constants, capability, **options)
     shape = {"heads": 24, "size": 128, "splits": 17, "split": kernels.SPLIT}
     types = dict.fromkeys(("queries", "keys", "values"), BF16) | {"scale": "fp32"}
     types |= {"padding": INT64, "position": INT64, "out": FP32, "tops": FP32, "sums": FP32}

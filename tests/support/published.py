@@ -113,17 +113,18 @@ def original_name(name: str) -> str:
     return name
 
 
-def llama(tied: bool, **changes):
-    from transformers import LlamaConfig, LlamaForCausalLM
+def llama(tied: bool, kind: str = "Llama", **changes):
+    """A LLaMA, or another `kind` of the library, such as Qwen2."""
+    import transformers
 
-    config = LlamaConfig(
+    config = getattr(transformers, f"{kind}Config")(
         **{
             "vocab_size": 330, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
             "tie_word_embeddings": tied, "pad_token_id": 0,
         } | changes
     )  # fmt: skip
-    return randomise(LlamaForCausalLM(config))
+    return randomise(getattr(transformers, f"{kind}ForCausalLM")(config))
 
 
 def llamagen_vq(levels: tuple[int, ...] = (1, 1, 2)) -> dict[str, Tensor]:

@@ -81,7 +81,7 @@ def read(
     }
     generation = GenerationConfig(side, side, cfg=5.0, schedule="constant")
     language = layout["language"]
-    weights = llama_layers(source, language, model.layers) | {
+    weights = llama_layers(source, language, model) | {
         "text_embedding.weight": lambda: source[f"{language}embed_tokens.weight"],
         "code_embedding.weight": lambda: _table(source, layout),
     }

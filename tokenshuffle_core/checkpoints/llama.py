@@ -1,5 +1,5 @@
-"""Any LLaMA of the `transformers` library as the start of a Token-Shuffle model: its transformer,
-text embedding and text tokenizer; the layers for image codes are new."""
+"""Any LLaMA, Qwen2, Qwen2.5 or Qwen3 of the `transformers` library as the start of a Token-Shuffle
+model: its transformer, text embedding and text tokenizer; the layers for image codes are new."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,9 @@ from .source import Source
 MARKS = ("model.embed_tokens.weight",)
 MAX_GRID, MAX_PROMPT = 256, 512
 # With other values, the transformer would not be the one implemented here.
-PLAIN = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
+PLAIN = {
+    "attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "use_sliding_window": False,
+}  # fmt: skip
 
 
 def read(
@@ -43,7 +45,7 @@ def read(
     side = side or 256
     config = Config(images, model, GenerationConfig(side, side))
     weights: Weights = {name: lambda x=x: x for name, x in _new_layers(model).items()}
-    weights |= llama_layers(source, "model.", model.layers)
+    weights |= llama_layers(source, "model.", model)
     weights["text_embedding.weight"] = lambda: _longer(source[MARKS[0]], model.text_vocabulary)
     if model.text_head:
         weights["text_head.weight"] = lambda: _longer(
@@ -69,29 +71,31 @@ def shape_from(source: Source, hf_config: dict, prefix: str) -> dict:
         kv_heads = int(hf_config.get("num_key_value_heads") or heads)
         context = int(hf_config.get("max_position_embeddings", 2048))
         norm_eps = float(hf_config.get("rms_norm_eps", 1e-6))
+        head_dim = int(hf_config.get("head_dim") or dim // heads)
         theta, scaling = _rope(hf_config)
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{source.path}: config.json is not that of a LLaMA: {error}") from None
-    if hf_config.get("head_dim") not in (None, dim // max(heads, 1)):
-        raise ValueError(
-            f"{source.path}: head_dim {hf_config['head_dim']} is not supported, only hidden_size / "
-            f"num_attention_heads, {dim} / {heads}"
-        )
+    attention = f"{prefix}layers.0.self_attn."
     return {
         "text_vocabulary": vocabulary, "dim": dim, "layers": layers, "heads": heads,
         "kv_heads": kv_heads, "context": context, "norm_eps": norm_eps, "rope_theta": theta,
         "hidden": source.shape_of(f"{prefix}layers.0.mlp.gate_proj.weight", 2)[0],
-        "rope_scaling": scaling,
+        "rope_scaling": scaling, "head_dim": None if head_dim * heads == dim else head_dim,
+        "qkv_bias": f"{attention}q_proj.bias" in source,
+        "qk_norm": f"{attention}q_norm.weight" in source,
     }  # fmt: skip
 
 
-def llama_layers(source: Source, prefix: str, layers: int) -> Weights:
-    """The blocks and the final norm of a LLaMA of the `transformers` library."""
+def llama_layers(source: Source, prefix: str, model: ModelConfig) -> Weights:
+    """The blocks and the final norm of a LLaMA or Qwen of the `transformers` library."""
     names = {"norm.weight": f"{prefix}norm.weight"}
-    for i in range(layers):
+    attention = [f"{part}_proj.weight" for part in "qkvo"]
+    attention += [f"{part}_proj.bias" for part in "qkv" if model.qkv_bias]
+    attention += [f"{part}_norm.weight" for part in "qk" if model.qk_norm]
+    for i in range(model.layers):
         ours, theirs = f"blocks.{i}.", f"{prefix}layers.{i}."
-        for part in ("q", "k", "v", "o"):
-            names[f"{ours}attention.{part}_proj.weight"] = f"{theirs}self_attn.{part}_proj.weight"
+        for part in attention:
+            names[f"{ours}attention.{part}"] = f"{theirs}self_attn.{part}"
         for part in ("gate", "up", "down"):
             names[f"{ours}mlp.{part}_proj.weight"] = f"{theirs}mlp.{part}_proj.weight"
         names[f"{ours}attention_norm.weight"] = f"{theirs}input_layernorm.weight"

@@ -72,20 +72,29 @@ class CpuTransformer(Swapped):
         x = x.reshape(-1, shape[2])
         for layer, block in enumerate(self.blocks):
             qkv, o, gate_up, down = self.products[4 * layer : 4 * layer + 4]
-            h = row_major(qkv.of(self._normalised(x, block.attention_norm)))
+            attention = block.attention
+            h = row_major(qkv.of(self._normalised(x, block.attention_norm.weight)))
+            if config.qkv_bias:
+                h += torch.cat([layer.bias for layer in qkv.layers])
             h = h.view(*shape[:2], -1, config.head_size).transpose(1, 2)
-            qk = rotate(h[:, :rotated], *angles)
+            qk = h[:, :rotated]
+            if config.qk_norm:
+                scales = (attention.q_norm.weight, attention.k_norm.weight)
+                counts = (config.heads, config.kv_heads)
+                parts = [w.expand(n, 1, -1) for w, n in zip(scales, counts, strict=True)]
+                qk = self._normalised(qk, torch.cat(parts))
+            qk = rotate(qk, *angles)
             k, v = cache.update(layer, qk[:, config.heads :], h[:, rotated:])
             h = F.scaled_dot_product_attention(
                 qk[:, : config.heads], k, v, mask, is_causal=causal, enable_gqa=grouped
             )
-            x = x + o.of(h.transpose(1, 2).reshape(x.shape))
-            gate, up = gate_up.of(self._normalised(x, block.mlp_norm)).chunk(2, dim=1)
+            x = x + o.of(h.transpose(1, 2).reshape(len(x), -1))
+            gate, up = gate_up.of(self._normalised(x, block.mlp_norm.weight)).chunk(2, dim=1)
             x = x + down.of(row_major(F.silu(gate) * up))
         cache.advance(shape[1])
-        return self._normalised(x, self.norm).view(shape)
+        return self._normalised(x, self.norm.weight).view(shape)
 
-    def _normalised(self, x: Tensor, layer: nn.RMSNorm) -> Tensor:
+    def _normalised(self, x: Tensor, weight: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = norm.square_().div_(x.shape[1]).add_(self.config.norm_eps).rsqrt_()
-        return (x * scale).mul_(layer.weight)
+        scale = norm.square_().div_(x.shape[-1]).add_(self.config.norm_eps).rsqrt_()
+        return (x * scale).mul_(weight)

@@ -82,8 +82,15 @@ class GpuLinear(GpuLayer):
 
 
 def _layers_of(transformer: nn.Module) -> list[nn.Module]:
+    """The linear layers of all blocks."""
     parts = (part for block in transformer.blocks for part in (block.attention, block.mlp))
-    return [layer for part in parts for layer in part.children()]
+    layers = (layer for part in parts for layer in part.children())
+    return [layer for layer in layers if not isinstance(layer, nn.RMSNorm)]
+
+
+def _biases_of(attention: nn.Module) -> tuple[Tensor, ...] | None:
+    biases = [layer.bias for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    return None if biases[0] is None else tuple(biases)
 
 
 class GpuTransformer(GpuLayer):
@@ -96,10 +103,13 @@ class GpuTransformer(GpuLayer):
 
     @classmethod
     def takes(cls, plain: Transformer, device: torch.device) -> bool:
-        layers = _layers_of(plain)
-        same = len({(layer.weight.dtype, type(layer), layer.bias is None) for layer in layers}) == 1
-        fitting = all(layer.bias is None and fits(layer, device) for layer in layers)
-        return same and fitting and plain.config.head_size % 32 == 0
+        layers, config = _layers_of(plain), plain.config
+        same = len({(layer.weight.dtype, type(layer)) for layer in layers}) == 1
+        biases = [layer.bias is not None for layer in layers]
+        same &= biases == ([config.qkv_bias] * 3 + [False] * 4) * config.layers
+        size = config.head_size
+        whole = not config.qk_norm or size in kernels.NORMALISED_HEADS
+        return same and whole and size % 32 == 0 and all(fits(layer, device) for layer in layers)
 
     def stops_at_length(self, tokens: int) -> bool:
         return self.works and tokens <= MOST_TOKENS
@@ -130,6 +140,9 @@ class GpuTransformer(GpuLayer):
             q = kernels.queries_keys_values(
                 x, stored(attention.q_proj), stored(attention.k_proj), stored(attention.v_proj),
                 block.attention_norm.weight, eps, angles, shift, keys, values, cache.position,
+                biases=_biases_of(attention),
+                norms=(attention.q_norm.weight, attention.k_norm.weight)
+                if self.config.qk_norm else None,
             )  # fmt: skip
             h = kernels.attend(q, keys, values, cache.padding, cache.position)
             x = kernels.linear(h, stored(attention.o_proj), residual=x)

@@ -17,6 +17,7 @@ MEMORY = 96 * 1024  # bytes of shared memory for tiles: NVIDIA's GPUs since 2020
 KEYS = 64  # in a tile of attention
 SPLIT = 256  # positions of the cache that one program attends to
 QUERIES = 16  # in a tile of attention, however many there are: others sum in another order
+NORMALISED_HEADS = (32, 64, 128, 256)  # the sizes of heads that one program computes whole
 GROUP = tl.constexpr(128)  # columns with one scale in int4 weights
 COUNTS = ["rows", "together", "capacity"]  # no kernel is compiled again for another number of them
 PLAIN, EIGHT_BITS, FOUR_BITS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -102,20 +103,21 @@ def _linear(
 
 @triton.jit(do_not_specialize=COUNTS)
 def _queries_keys_values(
-    x, wq, wk, wv, q_scales, k_scales, v_scales, norm, cos, sin, shift, position,
-    queries, keys, values, rows, together, capacity, eps,
+    x, wq, wk, wv, q_scales, k_scales, v_scales, norm, q_bias, k_bias, v_bias, q_norm, k_norm,
+    cos, sin, shift, position, queries, keys, values, rows, together, capacity, eps,
     heads: tl.constexpr, kv_heads: tl.constexpr, half: tl.constexpr, columns: tl.constexpr,
-    kind: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr,
+    kind: tl.constexpr, biased: tl.constexpr, head_norm: tl.constexpr,
+    block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr,
 ):  # fmt: skip
-    """A program computes `block_n` rotary pairs of one head."""
+    """A program computes `block_n` rotary pairs of one head: all of them with `head_norm`."""
     m = tl.program_id(0) * block_m + tl.arange(0, block_m)
     head = tl.program_id(1) // (half // block_n)
     j = tl.program_id(1) % (half // block_n) * block_n + tl.arange(0, block_n)
-    w, scales, own = wq, q_scales, head
+    w, scales, bias, own = wq, q_scales, q_bias, head
     if head >= heads + kv_heads:
-        w, scales, own = wv, v_scales, head - heads - kv_heads
+        w, scales, bias, own = wv, v_scales, v_bias, head - heads - kv_heads
     elif head >= heads:
-        w, scales, own = wk, k_scales, head - heads
+        w, scales, bias, own = wk, k_scales, k_bias, head - heads
     place = (own * 2 * half + j).to(tl.int64)
     a, squares = _product(
         x, w, scales, norm, rows, place, m, columns, kind, True, block_m, block_n, block_k
@@ -126,11 +128,20 @@ def _queries_keys_values(
     inverse = tl.rsqrt(squares / columns + eps)[:, None]
     a *= inverse
     b *= inverse
+    if biased:
+        a += tl.load(bias + place).to(tl.float32)[None, :]
+        b += tl.load(bias + place + half).to(tl.float32)[None, :]
     is_row = m[:, None] < rows
     # Row m is token m % together of sequence m // together.
     row = (m // together).to(tl.int64)
     slot = tl.load(position) + m % together
     if head < heads + kv_heads:
+        if head_norm:
+            own_norm = q_norm if head < heads else k_norm
+            mean = (tl.sum(a * a, 1) + tl.sum(b * b, 1)) / (2 * half)
+            inverse = tl.rsqrt(mean + eps)[:, None]
+            a = a * inverse * tl.load(own_norm + j).to(tl.float32)[None, :]
+            b = b * inverse * tl.load(own_norm + half + j).to(tl.float32)[None, :]
         place = tl.maximum(slot - tl.load(shift + row, mask=m < rows, other=0), 0)
         angle = place[:, None] * 2 * half + j[None, :]
         c = tl.load(cos + angle, mask=is_row, other=0.0)
@@ -235,13 +246,22 @@ def memory_of(device: torch.device) -> int:
 
 
 def tile(
-    rows: int, outputs: int, columns: int, kind: int, itemsize: int, memory: int = MEMORY
+    rows: int,
+    outputs: int,
+    columns: int,
+    kind: int,
+    itemsize: int,
+    memory: int = MEMORY,
+    whole: bool = False,
 ) -> dict[str, int]:
     """The sizes of a product's tiles and how they are pipelined in `memory` bytes; `itemsize` is
-    that of x. Only `block_m` and the stages depend on the number of rows."""
+    that of x. Only `block_m` and the stages depend on the number of rows. One tile has all
+    `outputs` if `whole`."""
     block_n = 16 if outputs < 4096 else 32 if outputs < 16384 else 64
     while outputs % block_n:
         block_n //= 2
+    if whole:
+        block_n = outputs
     weight = {PLAIN.value: itemsize, EIGHT_BITS.value: 1, FOUR_BITS.value: 0.5}[kind]
     # At least three tiles in flight, also with the most rows.
     largest = memory / 3 / (MOST_ROWS * itemsize + block_n * weight)
@@ -295,8 +315,12 @@ def queries_keys_values(
     keys: Tensor,
     values: Tensor,
     position: Tensor,
+    *,
+    biases: tuple[Tensor, Tensor, Tensor] | None = None,
+    norms: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """RMSNorm of x (rows, in), the three products, and the rotary embedding. Keys and values go
+    """RMSNorm of x (rows, in), the three products, their `biases`, RMSNorm of each head of queries
+    and keys by `norms` (head_size,), and the rotary embedding. Keys and values go
     into the cache of one layer (B, kv_heads, capacity, head_size) at `position` (), those of
     rows / B tokens of each sequence. `angles` are cosine and sine (capacity, head_size) as from
     `rotary_angles`; a token at place i of its sequence has those of i - shift (B,). Returns the
@@ -304,13 +328,14 @@ def queries_keys_values(
     rows, columns = x.shape
     batch, kv_heads, capacity, size = keys.shape
     heads = len(q[0]) // size
-    sizes = tile(rows, size // 2, columns, q[2], x.itemsize, memory_of(x.device))
+    memory = memory_of(x.device)
+    sizes = tile(rows, size // 2, columns, q[2], x.itemsize, memory, norms is not None)
     queries = torch.empty(rows, heads, size, dtype=x.dtype, device=x.device)
     blocks = (heads + 2 * kv_heads) * (size // 2 // sizes["block_n"])
     _queries_keys_values[(triton.cdiv(rows, sizes["block_m"]), blocks)](
-        x, q[0], k[0], v[0], q[1], k[1], v[1], norm, *angles, shift, position, queries, keys,
-        values, rows, rows // batch, capacity, eps, heads, kv_heads, size // 2, columns, q[2],
-        **sizes,
+        x, q[0], k[0], v[0], q[1], k[1], v[1], norm, *(biases or (x, x, x)), *(norms or (x, x)),
+        *angles, shift, position, queries, keys, values, rows, rows // batch, capacity, eps, heads,
+        kv_heads, size // 2, columns, q[2], biases is not None, norms is not None, **sizes,
     )  # fmt: skip
     return queries
 
