@@ -58,9 +58,10 @@ def main(capability: int, numbers: list[int]) -> None:
     names = ("x", "wq", "wk", "wv", "q_scales", "k_scales", "v_scales", "norm", "queries")
     types = dict.fromkeys((*names, "keys", "values"), BF16) | {"cos": FP32, "sin": FP32}
     types |= {"shift": INT64, "position": INT64, "eps": "fp32"}
-    tile, options = sizes(2, 64, 3072, PLAIN)
-    constants = {"heads": 24, "kv_heads": 24, "half": 64, "columns": 3072, "kind": PLAIN} | tile
-    compiled(kernels._queries_keys_values, types, constants, capability, **options)
+    for rows in numbers:
+        tile, options = sizes(rows, 64, 3072, PLAIN)
+        constants = {"heads": 24, "kv_heads": 24, "half": 64, "columns": 3072, "kind": PLAIN} | tile
+        compiled(kernels._queries_keys_values, types, constants, capability, **options)
     shape = {"heads": 24, "size": 128, "splits": 17, "split": kernels.SPLIT}
     types = dict.fromkeys(("queries", "keys", "values"), BF16) | {"scale": "fp32"}
     types |= {"padding": INT64, "position": INT64, "out": FP32, "tops": FP32, "sums": FP32}

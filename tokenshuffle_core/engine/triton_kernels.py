@@ -131,8 +131,8 @@ def _queries_keys_values(
     row = (m // together).to(tl.int64)
     slot = tl.load(position) + m % together
     if head < heads + kv_heads:
-        place = tl.maximum(slot - tl.load(shift + row, mask=m < rows, other=0), 0)
-        angle = place[:, None] * 2 * half + j[None, :]
+        turn = tl.maximum(slot - tl.load(shift + row, mask=m < rows, other=0), 0)
+        angle = turn[:, None] * 2 * half + j[None, :]
         c = tl.load(cos + angle, mask=is_row, other=0.0)
         s = tl.load(sin + angle + half, mask=is_row, other=0.0)
         a, b = a * c - b * s, b * c + a * s
