@@ -59,11 +59,12 @@ def main(capability: int, numbers: list[int]) -> None:
     names += ("q_bias", "k_bias", "v_bias", "q_norm", "k_norm", "keys", "values")
     types = dict.fromkeys(names, BF16) | {"cos": FP32, "sin": FP32}
     types |= {"shift": INT64, "position": INT64, "eps": "fp32"}
-    for more in ({"biased": False, "head_norm": False}, {"biased": True, "head_norm": True}):
-        tile, options = sizes(2, 64, 3072, PLAIN, whole=more["head_norm"])
-        constants = {"heads": 24, "kv_heads": 24, "half": 64, "columns": 3072, "kind": PLAIN}
-        constants |= tile | more
-        compiled(kernels._queries_keys_values, types, constants, capability, **options)
+    for rows in numbers:
+        for more in ({"biased": False, "head_norm": False}, {"biased": True, "head_norm": True}):
+            tile, options = sizes(rows, 64, 3072, PLAIN, whole=more["head_norm"])
+            constants = {"heads": 24, "kv_heads": 24, "half": 64, "columns": 3072, "kind": PLAIN}
+            constants |= tile | more
+            compiled(kernels._queries_keys_values, types, constants, capability, **options)
     shape = {"heads": 24, "size": 128, "splits": 17, "split": kernels.SPLIT}
     types = dict.fromkeys(("queries", "keys", "values"), BF16) | {"scale": "fp32"}
     types |= {"padding": INT64, "position": INT64, "out": FP32, "tops": FP32, "sums": FP32}

@@ -142,8 +142,8 @@ def _queries_keys_values(
             inverse = tl.rsqrt(mean + eps)[:, None]
             a = a * inverse * tl.load(own_norm + j).to(tl.float32)[None, :]
             b = b * inverse * tl.load(own_norm + half + j).to(tl.float32)[None, :]
-        place = tl.maximum(slot - tl.load(shift + row, mask=m < rows, other=0), 0)
-        angle = place[:, None] * 2 * half + j[None, :]
+        turn = tl.maximum(slot - tl.load(shift + row, mask=m < rows, other=0), 0)
+        angle = turn[:, None] * 2 * half + j[None, :]
         c = tl.load(cos + angle, mask=is_row, other=0.0)
         s = tl.load(sin + angle + half, mask=is_row, other=0.0)
         a, b = a * c - b * s, b * c + a * s
