@@ -97,23 +97,24 @@ def share(items: Sequence, rank: int, world: int) -> Sequence:
     return items[len(items) * rank // world : len(items) * (rank + 1) // world]
 
 
-def undrawn(jobs: Sequence[Job], overwrite: bool = False) -> list[Job]:
+def undrawn(jobs: Sequence[Job], overwrite: bool = False, ours: bool = True) -> list[Job]:
     """The jobs whose pictures are still to be drawn: all with `overwrite`, otherwise those that are
     not there, whole and drawn by the same request.
 
-    Where there is a file that is no whole picture, it is to be drawn, and standard error says so.
-    Raises ValueError for another picture in the place of one, and as `target_of`.
+    A file that is no picture is drawn again, which standard error says, if it is empty or the
+    folder is `ours` (see `claim`). Raises ValueError for any other file in the place of a picture,
+    and as `target_of`.
     """
     missing, targets = [], [target_of(job.path) for job in jobs]
     for job, target in zip(jobs, targets, strict=True):
         if overwrite or not target.exists():
             missing.append(job)
             continue
-        about = read_about(job.path)
-        if about is None:
+        about = read_about(target)
+        if about is None and (ours or not target.stat().st_size):
             print(f"note: {job.path} is not a whole picture: drawn again", file=sys.stderr)
             missing.append(job)
-        elif _request(about) != _request(job.about):
+        elif about is None or _request(about) != _request(job.about):
             raise ValueError(
                 f"{job.path} exists and was not drawn by this command: move it away, or choose "
                 "another name"

@@ -125,16 +125,18 @@ def read_about(path: str | Path) -> dict | None:
     try:
         with Image.open(path, formats=[*SIDES]) as image:
             image.load()
-            text = image.info.get("tokenshuffle")
-            if image.format != "PNG":
-                ifd = image.getexif().get_ifd(ExifTags.IFD.Exif)
-                text = ifd.get(ExifTags.Base.UserComment, b"").removeprefix(ASCII)
+    except Image.DecompressionBombError:
+        return {}
     except Exception:  # Pillow's parsers raise anything, such as struct.error
         return None
     try:
-        about = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        about = {}
+        text = image.info.get("tokenshuffle")
+        if image.format != "PNG":
+            ifd = image.getexif().get_ifd(ExifTags.IFD.Exif)
+            text = ifd[ExifTags.Base.UserComment].removeprefix(ASCII)
+        about = json.loads(text)
+    except Exception:
+        return {}
     return about if isinstance(about, dict) else {}
 
 

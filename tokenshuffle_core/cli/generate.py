@@ -122,7 +122,7 @@ def _generate_some(options) -> None:
     ]
     check_fits(output, jobs[0].about)
     pipeline.grid(settings)
-    todo = undrawn(jobs, options.overwrite)
+    todo = undrawn(jobs, options.overwrite, ours=False)
     size = f"{settings.width}x{settings.height}"
     trained = pipeline.card.get(SIZES) or pipeline.card.get("modelspec.resolution", size)
     if size not in trained.split(", "):
@@ -199,9 +199,10 @@ def _generate_all(options) -> None:
     jobs = read_prompts(pipeline, options.prompts, output, run.settings, run.seed)
     lines = options.prompts.read_text(encoding="utf-8").split("\n")
     jobs = share(jobs, run.rank, run.world)
-    if (output / RUN).exists():
+    # The folder of another run is refused, whatever its files are.
+    if ours := (output / RUN).exists():
         claim(output, run, lines)
-    todo = undrawn(jobs, options.overwrite) if output.exists() else jobs
+    todo = undrawn(jobs, options.overwrite, ours) if output.exists() else jobs
     claim(output, run, lines)
     drawn = 0
     try:
