@@ -230,7 +230,8 @@ def test_a_caption_that_is_not_utf_8(tmp_path):
     ("line", "message"),
     [
         ("{", "line 2 is not JSON"),
-        ("[]", "line 2 must be a JSON object"),
+        ("[]", "line 2: expected a JSON object such as"),
+        ('{"file_name": "a.png", "text": "\\ud83d"}', "line 2 contains a lone surrogate"),
         ('{"text": "a"}', "line 2: file_name must be the name of a picture, not None"),
         ('{"file_name": "b.png", "text": "b"}', "line 2: file_name 'b.png' is not a file in"),
         ('{"file_name": "../a.png", "text": "b"}', r"'\.\./a\.png' is outside"),

@@ -4,7 +4,6 @@ Nothing is unpacked, and a picture is decoded only when it is used: an `Item` st
 of its picture are, in a file or within a .tar.
 """
 
-import json
 import os
 import sys
 import tarfile
@@ -16,11 +15,14 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..files import json_lines, json_object
+
 EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp")
 OTHERS = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jxl", ".tif", ".tiff")  # not read
 FORMATS = ("JPEG", "PNG", "WEBP")  # not all of Pillow's: some start other programs
 SPLITS = ("train", "held-out")
 METADATA = "metadata.jsonl"
+EXPECTED = 'a JSON object such as {"text": "a red apple"}'
 
 
 @dataclass(frozen=True)
@@ -152,12 +154,9 @@ def _in_metadata(folder: Path) -> list[Item]:
     items = []
     path = folder / METADATA
     root = folder.resolve()
-    # Not splitlines(): JSON may contain the other line separators of Unicode.
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        fields = _fields(line, where)
+    for number, entry in json_lines(path, EXPECTED):
+        where = f"{path}, line {number + 1}"
+        fields = _fields(entry, where)
         name = fields["extra"].pop("file_name", None)
         if not isinstance(name, str) or not name or "\0" in name:
             raise ValueError(f"{where}: file_name must be the name of a picture, not {name!r}")
@@ -201,8 +200,12 @@ def _in_tar(path: Path) -> list[Item]:
                 if kind == "picture":
                     samples[key][kind] = member.offset_data, member.size
                 else:
-                    parse = _lines if kind == "txt" else _fields
-                    samples[key][kind] = parse(tar.extractfile(member).read(), where)
+                    content = tar.extractfile(member).read()
+                    samples[key][kind] = (
+                        _lines(content, where)
+                        if kind == "txt"
+                        else _fields(json_object(content, where, EXPECTED), where)
+                    )
             # tarfile mistakes a damaged header for the end of the archive.
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
@@ -233,14 +236,8 @@ def _lines(content: bytes, where: str | Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
-def _fields(content: bytes, where: str) -> dict:
-    """captions, repeats, split and extra from one JSON object."""
-    try:
-        extra = json.loads(content.decode("utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from None
-    if not isinstance(extra, dict):
-        raise ValueError(f'{where} must be a JSON object such as {{"text": "a red apple"}}')
+def _fields(extra: dict, where: str) -> dict:
+    """captions, repeats, split and extra from one JSON object, which becomes the last of them."""
     captions: list[str] = []
     for name in ("text", "caption", "captions"):
         texts = extra.pop(name, None)
