@@ -1,7 +1,7 @@
 """The command line: all commands, their errors and exit codes.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 success, 2 bad
-input or a file that cannot be read or written, 130 interrupted.
+input or a file that cannot be read or written, 128 + N stopped by signal N (130: Ctrl-C).
 """
 
 import argparse
@@ -9,18 +9,19 @@ import signal
 import sys
 
 from .. import __version__
+from ..stopping import interruptible
 from . import data, evaluate, generate, info, train, weights
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
-    except KeyboardInterrupt:
+        with interruptible():
+            options.run(options)
+    except KeyboardInterrupt as stopped:
         print("interrupted", file=sys.stderr)
-        return 130
+        return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
     except BrokenPipeError:
         sys.stderr.close()
         return 0
