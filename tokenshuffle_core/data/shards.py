@@ -135,7 +135,8 @@ def read_index(path: Path) -> dict:
     except KeyError as error:
         raise ValueError(f"{path} is not an index of code shards: {error} is missing") from None
     except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is not an index of code shards: {error}") from None
+        reason = str(error)[:200]
+        raise ValueError(f"{path} is not an index of code shards: {reason}") from None
     return index
 
 
@@ -231,6 +232,7 @@ class CodeShards:
                 or record["split"] not in SPLITS
             ):
                 raise ValueError
+            "".join(record["captions"]).encode()  # half of a surrogate pair is no text
         except (ValueError, KeyError, TypeError, RecursionError):
             text = self._records[index][:80]
             raise ValueError(

@@ -20,7 +20,6 @@ from ..images import Colour, open_picture, to_rgb
 from .captions import METADATA, TEXTS, Fields, entries, json_fields, lines, split_by_name
 
 PICTURES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-UNREADABLE = "not a readable .tar without compression"
 LONGEST = 2**20  # bytes of a text file or of a JSON file in a .tar
 
 
@@ -267,33 +266,27 @@ def _in_tar(path: Path, shard: PurePosixPath, left_out: LeftOut) -> list[Item]:
     modified = path.stat().st_mtime_ns
     samples: dict[str, dict] = defaultdict(dict)  # key -> picture, .txt, .caption, .json
     names: dict[str, PurePosixPath] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in _members(path, tar):
-                name = PurePosixPath(member.name)
-                if member.isdir() or name.name[:1] in ("", "."):
-                    continue
-                kind = name.suffix.lower()
-                where = f"{path}: {member.name}"
-                if problem := _problem(member, kind):
-                    left_out[problem].append(where)
-                    continue
-                kind = "picture" if kind in PICTURES else kind
-                key = str(name.with_suffix(""))
-                if kind in samples[key]:
-                    raise ValueError(
-                        f"{where} is the second {kind} with the key {key!r}: rename it"
-                    )
-                if kind == "picture":
-                    names[key] = name
-                    samples[key][kind] = member.offset_data, member.size
-                elif member.size > LONGEST:
-                    raise ValueError(f"{where} is larger than {LONGEST} bytes: it is no caption")
-                else:
-                    parse = json_fields if kind == ".json" else lines
-                    samples[key][kind] = parse(tar.extractfile(member).read(), where)
-    except (tarfile.TarError, OSError) as error:
-        raise ValueError(f"{path} is {UNREADABLE}: {error}") from None
+    for tar, member in _members(path):
+        name = PurePosixPath(member.name)
+        if member.isdir() or name.name[:1] in ("", "."):
+            continue
+        kind = name.suffix.lower()
+        where = f"{path}: {member.name}"
+        if problem := _problem(member, kind):
+            left_out[problem].append(where)
+            continue
+        kind = "picture" if kind in PICTURES else kind
+        key = str(name.with_suffix(""))
+        if kind in samples[key]:
+            raise ValueError(f"{where} is the second {kind} with the key {key!r}: rename it")
+        if kind == "picture":
+            names[key] = name
+            samples[key][kind] = member.offset_data, member.size
+        elif member.size > LONGEST:
+            raise ValueError(f"{where} is larger than {LONGEST} bytes: it is no caption")
+        else:
+            content = tar.extractfile(member).read(LONGEST)
+            samples[key][kind] = (json_fields if kind == ".json" else lines)(content, where)
     items = []
     for key, sample in samples.items():
         texts = [line for kind in TEXTS for line in sample.get(kind, ())]
@@ -312,21 +305,23 @@ def _in_tar(path: Path, shard: PurePosixPath, left_out: LeftOut) -> list[Item]:
     return items
 
 
-def _members(path: Path, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members of a .tar. Raises ValueError where it is damaged, which `tarfile` may take for
-    its end, or follow in a circle."""
+def _members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """A .tar and each of its members. Raises ValueError where it is damaged, which `tarfile` may
+    take for its end, or follow in a circle."""
     try:
-        end = -1
-        for member in tar:
-            if tar.offset <= end:
-                raise tarfile.ReadError(f"damaged after {end} bytes")
-            end = tar.offset
-            yield member
-        tar.fileobj.seek(tar.offset)
-        if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
-            raise tarfile.ReadError(f"damaged after {tar.offset} bytes")
+        with tarfile.open(path, "r:") as tar:
+            end = -1
+            for member in tar:
+                if tar.offset <= end:
+                    raise tarfile.ReadError(f"damaged after {end} bytes")
+                end = tar.offset
+                yield tar, member
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError(f"damaged after {tar.offset} bytes")
     except (tarfile.TarError, OSError, ValueError, ArithmeticError, MemoryError) as error:
-        raise ValueError(f"{path} is {UNREADABLE}: {str(error) or 'damaged'}") from None
+        reason = str(error) or "damaged"
+        raise ValueError(f"{path} is not a readable .tar without compression: {reason}") from None
 
 
 def _problem(member: tarfile.TarInfo, kind: str) -> str:
