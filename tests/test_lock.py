@@ -93,5 +93,6 @@ def test_what_a_killed_process_left_of_its_own_files_is_removed(tmp_path):
     )
     for name in names:
         (tmp_path / name).write_bytes(b"")
-    remove_parts(tmp_path / "final.safetensors", tmp_path / "sheet-*.png")
+    ours = "final.safetensors", "sheet-*.png", "codes-00012.safetensors"
+    remove_parts(*(tmp_path / name for name in ours))
     assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.txt.x.part", "a.part"]

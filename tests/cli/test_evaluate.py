@@ -164,7 +164,7 @@ def test_genai_bench_end_to_end(evaluate, prompts):
         (("retrieval", "DATA", "--batch", "0"), "--batch must be at least 1"),
         (("compositional", "nowhere"), "nowhere/composed does not exist"),
         (("compositional", "COMPOSED", "--language", "nl"), "language 'nl' is not one of"),
-        (("loss", "DATA"), "have no caption"),
+        (("loss", "DATA"), "has a caption, the first is"),
         (("geneval", "gone.jsonl", "-o", "out"), "gone.jsonl does not exist"),
         (("geneval", "geneval.jsonl", "-o", "out", "--samples", "0"), "--samples must be"),
         (

@@ -126,7 +126,7 @@ def test_an_image_folder_with_splits(tmp_path, capsys):
     assert (second.key, second.captions, second.split) == ("train/x/b", ("two\nlines",), "held-out")
     assert (validation.key, validation.split) == ("validation/c", "held-out")
     assert (test.key, test.split) == ("test-01/d", "train")
-    assert capsys.readouterr().err == "4 pictures, 2 of them held out\n"
+    assert capsys.readouterr().err == "4 pictures, 1 of them held out\n"
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ def test_pictures_without_a_caption_are_left_out_and_counted(write, tmp_path, ca
     pairs = {f"x/{name}.png": (encoded(noise(4, 4)), text) for name, text in captions.items()}
     source = write(tmp_path / "source", pairs)
     assert [item.key for item in read_items(source)] == ["x/d"]
-    assert capsys.readouterr().err == "1 pictures, 2 left out: 2 without a caption (x/b)\n"
+    assert capsys.readouterr().err == "1 picture, 2 left out: 2 without a caption (x/b)\n"
     assert len(read_items(source, captioned=False)) == 3
     assert not capsys.readouterr().err
 

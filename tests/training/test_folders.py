@@ -48,7 +48,7 @@ def test_a_training_that_was_killed_before_it_saved_begins_again(tmp_path):
     """And what it left half written is removed, but not what others did."""
     (tmp_path / "log.csv").write_text("step,name,value\n50,loss,")
     (tmp_path / "state" / ".unfinished").mkdir(parents=True)
-    names = [".final.safetensors.x.part", ".sheet-0000002.png.x.part", ".latest.safetenso.x.part"]
+    names = [".final.safetensors.x.part", ".sheet-0000002.png.x.part", ".latest.safetensors.x.part"]
     for name in [*names, ".mine.png.x.part"]:
         (tmp_path / name).write_bytes(b"half")
     train(tmp_path, **SHORT)

@@ -121,9 +121,14 @@ def read_items(source: str | Path, captioned: bool = True) -> list[Item]:
 
 
 def _report(items: list[Item], left_out: LeftOut) -> None:
-    held_out = sum(item.split != "train" for item in items)
+    """Says what is left out, and what is held out for the name of its folder or its .tar alone."""
+    held_out = 0
+    for item in items:
+        if item.split != "train":
+            shard = [item.path.stem] if item.offset else []
+            held_out += split_by_name(*PurePath(item.key).parts[:-1], *shard) != "train"
     if (left_out or held_out) and os.environ.get("RANK", "0") == "0":  # of the processes, one
-        parts = [f"{len(items)} pictures"]
+        parts = [f"{len(items)} picture{'s' * (len(items) != 1)}"]
         if held_out:
             parts.append(f"{held_out} of them held out")
         print(", ".join([*parts, *([str(left_out)] if left_out else [])]), file=sys.stderr)
