@@ -8,7 +8,14 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageColor, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import (
+    ExifTags,
+    Image,
+    ImageColor,
+    ImageOps,
+    PngImagePlugin,
+    UnidentifiedImageError,
+)
 from torch import Tensor
 
 from .files import atomic_path
@@ -18,6 +25,11 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 HUGE, RATIO = 2**26, 64  # more pixels, and more of them per byte of the file, are a bomb
 
 Colour = tuple[int, int, int]
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # written, by suffix
+SIDES = {"PNG": 2**31 - 1, "JPEG": 65_500, "WEBP": 16_383}  # pixels, the most of the format
+QUALITY = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
+MAX_EXIF = 65_000  # bytes in a JPEG
+ASCII = b"ASCII\0\0\0"  # how EXIF says the encoding of a comment
 
 
 def read_image(path: str | Path, background: str | None = None) -> Tensor:
@@ -118,9 +130,66 @@ def write_png(path: str | Path, image: Tensor, **about: object) -> None:
         chunks.add_itxt("Description", str(about["prompt"]))
     if about:
         chunks.add_itxt("tokenshuffle", json.dumps(about, ensure_ascii=False))
-    pixels = (image * 255).clamp(0, 255).byte().numpy()
     with atomic_path(path) as temporary:
-        Image.fromarray(pixels).save(temporary, "PNG", pnginfo=chunks)
+        _to_pil(image).save(temporary, "PNG", pnginfo=chunks)
+
+
+def _to_pil(image: Tensor) -> Image.Image:
+    return Image.fromarray((image * 255).clamp(0, 255).byte().numpy())
+
+
+def write_picture(path: str | Path, image: Tensor, **about: object) -> None:
+    """As `write_png`, in the format of the name. A .jpg has quality 95, a .webp is lossless; both
+    say in EXIF what a PNG says in its text chunks, the JSON in the user comment."""
+    kind = PICTURES[Path(path).suffix.lower()]
+    if kind == "PNG":
+        write_png(path, image, **about)
+        return
+    with atomic_path(path) as temporary:
+        _to_pil(image).save(temporary, kind, exif=_exif(about), **QUALITY[kind])
+
+
+def _exif(about: dict) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = "ComfyUI-TokenShuffle"
+    if "prompt" in about:
+        exif[ExifTags.Base.ImageDescription] = str(about["prompt"]).encode()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = ASCII + json.dumps(about).encode()
+    return exif
+
+
+def check_fits(path: str | Path, about: dict) -> None:
+    """Raises ValueError where the format of `path` cannot hold the picture, of `width` and `height`
+    in `about`, or what it is to say."""
+    kind, side = PICTURES[Path(path).suffix.lower()], max(about["width"], about["height"])
+    if side > SIDES[kind]:
+        raise ValueError(
+            f"a side of {side} pixels does not fit into a {kind}, which has at most {SIDES[kind]}: "
+            "choose .png"
+        )
+    if kind == "JPEG" and len(_exif(about).tobytes()) > MAX_EXIF:
+        raise ValueError("the prompt is too long to be saved in a JPEG: choose .png or .webp")
+
+
+def read_about(path: str | Path) -> dict | None:
+    """What `write_picture` wrote into a picture, {} where it was not this that wrote it, and None
+    where there is no whole picture."""
+    try:
+        with Image.open(path, formats=[*SIDES]) as image:
+            image.load()
+    except Image.DecompressionBombError:
+        return {}
+    except Exception:  # Pillow's parsers raise anything, such as struct.error
+        return None
+    try:
+        text = image.info.get("tokenshuffle")
+        if image.format != "PNG":
+            ifd = image.getexif().get_ifd(ExifTags.IFD.Exif)
+            text = ifd[ExifTags.Base.UserComment].removeprefix(ASCII)
+        about = json.loads(text)
+    except Exception:
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
 def read_codes(path: str | Path) -> Tensor:

@@ -30,15 +30,16 @@ def lock(directory: Path, rank: int = 0) -> Iterator[None]:
                 ) from None
             yield
             return
-        # The one that held it may have removed the file after this one opened it.
+        # The one that held it may have removed the file after this one opened it; Windows does not
+        # remove open files.
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            if os.name == "nt" or os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 break
         file.close()
     try:
         yield
     finally:
-        if os.name == "nt":  # which removes no open files
+        if os.name == "nt":
             file.close()
         with suppress(OSError):
             path.unlink()

@@ -158,7 +158,12 @@ def test_a_size_in_a_file_of_prompts_is_refused_unless_asked_for(informed, refus
         (("a", "--cfg", "nan"), "cfg must be a number"),
         (("a", "--top-p", "2"), "top_p must be"),
         (("a", "--temperature", "-1"), "temperature must be"),
-        (("a", "--seed", "-1"), "seed must be"),
+        (("a", "--seed", "-2"), "seed must be"),
+        (("a", "--count", "1000000000"), "--count, must be from 1 to 100000"),
+        (("a", "--batch", "0"), "--batch must be at least 1"),
+        (("a", "--width", "80000", "--height", "80000"), "80000x80000 exceeds the limit"),
+        (("a", "--width", "80000"), "width 80000 is too large"),
+        (("a", "--width", "9" * 40), "width must be at most"),
         (("a", "--device", "tpu9"), "device 'tpu9'"),
     ],
 )
@@ -184,7 +189,7 @@ def test_missing_places(refused, tiny, tmp_path):
     assert "nowhere does not exist" in refused(
         "generate", "a", "-o", tmp_path / "nowhere" / "a.png", "--model", tiny
     )
-    assert "must end in .png" in refused("generate", "a", "-o", tmp_path / "a.jpg")
+    assert "must end in .png or .jpg" in refused("generate", "a", "-o", tmp_path / "a.gif")
     assert "gone.safetensors is neither an existing file nor" in refused(
         "info", tmp_path / "gone.safetensors"
     )

@@ -1,18 +1,19 @@
 """What a source says of its pictures: captions, how often an epoch visits each, and its split."""
 
 import csv
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as short
 
+from ..files import json_lines, json_object
+
 METADATA = ("metadata.jsonl", "metadata.csv")
 TEXTS = (".txt", ".caption")
 COLUMNS = ("text", "caption", "captions", "prompt")
 MOST = 10_000  # repeats
-EXAMPLE = '{"text": "a red apple"}'
+EXPECTED = 'a JSON object such as {"text": "a red apple"}'
 # As `datasets` calls them, and the words by which it knows them in the name of a folder. It has
 # three splits; a training here holds validation and test out alike.
 SPLITS = {
@@ -56,36 +57,20 @@ def lines(content: bytes, where: str | Path) -> tuple[str, ...]:
 
 def entries(path: Path) -> Iterator[tuple[str, Fields]]:
     """The place of each line of a metadata file, for messages, and what it says."""
-    read = _csv if path.suffix == ".csv" else _jsonl
-    return ((where, _fields(entry, where)) for where, entry in read(path))
+    read = _csv(path) if path.suffix == ".csv" else json_lines(path, EXPECTED)
+    for number, entry in read:
+        where = f"{path}, line {number + 1}"
+        yield where, _fields(entry, where)
 
 
 def json_fields(content: bytes, where: str) -> Fields:
     """What one JSON object says."""
-    return _fields(_json(content, where), where)
+    return _fields(json_object(content, where, EXPECTED), where)
 
 
-def _jsonl(path: Path) -> Iterator[tuple[str, dict]]:
-    # Not splitlines(): JSON may contain the other line separators of Unicode.
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            yield where, _json(line, where)
-
-
-def _json(content: bytes, where: str) -> dict:
-    try:
-        entry = json.loads(content.decode("utf-8-sig"))
-        json.dumps(entry, ensure_ascii=False).encode()  # half of a surrogate pair is no text
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not JSON: {error}") from None
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where} must be a JSON object such as {EXAMPLE}")
-    return entry
-
-
-def _csv(path: Path) -> Iterator[tuple[str, dict]]:
-    """The rows of a table as objects, without the fields that are empty."""
+def _csv(path: Path) -> Iterator[tuple[int, dict]]:
+    """The rows of a table as objects, without the fields that are empty, and the number of the last
+    line of each, from 0."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             table = csv.DictReader(file, strict=True)
@@ -95,13 +80,14 @@ def _csv(path: Path) -> Iterator[tuple[str, dict]]:
                     f"{path}: the first line must name the columns, each once, and one file_name"
                 )
             for row in table:
-                where = f"{path}, line {table.line_num}"
                 if None in row:
-                    raise ValueError(f"{where} has more fields than the first line")
+                    raise ValueError(
+                        f"{path}, line {table.line_num} has more fields than the first"
+                    )
                 entry = {name: value for name, value in row.items() if value}
                 if re.fullmatch("[0-9]{1,9}", entry.get("repeats", "")):
                     entry["repeats"] = int(entry["repeats"])
-                yield where, entry
+                yield table.line_num - 1, entry
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not text in UTF-8: save it as UTF-8") from None
     except csv.Error as error:
