@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # SIGBREAK is Ctrl-Break on Windows
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
@@ -56,6 +56,8 @@ def interruptible() -> Iterator[None]:
                 if not ended.wait(GRACE):
                     for child in multiprocessing.active_children():
                         child.kill()
+                    with suppress(OSError):
+                        os.write(2, b"interrupted\n")  # standard error; print may wait for a lock
                     os._exit(128 + number[0])
                 return
 

@@ -19,6 +19,7 @@ from tokenshuffle_core.data.sources import read_items
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.images import read_image
 
+COUNT = 300  # copies of each file
 KINDS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
 
@@ -90,7 +91,7 @@ def test_whatever_is_damaged_is_read_or_refused(tmp_path, capsys):
     for target in targets:
         path = work / target.relative_to(whole)
         content = target.read_bytes()
-        for _ in range(120):
+        for _ in range(COUNT):
             path.write_bytes(mutated(content, rng))
             started = time.monotonic()
             try:
@@ -107,5 +108,4 @@ def test_whatever_is_damaged_is_read_or_refused(tmp_path, capsys):
         print(json.dumps(counts | {"slowest": round(slowest, 2)}))
     assert all(0 < len(sentence) < 1000 for sentence in sentences)
     assert slowest < 5
-    assert counts["refused"] > 300
-    assert counts["read"] > 100
+    assert min(counts.values()) > COUNT
