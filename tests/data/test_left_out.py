@@ -198,3 +198,11 @@ def test_a_tar_whose_sizes_lie_ends(kind, size, tmp_path):
         ValueError, match=r"a\.tar is not a readable \.tar|has no pictures|: a\.txt is larger"
     ):
         read_items(tmp_path / "a.tar")
+
+
+def test_a_tar_that_ends_in_the_middle_of_a_caption(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {"a.png": encoded(noise(4, 4)), "b.txt": b"some words"})
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"some words") + 4])
+    with pytest.raises(ValueError, match=r"a\.tar.*(cannot be read|not a readable)"):
+        read_items(path)

@@ -290,7 +290,10 @@ def _in_tar(path: Path, shard: PurePosixPath, left_out: LeftOut) -> list[Item]:
         elif member.size > LONGEST:
             raise ValueError(f"{where} is larger than {LONGEST} bytes: it is no caption")
         else:
-            content = tar.extractfile(member).read(LONGEST)
+            try:
+                content = tar.extractfile(member).read(LONGEST)
+            except tarfile.TarError as error:
+                raise ValueError(f"{where} cannot be read: {error}") from None
             samples[key][kind] = (json_fields if kind == ".json" else lines)(content, where)
     items = []
     for key, sample in samples.items():
