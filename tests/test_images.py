@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tokenshuffle_core.files import atomic_path
+from tokenshuffle_core.files import atomic_path, remove_leftovers
 from tokenshuffle_core.images import read_codes, read_image, write_codes, write_png
 
 
@@ -133,3 +133,17 @@ def test_atomic_path_keeps_the_old_file_on_failure(tmp_path):
         atomic_path(tmp_path / "nowhere" / "file"),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["a.png", "红" * 83 + ".png"])
+def test_what_a_killed_process_left_is_removed(name, tmp_path):
+    path = tmp_path / name
+    for other in (".a.png", ".a.png.part", ".a.png.mine.png", ".b.png.abcdefgh.part", "a.part"):
+        (tmp_path / other).touch()
+    before = sorted(tmp_path.iterdir())
+    with atomic_path(path) as temporary:
+        left = temporary.name
+    path.unlink()
+    (tmp_path / left).touch()
+    remove_leftovers([path])
+    assert sorted(tmp_path.iterdir()) == before

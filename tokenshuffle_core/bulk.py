@@ -224,10 +224,10 @@ def sample(
             if not _out_of_memory(error):
                 raise
             if batch or count == 1:
-                reason = ": choose a smaller --batch" if count > 1 else ""
-                raise ValueError(
-                    f"there is not enough memory to draw {count} pictures at once{reason}"
-                ) from None
+                what = f"{count} pictures at once: choose a smaller --batch"
+                if count == 1:
+                    what = f"a picture of {settings.width}x{settings.height}"
+                raise ValueError(f"there is not enough memory to draw {what}") from None
             at_once = count // 2
             advance(-finished)
             continue

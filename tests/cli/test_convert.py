@@ -64,7 +64,7 @@ def test_convert_info_generate(family, prompt, sources, tmp_path, capsys):
         picture, codes = tmp_path / "a.png", tmp_path / "codes.npy"
         assert main([
             "generate", *prompt, "-o", str(picture), "--model", str(model), "--greedy",
-            "--save-codes", str(codes), *size_options(16, 24),
+            "--save-codes", str(codes), *size_options(16, 24), "--overwrite",
         ]) == 0  # fmt: skip
         assert Image.open(picture).size == (16, 24)
         made.append(np.load(codes))
