@@ -2,15 +2,29 @@
 
 import json
 from collections.abc import Sequence
+from io import SEEK_END
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageColor, PngImagePlugin, UnidentifiedImageError
+from PIL import (
+    ExifTags,
+    Image,
+    ImageColor,
+    ImageOps,
+    PngImagePlugin,
+    UnidentifiedImageError,
+)
 from torch import Tensor
 
 from .files import atomic_path
 
+# Not all of Pillow's: to open PostScript, for one, starts Ghostscript.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+HUGE, RATIO = 2**26, 64  # more pixels, and more of them per byte of the file, are a bomb
+
+Colour = tuple[int, int, int]
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # written, by suffix
 SIDES = {"PNG": 2**31 - 1, "JPEG": 65_500, "WEBP": 16_383}  # pixels, the most of the format
 QUALITY = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
@@ -19,32 +33,70 @@ ASCII = b"ASCII\0\0\0"  # how EXIF says the encoding of a comment
 
 
 def read_image(path: str | Path, background: str | None = None) -> Tensor:
-    """An 8-bit picture as float32 (1, H, W, 3) in 0..1.
+    """The picture in a file as float32 (1, H, W, 3) in 0..1.
 
-    A transparent picture is composited onto the colour `background`. Raises FileNotFoundError, or
-    ValueError with one sentence for a file that is not such a picture.
+    A transparent picture is composited onto the colour `background`. Raises FileNotFoundError, and
+    ValueError as `open_picture`, for a transparent picture without a `background` and for one that
+    is not a colour.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist or is not a file")
+    colour = None if background is None else colour_of(background)
+    with open(path, "rb") as file:
+        image = to_rgb(open_picture(file, str(path)), str(path), colour)
+    return to_tensor([image]).movedim(1, -1)
+
+
+def open_picture(file: BinaryIO, what: str) -> Image.Image:
+    """The picture in a file, or the first one, upright and in its own mode.
+
+    Every picture of a user is opened here. Raises ValueError, which calls it `what`, where it is
+    not in one of FORMATS with 8 bits per channel, is damaged, or is a decompression bomb.
+    """
     try:
-        image = Image.open(path)
+        size = file.seek(0, SEEK_END)
+        file.seek(0)
+        image = Image.open(file, formats=FORMATS)
+        pixels = image.width * image.height
+        if pixels > max(HUGE, RATIO * size):
+            raise ValueError(f"{pixels} pixels in {size} bytes are a decompression bomb")
         image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a readable picture: {error}") from None
+        image = ImageOps.exif_transpose(image)
+    except UnidentifiedImageError:  # its message contains a memory address
+        raise ValueError(f"{what} is not a picture in {' or '.join(FORMATS)}") from None
+    except Exception as error:  # Pillow's parsers raise anything, such as struct.error
+        raise ValueError(f"{what} cannot be read: {error}") from None
     if image.mode.startswith("I") or image.mode == "F":
-        raise ValueError(f"{path} has more than 8 bits per channel: convert it to 8 bits first")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        if background is None:
-            raise ValueError(
-                f"{path} is transparent: choose a background colour, such as --background white"
-            )
-        try:
-            colour = ImageColor.getrgb(background)
-        except ValueError:
-            raise ValueError(f"background {background!r} is not a colour") from None
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (*colour[:3], 255)), image)
-    return to_tensor([image.convert("RGB")]).movedim(1, -1)
+        raise ValueError(f"{what} has more than 8 bits per channel: convert it to 8 bits first")
+    return image
+
+
+def to_rgb(image: Image.Image, what: str, background: Colour | None) -> Image.Image:
+    """A picture in RGB, a transparent one on `background`. One with an alpha channel that is opaque
+    everywhere is not transparent. Raises ValueError, which calls it `what`."""
+    transparent = False
+    try:
+        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            transparent = image.getchannel("A").getextrema() != (255, 255)
+        if not transparent:
+            return image.convert("RGB")
+    except Exception as error:
+        raise ValueError(f"{what} cannot be read: {error}") from None
+    if background is None:
+        raise ValueError(
+            f"{what} is transparent: choose a background colour, such as --background white"
+        )
+    behind = Image.new("RGBA", image.size, (*background, 255))
+    return Image.alpha_composite(behind, image).convert("RGB")
+
+
+def colour_of(name: str) -> Colour:
+    """Red, green and blue of a colour such as "white" or "#ff8000". Raises ValueError."""
+    try:
+        return ImageColor.getrgb(name)[:3]
+    except ValueError:
+        raise ValueError(f"background {name!r} is not a colour") from None
 
 
 def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:

@@ -1,8 +1,8 @@
 """The command line: all commands, their errors and exit codes.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 success, 2 bad
-input or a file that cannot be read or written, standard output included, 130 interrupted. A reader
-of standard output that goes away is no error.
+input or a file that cannot be read or written, standard output included, 128 + N stopped by signal
+N (130: Ctrl-C). A reader of standard output that goes away is no error.
 """
 
 import argparse
@@ -10,13 +10,13 @@ import signal
 import sys
 
 from .. import __version__
+from ..stopping import interruptible
 from . import data, evaluate, generate, info, train, weights
 from .streams import standard_streams
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with standard_streams() as output:
         code = _run(_parser().parse_args(arguments))
         output.flush()
@@ -28,10 +28,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options) -> int:
     try:
-        options.run(options)
-    except KeyboardInterrupt:
+        with interruptible():
+            options.run(options)
+    except KeyboardInterrupt as stopped:
         print("interrupted", file=sys.stderr)
-        return 130
+        return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
     except ModuleNotFoundError as error:
         message = f"this command needs {error.name}: pip install 'comfyui-tokenshuffle[train]'"
     except MemoryError:
