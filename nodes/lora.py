@@ -38,8 +38,8 @@ class TokenShuffleLoraLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora: str, **inputs) -> float:
-        return host.modified(host.LORAS, lora)
+    def fingerprint_inputs(cls, lora: str, **inputs) -> str:
+        return host.version(host.lora_path(lora))
 
     @classmethod
     def execute(cls, model: host.Loaded, lora: str, strength: float) -> io.NodeOutput:

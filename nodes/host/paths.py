@@ -6,6 +6,7 @@ from pathlib import Path
 import folder_paths
 
 from ...tokenshuffle_core.checkpoints import BUNDLED, PICKLES
+from ...tokenshuffle_core.files import sha256
 
 FOLDER, OTHERS, LORAS = "tokenshuffle", "checkpoints", "loras"
 SAVED_CODES = "codes"  # in the output folder, by default
@@ -75,10 +76,12 @@ def _how_to_get(name: str) -> str:
     return "put its file or folder there"
 
 
-def written(path: Path) -> float:
-    """The modification time of a checkpoint's newest file."""
+def version(path: Path) -> str:
+    """A text that is another one when a file of the checkpoint or LoRA has been written again."""
     files = path.iterdir() if path.is_dir() else [path, *path.parent.glob("vq_*")]
-    return max(file.stat().st_mtime for file in files)
+    stats = [(file.name, file.stat()) for file in sorted(files) if file.is_file()]
+    found = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return sha256([repr(found).encode()])[:16]
 
 
 def loras() -> list[str]:
@@ -118,5 +121,6 @@ def output_path(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
     return Path(folder) / name, {"filename": name, "subfolder": subfolder, "type": "output"}
 
 
-def modified(folder: str, name: str) -> float:
-    return os.path.getmtime(folder_paths.get_full_path_or_raise(folder, name))
+def lora_path(name: str) -> Path:
+    """Raises FileNotFoundError."""
+    return Path(folder_paths.get_full_path_or_raise(LORAS, name))
