@@ -162,7 +162,7 @@ class Loaded(VAE):
         quantizer = self.pipeline.image_tokenizer.quantizer
         weight = quantizer.codebook.weight
         vectors = quantizer.vectors(torch.arange(len(weight), device=weight.device)[None, None])
-        return Codebook(self.name, vectors[0, :, 0].T.float().cpu().contiguous())
+        return Codebook(self.name, vectors[0, :, 0].T.float().cpu().contiguous(), self.stride)
 
     @cached_property
     def colours(self) -> preview.Colours:
@@ -231,7 +231,8 @@ def _stream(module: torch.nn.Module, device: torch.device) -> None:
 def with_lora(loaded: Loaded, name: str, strength: float) -> Loaded:
     """The same weights with a LoRA as a patch, which ComfyUI applies while this one is in use."""
     path = lora_path(name)
-    keys = {layer: f"{layer}.weight" for layer in read_lora(path, loaded.pipeline.model)}
+    changes = read_lora(path, loaded.pipeline.model, strength)
+    keys = {layer: f"{layer}.weight" for layer in changes}
     stored = comfy.utils.load_torch_file(str(path), safe_load=True)
     # Not views of the file, which may be replaced: the patches are applied again and again.
     patches = comfy.lora.load_lora({key: tensor.clone() for key, tensor in stored.items()}, keys)
