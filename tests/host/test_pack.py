@@ -168,12 +168,12 @@ def test_page_asks_for_no_model_at_all(server):
 def test_page_gets_no_more_of_a_card_than_it_shows(server, tiny):
     path = server.base / "models" / "tokenshuffle" / "wordy.safetensors"
     parts = load(tiny)
-    parts.card |= {"modelspec.description": "word " * 10**6}
+    parts.card |= {"modelspec.description": "word " * 150_000}
     parts.card |= {f"modelspec.{i}": "word" for i in range(10**4)}
     parts.save(path)
     try:
         answer = workflows.http(f"{server.url}/tokenshuffle/model?checkpoint={path.name}")
-        assert path.stat().st_size > 5_000_000
+        assert path.stat().st_size > 700_000
         assert len(answer) < 20_000
         assert json.loads(answer)["card"]["description"].startswith("word word")
     finally:
