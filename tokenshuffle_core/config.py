@@ -8,6 +8,8 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 
+from .checks import check_choice, check_flag, check_number, check_whole
+
 SCHEDULES = ("constant", "linear", "half-linear")
 WEIGHT_KINDS = ("int8", "fp8", "int4")  # the kinds of quantised weights
 FAMILIES = ("llamagen", "janus", "llama", "vq")  # checkpoints published by other projects
@@ -204,25 +206,18 @@ class GenerationConfig:
     any_size: bool = False
 
     def __post_init__(self):
-        _require_integers(
-            self, 1, "width", "height", *(["window"] if self.window is not None else [])
-        )
-        _require_integers(self, 0, "top_k")
+        for name in ("width", "height", "top_k", "window"):
+            if getattr(self, name) is not None or name != "window":
+                check_whole(name, getattr(self, name), int(name != "top_k"), MAX_COUNT)
+        for name, most in (("cfg", 100), ("temperature", 100), ("top_p", 1)):
+            check_number(name, getattr(self, name), 0, most)
         _require(
             self.width * self.height <= MAX_PIXELS,
             f"{self.width}x{self.height} exceeds the limit of {MAX_PIXELS} pixels",
         )
-        for name in ("cfg", "temperature"):
-            value = getattr(self, name)
-            _require(0 <= value <= 100, f"{name} must be a number from 0 to 100, not {value}")
-        _require(
-            self.schedule in SCHEDULES,
-            f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}",
-        )
-        _require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, not {self.top_p}")
-        _require(
-            type(self.any_size) is bool, f"any_size must be true or false, not {self.any_size!r}"
-        )
+        check_choice("schedule", self.schedule, SCHEDULES)
+        _require(self.top_p > 0, "top_p must be above 0")
+        check_flag("any_size", self.any_size)
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ export function promptPart(node, root) {
     read = `${checkpoint}\n${text}`
     const { tokens, limit } = answer
     const said = strings()
-    line.classList.toggle('warning', tokens > limit)
-    line.textContent = answer.error ? '' : said[tokens > limit ? 'tooLong' : 'tokens'](tokens, limit)
+    line.classList.toggle('warning', Boolean(answer.error) || tokens > limit)
+    line.textContent = answer.error ?? said[tokens > limit ? 'tooLong' : 'tokens'](tokens, limit)
     draws.textContent = answer.draws?.length ? said.draws(answer.draws.join(', ')) : ''
     const words = (answer.unknown ?? []).map(([word, near]) => said.word(word, near))
     unknown.textContent = words.length ? said.unknown(words.join(', ')) : ''

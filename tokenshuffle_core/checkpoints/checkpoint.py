@@ -78,7 +78,7 @@ def fill(
     module: nn.Module, weights: Weights, where: str, device: str | torch.device, dtype: torch.dtype
 ) -> nn.Module:
     """Load weights into a skeleton for inference, on `device` and in `dtype` (except quantised
-    ones).
+    ones). None is a view of its file, which may be replaced then.
 
     Raises ValueError, starting with `where`, for names or shapes that differ and for values that
     are not finite.
@@ -90,7 +90,9 @@ def fill(
         weight = checked(lambda name=name: weights[name]().to(device), f"{where}{name}", shape)
         if weight.dtype != kept.get(name, weight.dtype):
             raise ValueError(f"{where}{name} is {weight.dtype}, not {kept[name]}")
-        state_dict[name] = weight.to(kept.get(name, dtype))
+        # A view of the file would change with it, and end the process where that is cut.
+        copy = weight.device.type == "cpu"
+        state_dict[name] = weight.to(kept.get(name, dtype), copy=copy)
     module.load_state_dict(state_dict, assign=True)
     return module.eval()
 

@@ -113,6 +113,8 @@ def _generate_some(options) -> None:
     output, names, codes_file = _outputs(options)
     check_batch(options)
     pipeline = load(options)
+    if options.class_name is not None:
+        pipeline.encode_class(options.class_name)
     settings = settings_of(options, pipeline.config.generation)
     model = {"model": pipeline.card.get("modelspec.title", "")} | _changes(options)
     seeds = seeds_from(options.seed, options.count)
