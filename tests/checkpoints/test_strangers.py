@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pickle
 import shutil
 import zipfile
@@ -65,6 +66,39 @@ def test_options_of_a_training_are_no_code(model):
 def test_a_bare_pickle(model):
     model.write_bytes(pickle.dumps({"model": 1}))
     refused(model, "not in PyTorch's zip format")
+
+
+def doubled(start: bytes, end: bytes) -> bytes:
+    """A pickle of a tuple with itself twice, forty times over: a tree of 2**40 leaves."""
+    levels = (b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) for i in range(40))
+    return b"\x80\x02" + start + b"".join(levels) + end
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        doubled(b")q\0", b")R."),  # its printed form is part of an error's text
+        doubled(b"X\x01\0\0\0aq\0", b"}h\x28X\x01\0\0\0as."),  # hashed as the key of a dict
+        doubled(b"X\x05\0\0\0" + b"abcdeq\0", b"."),
+        b"\x80\x02]q\0]q\x01h\x01a]q\x02h\x02a]q\x02h\x00a.",
+        b"\x80\x02]q\0h\0a.",
+        b"\x80\x02X\xff\xff\0\0" + b"a" * 65535 + b"q\0](" + b"h\0" * 10**5 + b"e)R.",
+    ],
+)
+def test_a_pickle_that_holds_its_parts_too_often(pickled, model):
+    with zipfile.ZipFile(model) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(model, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, pickled if name.endswith("data.pkl") else content)
+    refused(model, "pickle is damaged|not a state dict|holds no weights|cannot be read")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    for name in ("a.pt", "a.safetensors"):
+        os.mkfifo(tmp_path / name)
+        refused(tmp_path / name, "is not a file")
 
 
 def test_a_zip_that_unpacks_to_more(model):

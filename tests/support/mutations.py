@@ -177,7 +177,8 @@ def of_tensors(file: Path, chance: Chance) -> None:
         kind = chance.randrange(8)
         if kind < 2:
             value = chance.choice((float("nan"), float("inf"), 3e38, -1e30, 1e-40, 0.0))
-            x.view(-1)[chance.choice((slice(None), slice(0, 1)))] = value
+            if x.is_floating_point():
+                x.view(-1)[chance.choice((slice(None), slice(0, 1)))] = value
         elif kind == 2:
             types = (torch.float64, torch.int64, torch.bool, torch.uint8, torch.float8_e5m2)
             tensors[name] = x.to(chance.choice(types))
