@@ -142,12 +142,12 @@ def of_metadata(*keys: str) -> Callable[[Path, Chance], None]:
             metadata[key] = chance.choice(("", "\0", "x" * 2_000_000, "{}", "3x3, 1", "\x1b[2J"))
         else:
             metadata[key] = of_json(metadata[key], chance)
-        _set_metadata(file, metadata)
+        set_metadata(file, metadata)
 
     return mutate
 
 
-def _set_metadata(file: Path, metadata: dict[str, str]) -> None:
+def set_metadata(file: Path, metadata: dict[str, str]) -> None:
     data = file.read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8:end]) | {"__metadata__": metadata}).encode()
@@ -165,7 +165,7 @@ def of_pieces(file: Path, chance: Chance) -> None:
     pieces = chance.choices((*PIECES, *HARMLESS), k=chance.choice((1, 1, 2, 4)))
     pieces *= chance.choice((1, 1, 40))
     parts[place] = {"type": "Sequence", inner: [*known, *pieces]}
-    _set_metadata(file, metadata | {native.TEXT_TOKENIZER: json.dumps(parts)})
+    set_metadata(file, metadata | {native.TEXT_TOKENIZER: json.dumps(parts)})
 
 
 def of_tensors(file: Path, chance: Chance) -> None:
