@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_sides
-from .config import ImageTokenizerConfig
+from .config import MAX_PIXELS, ImageTokenizerConfig
 from .engine import strips
 
 # Values in the largest feature map that a CPU holds twice; elsewhere, in 16 bits, that is held
@@ -341,6 +341,8 @@ class ImageTokenizer(nn.Module):
         dtype = self._decode_dtype(codes.device)
         plan = self._plan(codes.device, dtype, save_memory)
         pixels = codes[0].numel() * self.config.stride**2
+        if pixels > MAX_PIXELS:
+            raise ValueError(f"codes of a picture of {pixels} pixels: the limit is {MAX_PIXELS}")
         parts = [
             self._decode(part, dtype, save_memory)
             for part in codes.split(self._at_once(len(codes), pixels, plan))

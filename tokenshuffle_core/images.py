@@ -1,6 +1,7 @@
 """Reading and writing pictures and codes."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from io import SEEK_END
 from pathlib import Path
@@ -197,13 +198,16 @@ def read_codes(path: str | Path) -> Tensor:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist or is not a file")
     try:
-        codes = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError):
+        # Not np.load, which reads archives too; a mapping cannot be larger than its file.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            codes = np.lib.format.open_memmap(path, mode="r")
+    except Exception:  # a damaged header can make the reader raise anything
         raise ValueError(f"{path} is not a .npy file of codes") from None
-    if codes.ndim not in (2, 3) or not np.issubdtype(codes.dtype, np.integer):
+    if codes.ndim not in (2, 3) or codes.dtype.kind not in "iu" or not codes.size:
         raise ValueError(
-            f"{path} holds {codes.dtype} of shape {codes.shape}: codes are integers of shape "
-            "(rows, columns) or (batch, rows, columns)"
+            f"{path} holds {codes.dtype!s:.80} of shape {codes.shape!s:.80}: codes are integers of "
+            "shape (rows, columns) or (batch, rows, columns)"
         )
     return torch.from_numpy(codes.astype(np.int64)).reshape(-1, *codes.shape[-2:])
 

@@ -14,7 +14,7 @@ from ..config import FAMILIES
 from ..files import Planned, write_safetensors
 from ..image_tokenizer import ImageTokenizer
 from . import janus, llama, llamagen, native, vq
-from .checkpoint import Checkpoint, checked, fill, named_shapes, skeleton
+from .checkpoint import Checkpoint, checked, fill, named, named_shapes, skeleton
 from .native import SIZES, check_size, is_trained_at, save, save_image_tokenizer, trained_sizes
 from .source import PICKLES, WRAPPERS, Source, whole_of
 
@@ -39,20 +39,23 @@ def read(
     `windows` those of a new model that starts from a LLaMA. Raises FileNotFoundError, or ValueError
     with one sentence.
     """
-    family = family or _family_of(path)
-    if family is None:
-        return native.read(path)
-    source = Source(path)
-    image_tokenizer = image_tokenizer and Path(image_tokenizer)
-    if family not in MODELS:
-        raise ValueError(f"{path}: a model's family is one of {', '.join(MODELS)}, not {family}")
-    if family != "llamagen" and not source.path.is_dir():
-        raise ValueError(f"{path} is one file of a model that is a folder{whole_of(path)}")
-    if family == "llama":
-        return llama.read(source, image_tokenizer, side, windows or (2,))
-    if windows:
-        raise ValueError("windows can only be set for a LLaMA; grow changes those of other models")
-    return MODELS[family].read(source, image_tokenizer, side)
+    with named(path):
+        family = family or _family_of(path)
+        if family is None:
+            return native.read(path)
+        source = Source(path)
+        image_tokenizer = image_tokenizer and Path(image_tokenizer)
+        if family not in MODELS:
+            raise ValueError(f"a model's family is one of {', '.join(MODELS)}, not {family}")
+        if family != "llamagen" and not source.path.is_dir():
+            raise ValueError(f"{path} is one file of a model that is a folder{whole_of(path)}")
+        if family == "llama":
+            return llama.read(source, image_tokenizer, side, windows or (2,))
+        if windows:
+            raise ValueError(
+                "windows can only be set for a LLaMA; grow changes those of other models"
+            )
+        return MODELS[family].read(source, image_tokenizer, side)
 
 
 def load_image_tokenizer(
@@ -60,11 +63,12 @@ def load_image_tokenizer(
 ) -> ImageTokenizer:
     """The image tokenizer of a checkpoint, or one in its own file, in float32. `family` and errors
     are those of `read`."""
-    family = family or _family_of(path)
-    if family not in (None, "vq"):
-        return read(path, family).load_image_tokenizer(device)
-    config, weights = vq.read(path) if family else native.read_image_tokenizer(path)
-    return fill(skeleton(config), weights, f"{path}: image_tokenizer.", device, torch.float32)
+    with named(path):
+        family = family or _family_of(path)
+        if family not in (None, "vq"):
+            return read(path, family).load_image_tokenizer(device)
+        config, weights = vq.read(path) if family else native.read_image_tokenizer(path)
+        return fill(skeleton(config), weights, f"{path}: image_tokenizer.", device, torch.float32)
 
 
 def convert(

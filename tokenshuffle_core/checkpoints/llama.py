@@ -77,6 +77,9 @@ def shape_from(source: Source, hf_config: dict, prefix: str) -> dict:
             f"{source.path}: head_dim {hf_config['head_dim']} is not supported, only hidden_size / "
             f"num_attention_heads, {dim} / {heads}"
         )
+    # Checked here since new layers of this size may be made before the weights are read.
+    if source.shape_of(f"{prefix}layers.0.self_attn.q_proj.weight", 2) != (dim, dim):
+        raise ValueError(f"{source.path}: the query projection is not {dim} x {dim}")
     return {
         "text_vocabulary": vocabulary, "dim": dim, "layers": layers, "heads": heads,
         "kv_heads": kv_heads, "context": context, "norm_eps": norm_eps, "rope_theta": theta,

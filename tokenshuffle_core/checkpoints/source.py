@@ -13,6 +13,7 @@ import re
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -50,6 +51,8 @@ class Source:
         self.path = Path(path)
         if not self.path.exists():
             raise FileNotFoundError(f"{path} does not exist")
+        if not self.path.is_dir() and not self.path.is_file():  # a pipe is read without end
+            raise ValueError(f"{path} is not a file")
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._readers: dict[str, Callable[[], Tensor]] = {}
         for file in self._files():
@@ -219,11 +222,7 @@ def _check_zip(path: Path) -> None:
     if len(pickles) != 1:  # TorchScript, which is a program, has two
         raise ValueError(f"{path} has {len(pickles)} pickles: it is not a state dict")
     try:
-        imports = [
-            argument
-            for operation, argument, _ in pickletools.genops(pickles[0])
-            if operation.name in ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")
-        ]
+        imports = _imports(pickles[0])
     except Exception as error:
         raise ValueError(f"{path}: its pickle is damaged ({error})") from None
     for name in imports:
@@ -232,3 +231,55 @@ def _check_zip(path: Path) -> None:
                 f"{path}: the pickle asks for {str(name)[:100]!r}; only tensors are read, since "
                 "anything else could run code"
             )
+
+
+def _imports(pickle: bytes) -> list[object]:
+    """What a pickle imports, without running it.
+
+    Raises ValueError if what it builds has parts that hold each other so often that to compare or
+    to print it, which the reader's errors do, takes for ever.
+    """
+    most = 10**6 + 100 * len(pickle)
+    imports: list[object] = []
+    stack: list[_Built] = []
+    memo: dict[int, _Built] = {}
+    for operation, argument, _ in pickletools.genops(pickle):
+        name, before = operation.name, operation.stack_before
+        if name in ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
+            imports.append(argument)
+        if name == "MEMOIZE" or "PUT" in name:
+            memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
+            continue
+        if "GET" in name or name == "DUP":
+            found = stack[-1] if name == "DUP" else memo[argument]
+            found.shared = True
+            stack.append(found)
+            continue
+        taken = []
+        if pickletools.markobject in before:
+            while not (last := stack.pop()).mark:
+                taken.append(last)
+            before = before[: before.index(pickletools.markobject)]
+        taken += [stack.pop() for _ in before]
+        size = 1 + sum(each.size for each in taken)
+        if name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD", "ADDITEMS"):
+            changed = taken[-1]
+            if changed.shared:
+                raise ValueError("it changes what it has used")
+            changed.size = size
+            stack.append(changed)
+        elif operation.stack_after:
+            size += len(argument) if isinstance(argument, str | bytes) else 0
+            stack.append(_Built(size, name == "MARK"))
+        if size > most:
+            raise ValueError("its parts hold each other too often")
+    return imports
+
+
+@dataclass
+class _Built:
+    """An object on a pickle's stack: the size of it written out, and whether it has been used."""
+
+    size: int
+    mark: bool = False
+    shared: bool = False
