@@ -71,7 +71,7 @@ def test_files_that_are_not_prompts(name, content, message, tiny, tmp_path, caps
         ('{"prompt": "a", "steps": 3}', "line 2: there is no key 'steps', only prompt"),
         ('{"prompt": 3}', "line 2: prompt must be text, not 3"),
         ('{"prompt": "a", "seed": "x"}', "line 2: seed must be a whole number, not 'x'"),
-        ('{"prompt": "a", "seed": -1}', "line 2: seed must be from 0"),
+        ('{"prompt": "a", "seed": -1}', "line 2: seed must be a whole number from 0"),
         ('{"prompt": "a", "file": "../a.png"}', "line 2: the name of a file must not contain '/'"),
         ('{"prompt": "a", "file": "a?b.png"}', "line 2: the name of a file must not contain '?'"),
         ('{"prompt": "a", "file": "a\\u0000.png"}', "line 2: the name of a file must not contain"),

@@ -161,7 +161,8 @@ def draw_all(
     alike: dict[tuple[GenerationConfig, str], list[Job]] = {}
     for job in jobs:
         alike.setdefault((job.settings, job.negative), []).append(job)
-    negatives = {negative: pipeline.encode_prompt(negative) for _, negative in alike}
+    name = "the negative prompt"
+    negatives = {negative: pipeline.encode_prompt(negative, name) for _, negative in alike}
     steps = sum(prod(pipeline.grid(settings)) * len(part) for (settings, _), part in alike.items())
     with tqdm(total=steps, desc="drawing", unit="position", disable=None) as bar:
         done = 0

@@ -163,7 +163,7 @@ def test_a_size_in_a_file_of_prompts_is_refused_unless_asked_for(informed, refus
         (("a", "--batch", "0"), "--batch must be at least 1"),
         (("a", "--width", "80000", "--height", "80000"), "80000x80000 exceeds the limit"),
         (("a", "--width", "80000"), "width 80000 is too large"),
-        (("a", "--width", "9" * 40), "width must be at most"),
+        (("a", "--width", "9" * 40), "width must be a whole number from 1"),
         (("a", "--device", "tpu9"), "device 'tpu9'"),
         (("--class", "207"), "this model reads text, not classes"),
         (("a\udcff",), "the prompt contains a lone surrogate"),

@@ -14,7 +14,8 @@ import torch
 from tests.support.models import LOOP
 from tokenshuffle_core.class_names import ClassNames
 from tokenshuffle_core.config import PromptConfig
-from tokenshuffle_core.data.shards import CodeShards, Shard, _write_index
+from tokenshuffle_core.data.shards import CodeShards, Shard
+from tokenshuffle_core.data.writing import _write_index
 from tokenshuffle_core.sampler import pad_left
 from tokenshuffle_core.text_tokenizer import IMAGE_START, PAD, TextTokenizer
 from tokenshuffle_core.training.captions import Captions
