@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tokenshuffle_core.lock import NAME, is_left, lock, remove_parts
+from tokenshuffle_core.cli.main import main
+from tokenshuffle_core.lock import NAME, is_left, lock
 
 HOLD = "import sys, time; from pathlib import Path; from tokenshuffle_core.lock import lock\n"
 HOLD += "with lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
@@ -84,15 +85,9 @@ def test_only_one_of_many_holds_it_at_a_time(tmp_path):
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
 
 
-def test_what_a_killed_process_left_of_its_own_files_is_removed(tmp_path):
-    names = (
-        ".final.safetensors.ab1.part",
-        ".sheet-0000010.png.x.part",
-        ".mine.txt.x.part",
-        "a.part",
-    )
-    for name in names:
-        (tmp_path / name).write_bytes(b"")
-    ours = "final.safetensors", "sheet-*.png", "codes-00012.safetensors"
-    remove_parts(*(tmp_path / name for name in ours))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.txt.x.part", "a.part"]
+def test_pictures_of_two_commands_in_one_folder(other, tiny, tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("a red apple\n")
+    command = ["generate", "--prompts", tmp_path / "p.txt", "-o", tmp_path, "--model", tiny]
+    assert main([*map(str, command), "--any-size", "--width", "16", "--height", "16"]) == 2
+    assert "another process is writing to" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"p.txt", NAME}

@@ -51,14 +51,6 @@ def is_left(directory: Path) -> bool:
     return any(directory.glob(f"{NAME}*"))
 
 
-def remove_parts(*paths: Path) -> None:
-    """Remove what killed processes left of files that `files.atomic_path` was writing. The name of
-    a path may be a pattern."""
-    for path in paths:
-        for part in path.parent.glob(f".{path.name[:20]}*.part"):  # which has no more of a name
-            part.unlink(missing_ok=True)
-
-
 if os.name == "nt":
     import msvcrt
 

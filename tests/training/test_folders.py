@@ -90,7 +90,7 @@ def test_two_trainings_in_one_folder(held, codes, image_tokenizer, capsys):
     assert contents(held) == before
 
 
-def test_sigterm_stops_the_command_and_it_goes_on(codes, image_tokenizer, tmp_path):
+def test_sigterm_stops_the_command_and_saves(codes, image_tokenizer, tmp_path):
     """As a scheduler stops it, in a process of its own."""
     out = tmp_path / "run"
     arguments = ["train", "model", codes, "-o", out, "--image-tokenizer", image_tokenizer]
@@ -111,8 +111,6 @@ def test_sigterm_stops_the_command_and_it_goes_on(codes, image_tokenizer, tmp_pa
     (state,) = (out / "state").iterdir()
     assert f"saved after {int(state.name)} steps" in errors
     assert (out / "latest.safetensors").exists()
-    assert main([*map(str, arguments[:-1]), str(int(state.name) + 1), "--resume"]) == 0
-    assert (out / "final.safetensors").exists()
 
 
 def test_weights_of_others_among_stages(codes, image_tokenizer, tmp_path, capsys):

@@ -187,6 +187,7 @@ def _changes(options) -> dict:
 
 def _generate_all(options) -> None:
     from ..bulk import RUN, claim, draw_all, share, undrawn
+    from ..lock import lock
     from ..prompts import read_prompts
 
     if options.count != 1 or options.negative or options.save_memory or options.save_codes:
@@ -201,19 +202,21 @@ def _generate_all(options) -> None:
     jobs = read_prompts(pipeline, options.prompts, output, run.settings, run.seed)
     lines = options.prompts.read_text(encoding="utf-8").split("\n")
     jobs = share(jobs, run.rank, run.world)
-    # The folder of another run is refused, whatever its files are.
-    if ours := (output / RUN).exists():
+    output.mkdir(parents=True, exist_ok=True)
+    with lock(output, run.rank):
+        # The folder of another run is refused, whatever its files are.
+        if ours := (output / RUN).exists():
+            claim(output, run, lines)
+        todo = undrawn(jobs, options.overwrite, ours)
         claim(output, run, lines)
-    todo = undrawn(jobs, options.overwrite, ours) if output.exists() else jobs
-    claim(output, run, lines)
-    drawn = 0
-    try:
-        for _ in draw_all(pipeline, todo, run.batch):
-            drawn += 1
-    finally:
-        kept = len(jobs) - len(todo)
-        left = f", {len(todo) - drawn} left" if drawn < len(todo) else ""
-        print(f"{drawn} pictures drawn, {kept} kept{left}", file=sys.stderr)
+        drawn = 0
+        try:
+            for _ in draw_all(pipeline, todo, run.batch):
+                drawn += 1
+        finally:
+            kept = len(jobs) - len(todo)
+            left = f", {len(todo) - drawn} left" if drawn < len(todo) else ""
+            print(f"{drawn} pictures drawn, {kept} kept{left}", file=sys.stderr)
     print(output)
 
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from ..files import atomic_path, sha256, write_text
+from ..files import atomic_path, remove_leftovers, sha256, write_text
 from ..image_tokenizer import ImageTokenizer
-from ..lock import is_left, lock, remove_parts
+from ..lock import is_left, lock
 from .buckets import LARGEST, Size
 from .shards import INDEX, NAMES, RECORDS, Shard, fingerprint, read_index, read_shard
 
@@ -82,13 +82,13 @@ def write_shards(
     ):
         writing = None
         if world == 1:
-            remove_parts(directory / INDEX)
+            remove_leftovers([directory / INDEX])
         for number, (source, encode) in enumerate(parts):
             path = directory / f"codes-{number:05}.safetensors"
             sources[path] = source
             if number % world != rank:
                 continue
-            remove_parts(path, _listing(path))
+            remove_leftovers([path, _listing(path)])
             if shard := _complete(path, source):
                 kept += 1
                 bar.update(len(shard.records) + len(shard.broken))

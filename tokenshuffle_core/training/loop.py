@@ -23,8 +23,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ..files import atomic_path
-from ..lock import lock, remove_parts
+from ..files import atomic_path, remove_leftovers
+from ..lock import lock
 from ..shuffle import FuseBlock
 from ..stopping import handled
 from ..transformer import Block
@@ -136,7 +136,7 @@ def _fit(
     first = schedule.first
     is_first = rank() == 0
     if is_first:
-        _remove_leftovers(directory)
+        _tidy(directory)
     log = Log(directory, first) if is_first else None
     saved = time.monotonic()
     speed.restart(first)
@@ -257,9 +257,11 @@ def _state_to_resume(directory: Path, resume: bool) -> Path | None:
     return path
 
 
-def _remove_leftovers(directory: Path) -> None:
-    """What killed processes left half written."""
-    remove_parts(*(directory / name for name in (FINAL, LATEST, LOG, "sheet-*.png")))
+def _tidy(directory: Path) -> None:
+    """Remove what killed processes left half written."""
+    remove_leftovers(directory / name for name in (FINAL, LATEST, LOG))
+    for sheet in directory.glob(".sheet-*.png.*.part"):
+        sheet.unlink()
     shutil.rmtree(directory / "state" / ".unfinished", ignore_errors=True)
 
 
