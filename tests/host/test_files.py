@@ -82,7 +82,7 @@ def test_codes_of_comfyuis_vae_encode(server, prompt):
     prompt["theirs"] = core("VAEEncode", pixels=["decode", 0], vae=["loader", 1])
     message = fail(server, prompt)
     assert message["node_id"] == "save"
-    assert "connect the vq of the model that encoded it" in message["exception_message"]
+    assert "connect the vq of the model that it is from" in message["exception_message"]
     prompt["save"]["inputs"]["vq"] = ["loader", 1]
     prompt["encode"] = node("VQEncode", image=["decode", 0], vq=["loader", 1])
     prompt["keep"] = node("SaveCodes", codes=["encode", 0], filename_prefix="codes/ours")
