@@ -12,6 +12,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
+INTERVAL = 0.5  # seconds between two questions
 PATIENCE = 30  # seconds without an answer, after which a server is given up
 DEADLINE = 3600  # seconds that a job may take, with those before it
 
@@ -71,7 +72,7 @@ def wait(url: str, job: str) -> dict:
                 return outputs(history[job])
             if not any(item[1] == job for items in queue.values() for item in items):
                 raise Failure("the server has no such job: it was deleted, or the server restarted")
-        time.sleep(0.5)
+        time.sleep(INTERVAL)
     raise Failure(f"the job has not ended within {DEADLINE} s")
 
 

@@ -70,7 +70,7 @@ def codes_of(latent: dict, reader: Codebook | None) -> Tensor:
     if book is None:
         raise ValueError(
             "this latent does not say what image tokenizer it is from, as those of ComfyUI's VAE "
-            "Encode do not: connect the vq of the model that encoded it"
+            "Encode and Load Latent do not: connect the vq of the model that it is from"
         )
     dim = book.vectors.shape[1]
     if samples.ndim != 4 or samples.shape[1] != dim:

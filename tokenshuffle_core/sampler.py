@@ -1,5 +1,6 @@
 """Logits -> codes, and the sampling loop as a generator of finished windows."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -66,7 +67,7 @@ def sample_codes(
     logits: Tensor, settings: GenerationConfig, noise: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """One code from each distribution: logits and noise (B, n, V) -> codes (B, n) int64 and their
-    logits (B, n) float32, among which is any nan or inf, since it is larger than all numbers.
+    logits (B, n, 1) float32, among which is any nan or inf, since it is larger than all numbers.
 
     Sampling uses the Gumbel-max trick, argmax of logits plus noise: unlike with an inverse CDF, a
     rounding error hardly ever changes the code. Temperature 0 is greedy and needs no noise.
@@ -76,7 +77,7 @@ def sample_codes(
         scores = logits / max(settings.temperature, COLDEST)
         scores = filter_logits(scores, settings.top_k, settings.top_p) + noise
     codes = scores.argmax(-1)
-    return codes, logits.gather(-1, codes[..., None])[..., 0]
+    return codes, logits.gather(-1, codes[..., None])
 
 
 def sample_windows(
@@ -87,8 +88,8 @@ def sample_windows(
     noise: Tensor | None,
     scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Code states of n windows (B, n, s * s, d) -> their codes (B, n, s * s) int64 and the logits
-    of these, float32.
+    """Code states of n windows (B, n, s * s, d) -> their codes (B, n, s * s) int64, and () float32,
+    the sum of the logits of these.
 
     With the guidance `scale` (n,) of each, the states are (2 B, n, s * s, d), conditional ones
     first. With a window head, codes are sampled autoregressively within the window, otherwise all
@@ -108,7 +109,7 @@ def sample_windows(
         drawn = None if noise is None else noise[:, :, part]
         codes[:, :, part], logits = sample_codes(model.head(x), settings, drawn)
         chosen.append(logits)
-    return codes, torch.cat(chosen, 2)
+    return codes, torch.cat(chosen, 2).sum()
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,9 @@ class Decoding:
     A step depends on nothing else and asks the host nothing, so that it can be captured once and
     repeated; for the same reason, what differs between pictures of one `Shape` is kept in the same
     memory. `ahead` is the most windows that a step samples. `done` () int64 counts the finished
-    windows; `finite` () bool turns false with the first logits that are not. `codes` (B, windows,
-    s, s) int64 are the finished ones, then the guesses of the next steps; they end a few windows
-    behind the picture.
+    windows. `codes` (B, windows, s, s) int64 are the finished ones, then the guesses of the next
+    steps; they end a few windows behind the picture. `logits` () float32 is the sum of those of all
+    codes so far.
     """
 
     lead = LEAD
@@ -159,7 +160,7 @@ class Decoding:
         self.cache = cache(config, padding, capacity, shape.dtype, shape.layout)
         self.offsets = torch.arange(2 * ahead, device=device)
         self.done = torch.zeros((), dtype=torch.int64, device=device)
-        self.finite = torch.ones((), dtype=torch.bool, device=device)
+        self.logits = torch.zeros((), device=device)
         windows = positions + 2 * ahead
         self.codes = torch.zeros(
             shape.batch, windows, window, window, dtype=torch.int64, device=device
@@ -203,7 +204,7 @@ class Decoding:
             first = int(self.kept.int().cumprod(0).sum())
             done = first // self.shape.grid[1] * self.shape.grid[1]
         self.done.fill_(done)
-        self.finite.fill_(True)
+        self.logits.zero_()
         if self.noise:
             self.noise.start(generators)
         states = model.prefill(self.cache, text, window)
@@ -213,21 +214,22 @@ class Decoding:
             states = model.step(self.cache, self.codes[:, :done], window)[:, -1:]
         self.draw(done + 1)
         self._sample(model, states, self.done + self.offsets[:1])
-        return done, self.checked(int(self.finished()))
+        return done, self.checked(float(self.finished()))
 
     def finished(self) -> Tensor:
-        """`done`, or -1 where logits were not finite: one number for the host to read."""
-        return torch.where(self.finite, self.done, -1)
+        """One number for the host to read, () float32: `done`, or nan once logits were not finite,
+        since 0 times their sum is nan."""
+        return torch.add(self.done, self.logits, alpha=0)
 
     @staticmethod
-    def checked(finished: int) -> int:
+    def checked(finished: float) -> int:
         """What the host has read. Raises ValueError where logits were not finite."""
-        if finished < 0:
+        if math.isnan(finished):
             raise ValueError(
                 "the model's logits are not finite, so there is no picture: a LoRA may be too "
                 "strong, or the weights too large for 16 bits"
             )
-        return finished
+        return int(finished)
 
     def draw(self, windows: int) -> None:
         """Draw the noise of so many windows from the first one on."""
@@ -249,10 +251,9 @@ class Decoding:
         shape, count = self.shape, len(index)
         noise = None if self.noise is None else self.noise.at(index)
         scale = None if self.scales is None else self.scales.index_select(0, index)
-        parts = states, noise, scale
-        codes, logits = sample_windows(model, shape.window, shape.settings, *parts)
-        beyond = index[:, None] >= shape.positions  # a step in flight may go on after the picture
-        self.finite &= (logits.isfinite() | beyond).all()
+        settings = shape.settings
+        codes, logits = sample_windows(model, shape.window, settings, states, noise, scale)
+        self.logits += logits
         codes = codes.view(-1, count, shape.window, shape.window)
         if shape.has_given:
             codes = self._unless_kept(index, codes)
@@ -295,7 +296,7 @@ class Steps:
         started = time.perf_counter()
         with self.threads(self.decoding.shape.rows * count):
             self.decoding.step(model, count)
-        finished = self.decoding.checked(int(self.decoding.finished()))
+        finished = self.decoding.checked(float(self.decoding.finished()))
         self.pace.note(count, finished - done, time.perf_counter() - started)
         return finished
 

@@ -140,7 +140,7 @@ def test_strength_that_is_too_much_for_the_file(trained):
     _, path = trained
     rewritten(path, lambda tensors: tensors["head.lora_up.weight"].fill_(1e5))
     read_lora(path, base(), 0.01)
-    with pytest.raises(ValueError, match=r"head holds .* at the strength 100, too large"):
+    with pytest.raises(ValueError, match=r"head holds .* too large at the strength 100"):
         read_lora(path, base(), 100)
 
 

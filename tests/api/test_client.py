@@ -1,15 +1,14 @@
 """What the client of the API says where there is no picture; tests/host has it draw one."""
 
-import importlib.util
 import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
-CLIENT = Path(__file__).resolve().parents[2] / "api" / "client.py"
+from tests.support.client import load_client
+
 QUEUED = {"queue_running": [[0, "job", {}]], "queue_pending": []}
 IDLE = {"queue_running": [], "queue_pending": []}
 ACCEPTED = {"/prompt": {"prompt_id": "job"}, "/queue": QUEUED, "/history/job": {}}
@@ -17,10 +16,8 @@ ACCEPTED = {"/prompt": {"prompt_id": "job"}, "/queue": QUEUED, "/history/job": {
 
 @pytest.fixture
 def client(monkeypatch):
-    spec = importlib.util.spec_from_file_location("client", CLIENT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module.time, "sleep", lambda _: None)
+    module = load_client()
+    monkeypatch.setattr(module, "INTERVAL", 0.01)
     monkeypatch.setattr(module, "PATIENCE", 0.2)
     monkeypatch.setattr(module, "DEADLINE", 1)
     return module
@@ -36,12 +33,9 @@ def answering(answers: dict):
             answer = answers.get(self.path)
             if answer is None:
                 return
-            status, content = (
-                (200, answer) if isinstance(answer, bytes) else (200, json.dumps(answer))
-            )
-            self.send_response(status)
+            self.send_response(200)
             self.end_headers()
-            self.wfile.write(content if isinstance(content, bytes) else content.encode())
+            self.wfile.write(answer if isinstance(answer, bytes) else json.dumps(answer).encode())
 
         do_POST = do_GET
 

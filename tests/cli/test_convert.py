@@ -133,11 +133,12 @@ def test_growing(family, sources, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["convert", "{llamagen}", "--side", "0"], "--side must be a whole number from 1"),
         (["convert", "{llama}"], "name the image tokenizer"),
         (["convert", "{janus}", "--windows", "2"], "windows can only be set for a LLaMA"),
         (["convert", "{janus}", "--image-tokenizer", "{vq}"], "Janus includes its image tokenizer"),
         (["convert", "nothing.pt"], "nothing.pt does not exist"),
-        (["convert", "{llamagen}", "--family", "janus"], "is one file of a model that is a folder"),
+        (["convert", "{llamagen}", "--family", "janus"], "generation_embeddings.weight is"),
         (["convert", "{llama}", "--image-tokenizer", "{vq}", "--windows", "x"], "must be like 2"),
     ],
 )

@@ -99,12 +99,12 @@ def read_lora(
                 raise ValueError(f"{path}: the shapes of {layer} do not match")
             rank = len(down)
             scale = strength * float(alpha) / rank
-            # A nan makes it nan, wherever it is.
-            most = abs(scale) * rank * float(up.float().abs().max() * down.float().abs().max())
-            if not most <= MAX_CHANGE:
+            largest = [float(part.float().abs().max()) for part in (up, down)]
+            if not all(map(math.isfinite, (*largest, scale))):
+                raise ValueError(f"{path}: {layer} holds numbers that are not finite")
+            if abs(scale) * rank * math.prod(largest) > MAX_CHANGE:
                 raise ValueError(
-                    f"{path}: {layer} holds numbers that are not finite or, at the strength "
-                    f"{strength:g}, too large"
+                    f"{path}: {layer} holds numbers that are too large at the strength {strength:g}"
                 )
             changes[layer] = up, down, scale
     linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}

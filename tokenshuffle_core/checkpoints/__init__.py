@@ -47,8 +47,6 @@ def read(
         image_tokenizer = image_tokenizer and Path(image_tokenizer)
         if family not in MODELS:
             raise ValueError(f"a model's family is one of {', '.join(MODELS)}, not {family}")
-        if family != "llamagen" and not source.path.is_dir():
-            raise ValueError(f"{path} is one file of a model that is a folder{whole_of(path)}")
         if family == "llama":
             return llama.read(source, image_tokenizer, side, windows or (2,))
         if windows:
@@ -133,6 +131,8 @@ def _family_of(path: str | Path) -> str | None:
     source = Source(path, (*WRAPPERS, "ema"))
     for family, module in (MODELS | {"vq": vq}).items():
         if any(mark in source for mark in module.MARKS):
+            if family in ("janus", "llama") and not source.path.is_dir():
+                raise ValueError(f"{path} is one file of a model that is a folder{whole_of(path)}")
             return family
     if source.path.is_dir() or source.path.suffix.lower() in PICKLES:
         raise ValueError(

@@ -137,19 +137,19 @@ class Source:
             if (self.path / name).is_file():
                 yield self.file(name)
                 return
-        raise FileNotFoundError(
-            f"{self.path} has none of {', '.join((*INDICES, *WHOLE))}{_instead_of(self.path)}"
-        )
+        if instead := _instead_of(self.path):
+            raise FileNotFoundError(f"{self.path} is not a model: give {instead}")
+        raise FileNotFoundError(f"{self.path} has none of {', '.join((*INDICES, *WHOLE))}")
 
 
-def _instead_of(folder: Path) -> str:
-    """What to give in the place of a folder without a model, such as a training's or one of Hugging
-    Face's cache: the newest of the first kind that is there."""
+def _instead_of(folder: Path) -> Path | None:
+    """What to give in the place of a folder that is not a model, such as a training's or one of
+    Hugging Face's cache: the newest of the first kind that is there."""
     for pattern in MODELS_INSIDE:
         if found := [path for path in folder.glob(pattern) if path.is_file()]:
             newest = max(found, key=lambda path: path.stat().st_mtime)
-            return f": give {newest.parent if newest.name == 'config.json' else newest}"
-    return ""
+            return newest.parent if newest.name == "config.json" else newest
+    return None
 
 
 def whole_of(file: str | Path) -> str:
