@@ -71,6 +71,7 @@ def test_the_most_similar_name_is_suggested(normalise):
     reader = Reader(replace(VOCABULARY, words=words), normalise)
     assert reader.read("a kiten of xylophone").unknown == (("kiten", "kitten"), ("xylophone", ""))
     assert reader.read("kittens").unknown == (("kittens", "kitten"),)
+    assert reader.read("a kiten asleep").unknown == (("kiten asleep", "kitten"),)
 
 
 def test_a_name_is_of_the_language_of_the_prompt(normalise):

@@ -5,13 +5,14 @@ import { app } from '../../scripts/app.js'
 import { checkpointOf, describe, forget } from './model.js'
 import { cardPart, guidancePart, keepPart, ownPart, sizePart } from './parts.js'
 import { promptPart } from './prompt.js'
+import { translated } from './texts.js'
 import { after, widgetOf } from './widgets.js'
 
 // Parts from top to bottom, and the pixels they need; a panel that grows takes the node's spare
 // room.
 const PANELS = {
   TokenShuffleLoader: { parts: [cardPart], height: 120, grows: true },
-  TokenShufflePrompt: { parts: [promptPart], height: 80 },
+  TokenShufflePrompt: { parts: [promptPart], height: 88 },
   TokenShuffleSampler: { parts: [ownPart, sizePart, guidancePart], height: 158 },
   TokenShuffleOptions: { parts: [ownPart], height: 17 },
   TokenShuffleXYSheet: { parts: [ownPart, sizePart], height: 68 },
@@ -103,6 +104,15 @@ function fillIn(widget) {
   widget.serializeValue = () => window.comfyAPI.utils.applyTextReplacements(app, widget.value)
 }
 
+// The server does not know the page's language.
+function translateProgress() {
+  const dispatch = api.dispatchCustomEvent
+  api.dispatchCustomEvent = function (type, detail) {
+    if (type !== 'progress_text') return dispatch.call(this, type, detail)
+    return dispatch.call(this, type, { ...detail, text: translated(detail.text) })
+  }
+}
+
 app.registerExtension({
   name: 'TokenShuffle',
 
@@ -112,8 +122,10 @@ app.registerExtension({
     link.href = new URL('./tokenshuffle.css', import.meta.url)
     document.head.append(link)
     sortTemplates()
+    translateProgress()
     // A run has measured the speed again.
     api.addEventListener('execution_success', forgetAndRefresh)
+    app.ui?.settings?.addEventListener('Comfy.Locale.change', forgetAndRefresh)
   },
 
   setup: colourWires,

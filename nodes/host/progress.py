@@ -54,9 +54,10 @@ def say(text: str) -> None:
 
 
 def _speed(step: Progress, seconds: float) -> str:
+    """Short enough for a node as narrow as a new one. web/strings.js translates it."""
     rate = step.position / seconds
-    text = f"{step.position} / {step.positions} positions, {rate:.1f}/s"
-    if step.position < step.positions:
-        left = round((step.positions - step.position) / rate)
-        text += f", {left // 60}:{left % 60:02} left"
-    return text
+    done = f"{step.position} / {step.positions}"
+    if step.position == step.positions:
+        return f"{done} positions, {rate:.1f}/s"
+    left = round((step.positions - step.position) / rate)
+    return f"{done}, {rate:.1f}/s, {left // 60}:{left % 60:02} left"

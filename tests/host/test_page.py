@@ -19,6 +19,16 @@ DROPPED = [
 ]
 
 
+# Nodes grow by their pictures.
+COVERED = """() => {
+    const boxes = window.app.graph._nodes.map((node) => [node.title, ...node.boundingRect])
+    const meet = ([, x, y, w, h], [, left, top, width, height]) =>
+        x < left + width && left < x + w && y < top + height && top < y + h
+    return boxes.flatMap((one, i) => boxes.slice(i + 1)
+        .filter((other) => meet(one, other)).map((other) => `${one[0]} and ${other[0]}`))
+}"""
+
+
 @pytest.mark.parametrize("path", DROPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_dropped_workflow_runs(page, path):
     page.drop(path)
@@ -36,6 +46,8 @@ def test_dropped_workflow_runs(page, path):
     assert shown
     assert all(shown)
     page.page.wait_for_timeout(SECOND)
+    if path in EXAMPLES:
+        assert page.page.evaluate(COVERED) == []
     page.screenshot(f"{path.parent.name}-{path.stem}")
 
 
