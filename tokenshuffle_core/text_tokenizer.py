@@ -71,7 +71,8 @@ class TextTokenizer:
         self.lead, self.glued_before = self._mixed(before[:split], special), before[split:]
         split = min((match.start() for match in special.finditer(after)), default=len(after))
         self.glued_after, self.trail = after[:split], self._mixed(after[split:], special)
-        self.frame([], 1, 1)
+        if not self.frame([], 1, 1):  # then there is nothing to predict a picture from
+            raise ValueError("the prompt's template needs a special token beside the prompt")
 
     @classmethod
     def train(cls, captions: Iterable[str], vocabulary: int, max_grid: int) -> "TextTokenizer":
