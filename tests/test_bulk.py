@@ -117,7 +117,7 @@ def test_processes_and_a_crash(tiny, tmp_path):
         ('{"prompt": "a", "steps": 3}', "line 2: there is no key 'steps', only prompt"),
         ('{"prompt": 3}', "line 2: prompt must be text, not 3"),
         ('{"prompt": "a", "seed": "x"}', "line 2: seed must be a whole number, not 'x'"),
-        ('{"prompt": "a", "seed": -1}', "line 2: seed must be from 0"),
+        ('{"prompt": "a", "seed": -1}', "line 2: seed must be a whole number from 0"),
         ('{"prompt": "a", "file": "../a.png"}', "line 2: file must be a name that ends in .png"),
         ('{"prompt": "a", "file": "a.jpg"}', "line 2: file must be a name that ends in .png"),
         ('{"prompt": "a", "file": "00000.png"}', "line 2: 00000.png is the file of another line"),

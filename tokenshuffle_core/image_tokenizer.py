@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import check_sides
 from .config import MAX_PIXELS, ImageTokenizerConfig
 from .engine import strips
 
@@ -321,11 +322,7 @@ class ImageTokenizer(nn.Module):
         """
         stride = self.config.stride
         height, width = images.shape[-2:]
-        if height % stride or width % stride or not (height and width):
-            raise ValueError(
-                f"a picture of {width}x{height} cannot be encoded: both sides must be multiples "
-                f"of {stride}"
-            )
+        check_sides(width, height, stride)
         plan = self._plan(images.device, images.dtype)
         parts = images.split(self._at_once(len(images), height * width, plan))
         return torch.cat([self.quantizer.nearest(self.latent(part, plan)) for part in parts])

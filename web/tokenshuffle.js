@@ -5,7 +5,7 @@ import { app } from '../../scripts/app.js'
 import { checkpointOf, describe, forget } from './model.js'
 import { cardPart, guidancePart, keepPart, ownPart, sizePart } from './parts.js'
 import { promptPart } from './prompt.js'
-import { after } from './widgets.js'
+import { after, widgetOf } from './widgets.js'
 
 // Parts from top to bottom, and the pixels they need; a panel that grows takes the node's spare
 // room.
@@ -98,6 +98,11 @@ function sortTemplates() {
   }
 }
 
+// %date:...% and %Node.widget% in a file's name, as the page does it for its own nodes that save.
+function fillIn(widget) {
+  widget.serializeValue = () => window.comfyAPI.utils.applyTextReplacements(app, widget.value)
+}
+
 app.registerExtension({
   name: 'TokenShuffle',
 
@@ -114,6 +119,7 @@ app.registerExtension({
   setup: colourWires,
 
   nodeCreated(node) {
+    if (node.comfyClass === 'TokenShuffleSaveCodes') fillIn(widgetOf(node, 'filename_prefix'))
     if (!(node.comfyClass in PANELS)) return
     addPanel(node, PANELS[node.comfyClass])
     for (const widget of node.widgets ?? []) after(widget, 'callback', refresh)

@@ -163,7 +163,7 @@ class Loaded(VAE):
         quantizer = self.pipeline.image_tokenizer.quantizer
         weight = quantizer.codebook.weight
         vectors = quantizer.vectors(torch.arange(len(weight), device=weight.device)[None, None])
-        return Codebook(self.name, vectors[0, :, 0].T.float().cpu().contiguous())
+        return Codebook(self.name, vectors[0, :, 0].T.float().cpu().contiguous(), self.stride)
 
     @cached_property
     def colours(self) -> preview.Colours:
@@ -232,7 +232,8 @@ def _stream(module: torch.nn.Module, device: torch.device) -> None:
 def with_lora(loaded: Loaded, name: str, strength: float) -> Loaded:
     """The same weights with a LoRA as a patch, which ComfyUI applies while this one is in use."""
     path = folder_paths.get_full_path_or_raise(LORAS, name)
-    keys = {layer: f"{layer}.weight" for layer in read_lora(path, loaded.pipeline.model)}
+    changes = read_lora(path, loaded.pipeline.model, strength)
+    keys = {layer: f"{layer}.weight" for layer in changes}
     patches = comfy.lora.load_lora(comfy.utils.load_torch_file(path, safe_load=True), keys)
     patcher = loaded.model.clone()
     patcher.add_patches(patches, strength)

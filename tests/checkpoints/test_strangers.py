@@ -13,6 +13,7 @@ import torch
 
 from tests.support.fuzz import fuzz, write
 from tests.support.published import llamagen, write_llamagen
+from tokenshuffle_core.checkpoints import read
 from tokenshuffle_core.checkpoints.source import Source
 from tokenshuffle_core.pipeline import load
 
@@ -215,3 +216,39 @@ def test_mutated_files(count, folders):
         assert found["gigabytes"] < 2, kind
     refused = sum(found["refused"] for found in report.values())
     assert refused > count * len(report) / 3
+
+
+def test_what_to_give_in_the_place_of_a_folder_without_a_model(folders, tiny, tmp_path):
+    cache = tmp_path / "hub" / "models--deepseek-ai--Janus-1.3B"
+    snapshot = shutil.copytree(folders / "original", cache / "snapshots" / "0a1b")
+    run = tmp_path / "run"
+    (run / "state" / "0000100").mkdir(parents=True)
+    shutil.copy(tiny, run / "latest.safetensors")
+    for given, instead in (
+        (cache, snapshot),
+        (cache.parent, snapshot),
+        (snapshot.parent, snapshot),
+        (run, run / "latest.safetensors"),
+    ):
+        with pytest.raises(FileNotFoundError, match=f"{given} has none of .*: give {instead}$"):
+            read(given)
+        read(instead)
+    shutil.copy(tiny, run / "final.safetensors")
+    with pytest.raises(FileNotFoundError, match=r": give \S+final\.safetensors$"):
+        read(run)
+    with pytest.raises(FileNotFoundError, match=r"pytorch_model.bin.index.json, [\w., ]+$"):
+        read(run / "state")
+
+
+def test_what_to_give_in_the_place_of_one_file_of_a_folder(folders):
+    for folder in (folders / name for name in ("janus", "original", "llama")):
+        for file in (*folder.glob("*.bin"), *folder.glob("*.safetensors")):
+            with pytest.raises(ValueError, match=f"{file} .*: give its folder, {folder}$"):
+                read(file)
+
+
+@pytest.mark.parametrize("name", ["MODEL.SAFETENSORS", "c2i_B_256.PT"])
+def test_suffixes_in_capitals(name, tiny, tmp_path):
+    published = write_llamagen(tmp_path) if name.endswith("PT") else shutil.copy(tiny, tmp_path)
+    model = Path(published).rename(tmp_path / name)
+    assert read(model).load_model("cpu", torch.float32)

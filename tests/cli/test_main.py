@@ -170,6 +170,9 @@ def test_a_size_in_a_file_of_prompts_is_refused_unless_asked_for(informed, refus
         (("a", "--temperature", "-1"), "temperature must be"),
         (("a", "--seed", "-1"), "seed must be"),
         (("a", "--device", "tpu9"), "device 'tpu9'"),
+        (("--class", "207"), "this model reads text, not classes"),
+        (("a\udcff",), "the prompt contains a lone surrogate"),
+        (("a", "--negative", "\udcff"), "the negative prompt contains a lone surrogate"),
     ],
 )
 def test_bad_settings(refused, tiny, tmp_path, arguments, message):
@@ -194,6 +197,7 @@ def test_missing_places(refused, tiny, tmp_path):
     assert "nowhere does not exist" in refused(
         "generate", "a", "-o", tmp_path / "nowhere" / "a.png", "--model", tiny
     )
+    assert "has none of model.safetensors" in refused("info", tmp_path)
     assert "must end in .png" in refused("generate", "a", "-o", tmp_path / "a.jpg")
     assert "gone.safetensors is neither an existing file nor" in refused(
         "info", tmp_path / "gone.safetensors"
@@ -209,7 +213,7 @@ def test_bad_pictures(refused, tiny, tmp_path):
     Image.new("RGBA", (8, 8)).save(tmp_path / "alpha.png")
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
     output = ("-o", tmp_path / "c.npy", "--model", tiny)
-    assert "one.png: a picture of 1x1" in refused("encode", tmp_path / "one.png", *output)
+    assert "one.png: width 1 does not fit" in refused("encode", tmp_path / "one.png", *output)
     assert "alpha.png is transparent" in refused("encode", tmp_path / "alpha.png", *output)
     assert "deep.png has more than 8 bits" in refused("encode", tmp_path / "deep.png", *output)
 

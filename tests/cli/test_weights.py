@@ -50,6 +50,7 @@ def test_grown_checkpoint_serves_the_windows_asked_for(tiny, tmp_path, capsys):
         (["merge"], "at least one --lora"),
         (["merge", "--lora", "no.safetensors"], "no.safetensors does not exist"),
         (["merge", "--lora", "no.safetensors=x"], "'x' is not a number"),
+        (["merge", "--lora", "no.safetensors=nan"], "no.safetensors: the strength of a LoRA must"),
         (["grow", "--windows", "a"], "must be like 2 or 1,2,4"),
         (["grow", "--windows", "3"], "multiple of window squared"),
         (["grow", "--windows", "2,2"], "distinct integers"),

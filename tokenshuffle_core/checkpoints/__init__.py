@@ -15,8 +15,8 @@ from ..files import Planned, write_safetensors
 from ..image_tokenizer import ImageTokenizer
 from . import janus, llama, llamagen, native, vq
 from .checkpoint import Checkpoint, checked, fill, named, named_shapes, skeleton
-from .native import SIZES, check_size, save, save_image_tokenizer, trained_sizes
-from .source import PICKLES, WRAPPERS, Source
+from .native import SIZES, check_size, is_trained_at, save, save_image_tokenizer, trained_sizes
+from .source import PICKLES, WRAPPERS, Source, whole_of
 
 __all__ = ["BUNDLED", "Checkpoint", "convert", "load_image_tokenizer", "read", "save", "skeleton"]
 
@@ -47,6 +47,8 @@ def read(
         image_tokenizer = image_tokenizer and Path(image_tokenizer)
         if family not in MODELS:
             raise ValueError(f"a model's family is one of {', '.join(MODELS)}, not {family}")
+        if family != "llamagen" and not source.path.is_dir():
+            raise ValueError(f"{path} is one file of a model that is a folder{whole_of(path)}")
         if family == "llama":
             return llama.read(source, image_tokenizer, side, windows or (2,))
         if windows:
@@ -132,9 +134,9 @@ def _family_of(path: str | Path) -> str | None:
     for family, module in (MODELS | {"vq": vq}).items():
         if any(mark in source for mark in module.MARKS):
             return family
-    if source.path.is_dir() or source.path.suffix in PICKLES:
+    if source.path.is_dir() or source.path.suffix.lower() in PICKLES:
         raise ValueError(
-            f"{path} is not of a supported family ({', '.join(FAMILIES)}): it has weights such as "
-            f"{', '.join(sorted(source.shapes)[:3])}"
+            f"{path} is not of a supported family ({', '.join(FAMILIES)}), with weights such as "
+            f"{', '.join(sorted(source.shapes)[:3])}{whole_of(path)}"
         )
     return None

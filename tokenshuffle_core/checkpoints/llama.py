@@ -31,7 +31,7 @@ def read(
     ValueError."""
     if image_tokenizer is None:
         raise ValueError(f"{source.path} is a LLaMA: name the image tokenizer to use")
-    ours = image_tokenizer.suffix == ".safetensors"
+    ours = image_tokenizer.suffix.lower() == ".safetensors"
     images, image_weights = (native.read_image_tokenizer if ours else vq.read)(image_tokenizer)
     text_tokenizer = TextTokenizer.from_file(source.file("tokenizer.json"), MAX_GRID)
     shape = shape_from(source, source.config, "model.")

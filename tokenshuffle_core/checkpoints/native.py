@@ -23,6 +23,7 @@ from ..model import TokenShuffleModel
 from ..text_tokenizer import PromptEncoder, TextTokenizer
 from ..vocabulary import Vocabulary
 from .checkpoint import Checkpoint, Weights, check_parts
+from .source import whole_of
 
 CONFIG = "tokenshuffle.config"
 IMAGE_TOKENIZER = "tokenshuffle.image_tokenizer"
@@ -41,7 +42,9 @@ def read(path: str | Path) -> Checkpoint:
     file = open_safetensors(path)
     metadata = file.metadata() or {}
     if CONFIG not in metadata:
-        raise ValueError(f"{path} is a safetensors file, but not a Token-Shuffle checkpoint")
+        raise ValueError(
+            f"{path} is a safetensors file, but not a Token-Shuffle checkpoint{whole_of(path)}"
+        )
     if TEXT_TOKENIZER not in metadata:
         raise ValueError(f"{path} is a checkpoint without its text tokenizer: save it again")
     text = metadata[TEXT_TOKENIZER]
@@ -77,12 +80,17 @@ def trained_sizes(config: Config, card: dict[str, str]) -> list[tuple[int, int]]
     return list(dict.fromkeys([default, *sizes])) if sizes else []
 
 
+def is_trained_at(config: Config, card: dict[str, str], settings: GenerationConfig) -> bool:
+    """Whether the model was trained at this size, as far as its card says."""
+    sizes = trained_sizes(config, card)
+    return not sizes or (settings.width, settings.height) in sizes
+
+
 def check_size(config: Config, card: dict[str, str], settings: GenerationConfig) -> None:
     """Raises ValueError, which names the trained sizes, the nearest first, for another one, unless
     the settings allow `any_size`."""
-    width, height = settings.width, settings.height
-    sizes = trained_sizes(config, card)
-    if sizes and (width, height) not in sizes and not settings.any_size:
+    if not settings.any_size and not is_trained_at(config, card, settings):
+        width, height, sizes = settings.width, settings.height, trained_sizes(config, card)
         sizes.sort(key=lambda size: abs(size[0] - width) + abs(size[1] - height))
         raise ValueError(
             f"this model was not trained at {width}x{height}: choose "

@@ -27,6 +27,11 @@ WRAPPERS = ("model", "module", "state_dict")
 PREFIXES = ("_fsdp_wrapped_module.", "_orig_mod.", "module.")
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
+MODELS_INSIDE = (
+    "final.safetensors", "latest.safetensors", "*.safetensors", *(f"*{end}" for end in PICKLES),
+    "snapshots/*/config.json", "models--*/snapshots/*/config.json", "*/config.json",
+    "*/final.safetensors",
+)  # fmt: skip
 # What a pickle of tensors may import; argparse's Namespace is harmless, and training scripts save
 # their options in one.
 PLAIN = re.compile(
@@ -132,13 +137,31 @@ class Source:
             if (self.path / name).is_file():
                 yield self.file(name)
                 return
-        raise FileNotFoundError(f"{self.path} has none of {', '.join((*INDICES, *WHOLE))}")
+        raise FileNotFoundError(
+            f"{self.path} has none of {', '.join((*INDICES, *WHOLE))}{_instead_of(self.path)}"
+        )
+
+
+def _instead_of(folder: Path) -> str:
+    """What to give in the place of a folder without a model, such as a training's or one of Hugging
+    Face's cache: the newest of the first kind that is there."""
+    for pattern in MODELS_INSIDE:
+        if found := [path for path in folder.glob(pattern) if path.is_file()]:
+            newest = max(found, key=lambda path: path.stat().st_mtime)
+            return f": give {newest.parent if newest.name == 'config.json' else newest}"
+    return ""
+
+
+def whole_of(file: str | Path) -> str:
+    """What to give in the place of a file that is a part of a model in its folder."""
+    folder = Path(file).parent
+    return f": give its folder, {folder}" if (folder / "config.json").is_file() else ""
 
 
 def _tensors(
     file: Path, wrappers: tuple[str, ...]
 ) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Tensor]]]:
-    if file.suffix in PICKLES:
+    if file.suffix.lower() in PICKLES:
         for name, tensor in read_pickle(file, wrappers).items():
             yield name, tuple(tensor.shape), lambda tensor=tensor: tensor
         return

@@ -84,6 +84,8 @@ def _generate_one(options) -> None:
     output = check_output(options.output, ".png")
     codes = options.save_codes and check_output(options.save_codes, ".npy")
     pipeline = load(options)
+    if options.class_name is not None:
+        pipeline.encode_class(options.class_name)
     settings = settings_of(options, pipeline.config.generation)
     rows, columns = pipeline.grid(settings)
     size = f"{settings.width}x{settings.height}"

@@ -1,5 +1,7 @@
 """The command that describes a checkpoint or a preset."""
 
+from pathlib import Path
+
 from ..config import PRESETS
 from ..vocabulary import UNPRINTABLE
 from .options import command
@@ -33,6 +35,8 @@ def _info(options) -> None:
         try:
             checkpoint = read(options.model or BUNDLED)
         except FileNotFoundError:
+            if options.model and Path(options.model).exists():
+                raise  # it says what to give in its place
             presets = ", ".join(PRESETS)
             raise FileNotFoundError(
                 f"{options.model} is neither an existing file nor a preset ({presets})"
