@@ -8,6 +8,10 @@ accepted here takes at worst a time quadratic in the length of the text.
 import base64
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tokenizers import Tokenizer
 
 from .normalizer import FORMER_RULES, RULES
 
@@ -79,6 +83,24 @@ REPLACED = {
     (" {2,}", "▁"), (" {2,}", " "), (r"\A +| +\z", ""), (r"\A▁", "▁▁"), (r"\s+", " "), (r"\n", " "),
     (r"\s{2,}|[\n\r\t]", " "), (r"[\n\r\t]", " "), (r" +▁", "▁"), (r"^▁+$", ""),
 }  # fmt: skip
+
+
+def parse(text: str | bytes, name: str) -> Tokenizer:
+    """Raises ValueError with one sentence, which starts with `name`, for text that is no
+    tokenizer.json and as `checked`."""
+    with sentences(f"{name} is not a tokenizer.json"):
+        return Tokenizer.from_str(checked(text))
+
+
+@contextmanager
+def sentences(name: str) -> Iterator[None]:
+    """The library raises plain Exception, and its panics are not even that."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise ValueError(f"{name}: {' '.join(str(error).split())[:300]}") from None
 
 
 def checked(text: str | bytes) -> str:

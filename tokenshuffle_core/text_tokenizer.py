@@ -9,15 +9,14 @@ models have their own templates (PromptConfig).
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from . import known_tokenizers
 from .config import PromptConfig
+from .known_tokenizers import parse, sentences
 from .normalizer import normalizer
 
 MAX_TEXT = 10_000  # characters; several times what any model reads, and encoded at once
@@ -71,7 +70,8 @@ class TextTokenizer:
         self.lead, self.glued_before = self._mixed(before[:split], special), before[split:]
         split = min((match.start() for match in special.finditer(after)), default=len(after))
         self.glued_after, self.trail = after[:split], self._mixed(after[split:], special)
-        self.frame([], 1, 1)
+        if not self.frame([], 1, 1):  # then there is nothing to predict a picture from
+            raise ValueError("the prompt's template needs a special token beside the prompt")
 
     @classmethod
     def train(cls, captions: Iterable[str], vocabulary: int, max_grid: int) -> "TextTokenizer":
@@ -98,8 +98,8 @@ class TextTokenizer:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist or is not a file")
-        tokenizer = _parse(Path(path).read_bytes(), str(path))
-        with _sentences(str(path)):
+        tokenizer = parse(Path(path).read_bytes(), str(path))
+        with sentences(str(path)):
             before = set(tokenizer.get_vocab().values())
             added = set(special_tokens(max_grid)) - tokenizer.get_vocab().keys()
             tokenizer.add_special_tokens(special_tokens(max_grid))
@@ -111,7 +111,7 @@ class TextTokenizer:
     def from_json(cls, text: str | bytes, prompt: PromptConfig | None = None) -> "TextTokenizer":
         """The inverse of `to_json`. Raises ValueError for text that is not a tokenizer, or one with
         parts that no known family of models uses."""
-        return cls(_parse(text, "the text tokenizer"), prompt)
+        return cls(parse(text, "the text tokenizer"), prompt)
 
     def to_json(self) -> str:
         return self.tokenizer.to_str()
@@ -130,7 +130,7 @@ class TextTokenizer:
         """`encode` of each text, on all cores; what is longer than MAX_TEXT is cut off."""
         texts = [text.strip()[:MAX_TEXT] for text in texts]
         whole = [self.glued_before + text + self.glued_after for text in texts]
-        with _sentences("the text tokenizer"):
+        with sentences("the text tokenizer"):
             encoded = self.tokenizer.encode_batch(whole, add_special_tokens=False)
         return [found.ids if text else [] for found, text in zip(encoded, texts, strict=True)]
 
@@ -138,12 +138,12 @@ class TextTokenizer:
         """The text as the file's normalizer leaves it, from which the ids are made. Raises as
         `encode`."""
         rules = self.tokenizer.normalizer
-        with _sentences("the text tokenizer"):
+        with sentences("the text tokenizer"):
             return rules.normalize_str(_bounded(text)) if rules else text
 
     def text_of(self, ids: list[int]) -> str:
         """The inverse of `encode`, up to normalisation."""
-        with _sentences("the text tokenizer"):
+        with sentences("the text tokenizer"):
             return self.tokenizer.decode(ids).strip()
 
     def frame(self, ids: list[int], rows: int, columns: int, length: int = 0) -> list[int]:
@@ -168,7 +168,7 @@ class TextTokenizer:
         return ids + self._plain(text[end:])
 
     def _plain(self, text: str) -> list[int]:
-        with _sentences("the text tokenizer"):
+        with sentences("the text tokenizer"):
             return self.tokenizer.encode(text, add_special_tokens=False).ids if text else []
 
     def _token(self, name: str, rows: int = 0, columns: int = 0) -> int:
@@ -181,25 +181,9 @@ class TextTokenizer:
         raise ValueError(f"the text tokenizer has no token {name}")
 
 
-def _parse(text: str | bytes, name: str) -> Tokenizer:
-    with _sentences(f"{name} is not a tokenizer.json"):
-        return Tokenizer.from_str(known_tokenizers.checked(text))
-
-
 def _bounded(text: str) -> str:
     if len(text) > MAX_TEXT:
         raise ValueError(
             f"the text has {len(text)} characters, at most {MAX_TEXT} are read: shorten it"
         )
     return text
-
-
-@contextmanager
-def _sentences(name: str) -> Iterator[None]:
-    """The library raises plain Exception, and its panics are not even that."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        raise ValueError(f"{name}: {' '.join(str(error).split())[:300]}") from None

@@ -125,6 +125,13 @@ def beyond(metadata: dict[str, str]) -> str:
     return json.dumps(parts)
 
 
+def bare(metadata: dict[str, str]) -> str:
+    """A configuration whose prompts have no special token."""
+    parts = json.loads(metadata[native.CONFIG])
+    parts["prompt"]["template"] = ["{prompt}"]
+    return json.dumps(parts)
+
+
 def test_checkpoint_of_another_kind(tmp_path):
     path = tmp_path / "lora.safetensors"
     save_file({"lora_up.weight": torch.zeros(2, 2)}, path, {"format": "pt"})
@@ -191,6 +198,7 @@ def test_checkpoint_of_another_kind(tmp_path):
             lambda t, m: t.update({"model.head.weight": torch.zeros(64, 32).to(torch.complex64)}),
             r"holds torch\.complex64, not weights",
         ),
+        (lambda t, m: m.update({native.CONFIG: bare(m)}), "needs a special token beside the prom"),
         (lambda t, m: t.update({"model." + "y" * 10**5: torch.zeros(1)}), "has no place in the"),
         (lambda t, m: m.update({native.CONFIG: "{}"}), "configuration is not one of this"),
         (lambda t, m: m.update({native.CONFIG: "[1"}), "bad.safetensors"),

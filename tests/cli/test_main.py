@@ -81,6 +81,16 @@ def test_info_describes_a_file(tiny, capsys):
     assert "title: tiny" in capsys.readouterr().out
 
 
+def test_info_of_a_card_that_moves_the_cursor(tiny, tmp_path, capsys):
+    path = tmp_path / "wordy.safetensors"
+    card = {"modelspec.title": "a\x1b[2Jb\r\n" + "c" * 100_000}
+    replace(load(tiny), card=card).save(path)
+    assert main(["info", str(path)]) == 0
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("title: a [2Jb  cc"))
+    assert len(line) < 3000
+    assert "\x1b" not in line
+
+
 @pytest.fixture
 def informed(tiny, tmp_path):
     """The tiny model with a list of its sizes and a vocabulary."""
