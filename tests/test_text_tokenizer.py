@@ -110,6 +110,7 @@ def nested(depth: int) -> dict:
 
 
 DOUBLED = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+TRIPLED = {"type": "Replace", "pattern": {"String": "▁"}, "content": "   "}
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 
 
@@ -129,6 +130,8 @@ BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "
         ("normalizer", regex("Replace", r"\s+", content="▁" * 999), "Replace with the pattern"),
         ("normalizer", sequence("normalizer", [DOUBLED] * 60), "Replace with the pattern"),
         ("normalizer", {"type": "ByteLevel"}, "its normalizer has ByteLevel"),
+        ("normalizer", TRIPLED, "Replace with the pattern '▁'"),
+        ("normalizer", table(bytes(64), b"  \0"), "a table of its own"),
         ("normalizer", {"type": "Prepend", "prepend": "x" * 10**6}, "Prepend"),
         ("normalizer", {"type": "Precompiled", "precompiled_charsmap": ""}, "a table of its own"),
         ("normalizer", table(bytes(64), b"x" * 10**6 + b"\0"), "a table of its own"),

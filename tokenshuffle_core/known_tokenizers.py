@@ -17,7 +17,7 @@ from .normalizer import FORMER_RULES, RULES
 
 MAX_PIECES = 64  # of one kind, such as normalizers; ours are 33
 MAX_WORD = 200  # characters of a word that WordPiece looks at
-MAX_MAPPED = 100  # bytes that a normalizer's table has for a character; NFKC's longest are 33
+MAX_MAPPED = 40  # bytes that a normalizer's table has for a character; NFKC's longest are 33
 
 # Where tokenizer.json lists each kind of piece, and which ones the families use.
 NORMALIZERS = (
@@ -77,12 +77,14 @@ SPLITS = {
 }
 # One set of characters, as in all other splits of DeepSeek: nothing in it can backtrack.
 ONE_SET = re.compile(r"(\\s\?)?(\[[^\\\[\]&]+\]|\\p\{\w+\})(\+|\{1,3\})?")
-# Replacements (pattern, content), with regular expressions and with plain text.
+# Replacements (pattern, content). None of them puts into a text what another one makes longer, so
+# that many in a row do not multiply it.
 REPLACED = {
     *RULES, *FORMER_RULES,
     (" {2,}", "▁"), (" {2,}", " "), (r"\A +| +\z", ""), (r"\A▁", "▁▁"), (r"\s+", " "), (r"\n", " "),
     (r"\s{2,}|[\n\r\t]", " "), (r"[\n\r\t]", " "), (r" +▁", "▁"), (r"^▁+$", ""),
 }  # fmt: skip
+REPLACED_TEXT = {(" ", "▁"), ("▁", " "), ("``", '"'), ("''", '"'), ("\n", " ")}
 
 
 def parse(text: str | bytes, name: str) -> Tokenizer:
@@ -150,7 +152,10 @@ def _check(piece: object, place: str, inner: str, known: tuple[str, ...], seen: 
         if kind == "Split":
             fits = _text(plain) or (_text(regex) and _splits(regex))
         else:
-            fits = _replaces(regex, plain, piece.get("content"))
+            content = piece.get("content")
+            fits = isinstance(content, str) and (
+                (regex, content) in REPLACED or (plain, content) in REPLACED_TEXT
+            )
         _require(fits, place, f"{kind} with the pattern {regex or plain or pattern!r:.100}")
     elif kind == "Prepend":
         _require(piece.get("prepend") in ("▁", " "), place, f"Prepend {piece.get('prepend')!r:.20}")
@@ -163,15 +168,6 @@ def _splits(regex: str) -> bool:
     return plain in SPLITS or bool(ONE_SET.fullmatch(regex))
 
 
-def _replaces(regex: object, plain: object, content: object) -> bool:
-    """Whether this is a known replacement, or none that makes a text longer."""
-    if not isinstance(content, str):
-        return False
-    if _text(plain):
-        return (plain, content) == (" ", "▁") or len(content.encode()) <= len(plain.encode())
-    return (regex, content) in REPLACED
-
-
 def _is_table(text: object) -> bool:
     """Whether it is a table of SentencePiece: the size of an index, the index, and the texts that
     characters become, each with a zero after it."""
@@ -181,7 +177,8 @@ def _is_table(text: object) -> bool:
         return False
     size = int.from_bytes(table[:4], "little")
     texts = table[4 + size :].split(b"\0")
-    return size > 0 and size % 4 == 0 and len(texts) > 1 and max(map(len, texts)) <= MAX_MAPPED
+    fits = size > 0 and size % 4 == 0 and len(texts) > 1 and max(map(len, texts)) <= MAX_MAPPED
+    return fits and b"  " not in table[4 + size :]  # in runs of spaces, splits look again and again
 
 
 def _text(value: object) -> bool:

@@ -161,6 +161,9 @@ def test_an_index_that_points_outside(folders, tmp_path):
         index.write_text(json.dumps({"weight_map": dict.fromkeys(map_, name)}))
         with pytest.raises(ValueError, match="leads out of the folder"):
             Source(tmp_path / "original")
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(map_, "x" * 100_000)}))
+    with pytest.raises(ValueError, match="is too long for a file"):
+        Source(tmp_path / "original")
 
 
 def test_an_index_of_a_missing_shard(folders, tmp_path):

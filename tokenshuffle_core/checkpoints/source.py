@@ -109,7 +109,9 @@ class Source:
         """A file of the folder by its name. Neither the name nor a link may lead out of the folder,
         except for the links of Hugging Face's cache. Raises as the class does."""
         if name in ("", "..") or Path(name).name != name:
-            raise ValueError(f"{self.path}: the name {name!r} leads out of the folder")
+            raise ValueError(f"{self.path}: the name {name!r:.100} leads out of the folder")
+        if len(name) > 200:
+            raise ValueError(f"{self.path}: the name {name!r:.100} is too long for a file")
         file, folder = self.path / name, self.path.resolve()
         if not file.is_file():
             raise FileNotFoundError(f"{file} does not exist or is not a file")
