@@ -94,8 +94,10 @@ PROSE = ("description", "usage_hint", "limits", "license", "author", "training")
 @pytest.fixture
 def page_in(page, locale):
     page.set("Comfy.Locale", locale)
+    page.page.wait_for_timeout(2 * SECOND)  # the page loads its graph again
     yield page
     page.set("Comfy.Locale", "en")
+    page.page.wait_for_timeout(2 * SECOND)
 
 
 def test_model_cards_are_in_the_language(page_in, server, locale):
