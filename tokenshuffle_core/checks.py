@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+MAX_TEXT = 10_000  # characters; several times what any model reads, and encoded in 20 ms
+
+
 def check_number(name: str, value: object, least: float, most: float) -> None:
     """A finite number within the limits."""
     number = isinstance(value, Real) and not isinstance(value, bool)
@@ -49,6 +52,10 @@ def check_text(name: str, value: object) -> None:
         raise ValueError(f"{name} contains a lone surrogate, which is not a character")
     if "\0" in value:
         raise ValueError(f"{name} contains the character NUL, which no text has")
+    if len(value) > MAX_TEXT:
+        raise ValueError(
+            f"{name} has {len(value)} characters, at most {MAX_TEXT} are read: shorten it"
+        )
 
 
 def check_sides(width: int, height: int, unit: int) -> None:

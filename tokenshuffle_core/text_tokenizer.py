@@ -15,11 +15,10 @@ from typing import ClassVar, Protocol
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from .checks import MAX_TEXT, check_text
 from .config import PromptConfig
 from .known_tokenizers import parse, sentences
 from .normalizer import normalizer
-
-MAX_TEXT = 10_000  # characters; several times what any model reads, and encoded at once
 
 BEGIN, IMAGE_START, IMAGE_END, PAD = "<|begin|>", "<|image_start|>", "<|image_end|>", "<|pad|>"
 
@@ -122,8 +121,9 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text and of the template's text next to it. Surrounding white space is
-        ignored; empty text has no ids. Raises ValueError for more than MAX_TEXT characters."""
-        text = _bounded(text.strip())
+        ignored; empty text has no ids. Raises ValueError as `check_text`."""
+        text = text.strip()
+        check_text("the text", text)
         return self._plain(self.glued_before + text + self.glued_after) if text else []
 
     def encode_all(self, texts: list[str]) -> list[list[int]]:
@@ -137,9 +137,10 @@ class TextTokenizer:
     def normalise(self, text: str) -> str:
         """The text as the file's normalizer leaves it, from which the ids are made. Raises as
         `encode`."""
+        check_text("the text", text)
         rules = self.tokenizer.normalizer
         with sentences("the text tokenizer"):
-            return rules.normalize_str(_bounded(text)) if rules else text
+            return rules.normalize_str(text) if rules else text
 
     def text_of(self, ids: list[int]) -> str:
         """The inverse of `encode`, up to normalisation."""
@@ -179,11 +180,3 @@ class TextTokenizer:
         if sized != name:
             raise ValueError(f"this model has no size tokens for {columns}x{rows} windows")
         raise ValueError(f"the text tokenizer has no token {name}")
-
-
-def _bounded(text: str) -> str:
-    if len(text) > MAX_TEXT:
-        raise ValueError(
-            f"the text has {len(text)} characters, at most {MAX_TEXT} are read: shorten it"
-        )
-    return text

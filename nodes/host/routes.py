@@ -9,12 +9,12 @@ from pathlib import Path
 from aiohttp import web
 from server import PromptServer
 
+from ...tokenshuffle_core.checks import check_text
 from .. import description
 from .durations import durations
 from .paths import checkpoint_path, version
 
 MAX_BODY = 2**17  # bytes
-MAX_TEXT = 10_000  # characters: several times what any model reads, and encoded in 20 ms
 
 
 @PromptServer.instance.routes.get("/tokenshuffle/model")
@@ -44,16 +44,12 @@ async def read_prompt(request: web.Request) -> web.Response:
         return _refused(f"the request is not JSON: {error}")
     fields = {"language": "en"} | body if isinstance(body, dict) else {}
     for name in ("checkpoint", "text", "language"):
-        if not isinstance(fields.get(name), str):
-            return _refused(f'the request must be a JSON object in which "{name}" is a text')
-        if any("\ud800" <= character <= "\udfff" for character in fields[name]):
-            return _refused(f'"{name}" contains a lone surrogate, which is not a character')
-        if len(fields[name]) > MAX_TEXT:
-            return _refused(
-                f'"{name}" has {len(fields[name])} characters, at most {MAX_TEXT} are read: '
-                "shorten it",
-                413,
-            )
+        if name not in fields:
+            return _refused(f'the request must be a JSON object with "{name}"')
+        try:
+            check_text(f'"{name}"', fields[name])
+        except ValueError as error:
+            return _refused(str(error))
     read = partial(description.read_prompt, text=fields["text"], language=fields["language"])
     return await _answer(fields["checkpoint"], read)
 

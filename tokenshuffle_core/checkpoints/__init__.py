@@ -47,8 +47,6 @@ def read(
         image_tokenizer = image_tokenizer and Path(image_tokenizer)
         if family not in MODELS:
             raise ValueError(f"a model's family is one of {', '.join(MODELS)}, not {family}")
-        if family != "llamagen" and not source.path.is_dir():
-            raise ValueError(f"{path} is one file of a model that is a folder{whole_of(path)}")
         if family == "llama":
             return llama.read(source, image_tokenizer, side, windows or (2,))
         if windows:
