@@ -321,7 +321,9 @@ def test_two_processes_learn_what_one_learns(codes, image_tokenizer, tmp_path):
     for name in ("first", "second"):
         expected, found = (load_file(d / name / "final.safetensors") for d in (one, two))
         for key, weight in expected.items():
-            torch.testing.assert_close(found[key], weight, rtol=1e-3, atol=1e-5)
+            # A step is a gradient divided by its own size: where that is nearly zero, the order of
+            # a sum shows.
+            torch.testing.assert_close(found[key], weight, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
