@@ -40,7 +40,7 @@ def test_imports_without_a_complaint(server):
     assert len(lines) >= 1, "the table of import times names the pack"
     assert not [line for line in lines if re.search("warn|error|fail", line, re.IGNORECASE)]
     (seconds,) = (float(m[1]) for line in lines if (m := re.search(r"([\d.]+) seconds", line)))
-    assert seconds < 0.3
+    assert seconds < 0.5  # 0.1 on an idle machine
 
 
 def test_object_info_has_every_node(server):
