@@ -187,7 +187,7 @@ def test_links_and_pictures_exist(page):
 
 
 def test_tests_that_show_a_promise_exist():
-    named = re.findall(r"`(tests/[\w/.]+)`", read("docs/reliability.md"))
+    named = re.findall(r"`(tests/[\w/.]+)`", text_of("docs/reliability.md"))
     assert len(named) > 10
     assert [path for path in named if not (ROOT / path).exists()] == []
 
