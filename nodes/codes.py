@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..tokenshuffle_core.images import read_codes, write_codes
 from . import host
 from .latents import codes_of, latent_of
-from .types import CATEGORY, Codes
+from .types import CATEGORY, VQ, Codes
 
 
 class TokenShuffleSaveCodes(io.ComfyNode):
@@ -21,7 +21,14 @@ class TokenShuffleSaveCodes(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default=f"{host.SAVED_CODES}/TokenShuffle",
-                    tooltip="In ComfyUI's output folder; a number is added.",
+                    tooltip="In ComfyUI's output folder; a number is added. It may contain what "
+                    "Save Image replaces, such as %date:yyyy-MM-dd% or %width%.",
+                ),
+                VQ.Input(
+                    "vq",
+                    optional=True,
+                    tooltip="The image tokenizer, for a latent of ComfyUI's VAE Encode, which does "
+                    "not say what encoded it.",
                 ),
             ],
             is_output_node=True,
@@ -33,9 +40,15 @@ class TokenShuffleSaveCodes(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, codes: dict, filename_prefix: str) -> io.NodeOutput:
-        codes = codes_of(codes, None)
-        path, saved = host.output_path(filename_prefix, ".npy")
+    def execute(
+        cls, codes: dict, filename_prefix: str, vq: host.Loaded | None = None
+    ) -> io.NodeOutput:
+        if vq is not None:
+            host.check_ours(vq)
+        book = vq.codebook if vq else codes.get("codebook")
+        codes = codes_of(codes, book)
+        rows, columns = (side * (book.stride if book else 1) for side in codes.shape[1:])
+        path, saved = host.output_path(filename_prefix, ".npy", columns, rows)
         write_codes(path, codes)
         host.say(path.name)
         return io.NodeOutput(ui={"codes": [saved]})

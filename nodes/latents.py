@@ -16,11 +16,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
-    """That of an image tokenizer: `vectors` float32 (codes, dim) of length 1, on the CPU, and the
-    name of the `model` that it came with. Two are the same where their vectors are."""
+    """That of an image tokenizer: `vectors` float32 (codes, dim) of length 1, on the CPU, the
+    name of the `model` that it came with, and how many pixels a code stands for on each side, its
+    `stride`. Two are the same where their vectors are."""
 
     model: str
     vectors: Tensor
+    stride: int
 
     def check(self, reader: "Codebook") -> None:
         """Raises ValueError if the codes of this one mean something else to `reader`."""
@@ -67,8 +69,8 @@ def codes_of(latent: dict, reader: Codebook | None) -> Tensor:
         return codes.cpu()
     if book is None:
         raise ValueError(
-            "this latent does not say what image tokenizer it is from, so its codes are unknown: "
-            "ComfyUI's Save Latent can keep it"
+            "this latent does not say what image tokenizer it is from, as those of ComfyUI's VAE "
+            "Encode and Load Latent do not: connect the vq of the model that it is from"
         )
     dim = book.vectors.shape[1]
     if samples.ndim != 4 or samples.shape[1] != dim:

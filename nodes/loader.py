@@ -63,9 +63,9 @@ class TokenShuffleLoader(io.ComfyNode):
             return str(error)
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint: str, weights: str = AS_STORED) -> float:
+    def fingerprint_inputs(cls, checkpoint: str, weights: str = AS_STORED) -> str:
         # A checkpoint that training has overwritten is loaded again.
-        return host.written(host.checkpoint_path(checkpoint))
+        return host.version(host.checkpoint_path(checkpoint))
 
     @classmethod
     def execute(cls, checkpoint: str, weights: str = AS_STORED) -> io.NodeOutput:

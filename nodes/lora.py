@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..tokenshuffle_core.adapt.lora import MAX_STRENGTH
 from . import host
 from .types import CATEGORY, Model
 
@@ -22,8 +23,8 @@ class TokenShuffleLoraLoader(io.ComfyNode):
                 io.Float.Input(
                     "strength",
                     default=1.0,
-                    min=-100.0,
-                    max=100.0,
+                    min=-MAX_STRENGTH,
+                    max=MAX_STRENGTH,
                     step=0.01,
                     tooltip="How strongly the LoRA changes the model. 0 leaves it unchanged; "
                     "negative values reverse the change.",
@@ -38,8 +39,8 @@ class TokenShuffleLoraLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora: str, **inputs) -> float:
-        return host.modified(host.LORAS, lora)
+    def fingerprint_inputs(cls, lora: str, **inputs) -> str:
+        return host.version(host.lora_path(lora))
 
     @classmethod
     def execute(cls, model: host.Loaded, lora: str, strength: float) -> io.NodeOutput:

@@ -94,13 +94,8 @@ class TokenShuffleClass(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: host.Loaded, name: str) -> io.NodeOutput:
-        kind = model.pipeline.text_tokenizer.kind
-        if kind != "classes":
-            raise ValueError(
-                f"{model.name} reads text, not classes: use Token-Shuffle Prompt instead"
-            )
-        model.pipeline.encode_prompt(name)
-        return io.NodeOutput(PromptText(name, kind, model.name))
+        model.pipeline.encode_class(name)
+        return io.NodeOutput(PromptText(name, model.pipeline.text_tokenizer.kind, model.name))
 
 
 class TokenShuffleSampler(io.ComfyNode):
@@ -303,8 +298,7 @@ def draw(
     ids, negative_ids = read(model, positive), read(model, negative) if negative else []
     pipeline = model.pipeline
     rows, columns = pipeline.grid(settings)
-    sizes = checkpoints.trained_sizes(pipeline.config, pipeline.card)
-    untrained = sizes and (settings.width, settings.height) not in sizes
+    untrained = not checkpoints.is_trained_at(pipeline.config, pipeline.card, settings)
     note = f"{settings.width}x{settings.height}, {rows * columns} positions"
     note += ", a size that the model was not trained at" if untrained else ""
     host.say(note)

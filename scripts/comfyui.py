@@ -139,12 +139,19 @@ def install(host: Host) -> None:
 
 
 def prepare_base(base: Path) -> None:
-    """Makes a base directory with this repository in its custom_nodes."""
+    """Makes a base directory with this repository, and no other clone of it, in its custom_nodes.
+    Raises ValueError where something other than a link has its name."""
     for folder in ("custom_nodes", "input", "output", "models", "user"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     link = base / "custom_nodes" / PACK_NAME
-    if not link.exists():
-        link.symlink_to(PACK, target_is_directory=True)
+    if link.resolve() == PACK:
+        return
+    if link.is_symlink():
+        print(f"{link} was a link to {link.resolve()}", file=sys.stderr)
+        link.unlink()
+    elif link.exists():
+        raise ValueError(f"{link} is not a link to {PACK}: move it away")
+    link.symlink_to(PACK, target_is_directory=True)
 
 
 def free_port() -> int:

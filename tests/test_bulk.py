@@ -107,47 +107,6 @@ def test_processes_and_a_crash(tiny, tmp_path):
     assert all(pixels(out / name) == pixels(alone / name) for name in after)
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("", "line 2 is empty"),
-        ("a red apple", "line 2: "),
-        ('["a"]', 'line 2: expected a JSON object such as {"prompt"'),
-        ('{"text": "a"}', 'line 2: expected a JSON object such as {"prompt"'),
-        ('{"prompt": "a", "steps": 3}', "line 2: there is no key 'steps', only prompt"),
-        ('{"prompt": 3}', "line 2: prompt must be text, not 3"),
-        ('{"prompt": "a", "seed": "x"}', "line 2: seed must be a whole number, not 'x'"),
-        ('{"prompt": "a", "seed": -1}', "line 2: seed must be from 0"),
-        ('{"prompt": "a", "file": "../a.png"}', "line 2: file must be a name that ends in .png"),
-        ('{"prompt": "a", "file": "a.jpg"}', "line 2: file must be a name that ends in .png"),
-        ('{"prompt": "a", "file": "00000.png"}', "line 2: 00000.png is the file of another line"),
-        ('{"prompt": "a", "cfg": -1}', "line 2: cfg must be"),
-        ('{"prompt": "a", "cfg": "x"}', "line 2: "),
-        ('{"prompt": "a", "width": 33}', "line 2: width 33 does not fit"),
-        ('{"prompt": "a", "window": 3}', "line 2: window 3 is not one of this model's"),
-        (json.dumps({"prompt": "xyz " * 60}), "line 2: the prompt has"),
-        ('{"prompt": "\\ud83d a cat"}', "line 2: the prompt contains a lone surrogate"),
-    ],
-)
-def test_lines_that_make_no_sense(line, message, tiny, tmp_path, capsys):
-    path, out = tmp_path / "prompts.jsonl", tmp_path / "out"
-    path.write_text(f'{{"prompt": "a"}}\n{line}\n{{"prompt": "a"}}\n')
-    assert run("--prompts", path, "-o", out, "--model", tiny) == 2
-    error = capsys.readouterr().err.strip()
-    assert message in error
-    assert len(error.splitlines()) == 1
-    assert not out.exists()
-
-
-def test_a_corrected_file_is_drawn_where_the_wrong_one_was_not(tiny, tmp_path):
-    path, out = tmp_path / "prompts.jsonl", tmp_path / "out"
-    for width, code in ((33, 2), (32, 0)):
-        line = json.dumps({"prompt": "a\u2028b", "width": width}, ensure_ascii=False)
-        path.write_text(line, encoding="utf-8")
-        assert run("--prompts", path, "-o", out, "--model", tiny) == code
-    assert (out / "00000.png").exists()
-
-
 @pytest.mark.parametrize("option", [("--count", 2), ("--negative", "x"), ("--tiled",)])
 def test_options_of_one_prompt(option, prompts, tiny, tmp_path, capsys):
     assert run("--prompts", prompts, "-o", tmp_path / "o", "--model", tiny, *option) == 2

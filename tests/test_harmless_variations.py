@@ -5,8 +5,9 @@ import torch
 from tokenizers import normalizers
 
 from tokenshuffle_core.checkpoints import BUNDLED
+from tokenshuffle_core.normalizer import normalizer
 from tokenshuffle_core.pipeline import load
-from tokenshuffle_core.text_tokenizer import TextTokenizer, normalizer
+from tokenshuffle_core.text_tokenizer import TextTokenizer
 
 # Six prompts in each language, each with three variations.
 PROMPTS = [

@@ -73,7 +73,7 @@ def test_the_quantisers_loss_is_the_formula():
 
 @pytest.mark.parametrize("size", [(6, 8), (8, 1), (1, 1)])
 def test_sizes_that_are_no_multiple_of_the_stride_are_refused(tokenizer, size):
-    with pytest.raises(ValueError, match=f"{size[1]}x{size[0]} cannot be encoded.*multiples of 4"):
+    with pytest.raises(ValueError, match=r"does not fit: .* multiples of 4"):
         tokenizer.encode(torch.rand(1, 3, *size))
 
 

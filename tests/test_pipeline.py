@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tokenshuffle_core.checkpoints import SIZES
+from tokenshuffle_core.class_names import ClassNames
 from tokenshuffle_core.config import GenerationConfig
 from tokenshuffle_core.pipeline import load
 
@@ -44,10 +45,11 @@ def test_the_empty_prompt_is_allowed(pipeline):
 @pytest.mark.parametrize(
     ("width", "height", "message"),
     [
-        (250, 16, "width 250 does not fit: .* multiple of 8, the nearest is 248 or 256"),
-        (16, 3, "height 3 does not fit: .* the nearest is 8"),
+        (250, 16, "width 250 does not fit: .* multiples of 8 .* are 248x16 and 256x16$"),
+        (250, 13, "width 250 does not fit: .* are 248x8 and 256x16$"),
+        (16, 3, "height 3 does not fit: .* are 16x8$"),
         (8192, 8, "width 8192 is too large: .* at most 512 pixels"),
-        (512, 512, "512x512 takes 4096 positions, this model's context has 1132"),
+        (512, 512, "takes 4096 positions, this model's context has 1132 .* such as 264x264, or"),
     ],
 )
 def test_sizes_that_do_not_fit_name_those_that_do(pipeline, width, height, message):
@@ -77,10 +79,6 @@ def test_a_checkpoint_draws_its_default_size_whatever_its_card_lists(pipeline):
 def test_bad_arguments_are_refused(pipeline):
     with pytest.raises(ValueError, match=r"the prompt has .* tokens, this model reads at most 64"):
         pipeline.generate("apple " * 100)
-    with pytest.raises(ValueError, match="number of pictures must be at least 1, not 0"):
-        pipeline.generate("a", settings=SETTINGS, count=0)
-    with pytest.raises(ValueError, match="seed must be from 0"):
-        pipeline.generate("a", settings=SETTINGS, seed=-1)
     with pytest.raises(ValueError, match="there are 1 prompts for 2 seeds"):
         pipeline.sample([[]], [], SETTINGS, [0, 1])
     given = torch.zeros(1, 4, 8, dtype=torch.int64)
@@ -98,12 +96,52 @@ def test_bad_arguments_are_refused(pipeline):
     [
         ("cfg", float("nan")), ("cfg", -1.0), ("temperature", float("inf")), ("top_p", 0.0),
         ("top_p", float("nan")), ("top_k", -1), ("schedule", "cosine"), ("width", 0),
-        ("height", 10**7), ("any_size", "yes"), ("any_size", 1),
+        ("height", 10**7), ("any_size", "yes"), ("any_size", 1), ("any_size", None),
+        *((field, value) for field in ("cfg", "temperature", "top_p", "top_k", "width", "window")
+          for value in (True, "3", [3], 10**400, 1e400, -1)),
+        *((field, None) for field in ("cfg", "top_k", "width")), ("top_k", 3.0), ("window", 0),
+        ("schedule", ["linear"]), ("schedule", None),
     ],
 )  # fmt: skip
 def test_generation_settings_validate_themselves(field, value):
-    with pytest.raises(ValueError, match=field if field != "height" else "pixels"):
+    with pytest.raises(ValueError, match=f"^{field}" if field != "height" else "pixels") as error:
         replace(SETTINGS, **{field: value})
+    assert len(str(error.value)) < 120
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, True, 1.5, "3", None, float("nan")])
+def test_seeds_that_are_none(pipeline, seed):
+    for draw in (pipeline.generate, pipeline.stream):
+        with pytest.raises(ValueError, match=r"^seed must be a whole number from 0 to "):
+            draw("a", settings=SETTINGS, seed=seed)
+    with pytest.raises(ValueError, match=r"^seed must be"):
+        pipeline.sample([[]], [], SETTINGS, [seed])
+
+
+@pytest.mark.parametrize("count", [0, True, 1.5, 10**9])
+def test_numbers_of_pictures_that_are_none(pipeline, count):
+    with pytest.raises(ValueError, match=r"^the number of pictures must be a whole number from 1 "):
+        pipeline.generate("a", settings=SETTINGS, count=count)
+
+
+@pytest.mark.parametrize("text", ["a \ud800 b", "\udcff", "a\0b", None, 3, ["a"]])
+def test_prompts_that_are_no_text(pipeline, text):
+    for name, call in {
+        "the prompt": lambda: pipeline.stream(text, settings=SETTINGS),
+        "the negative prompt": lambda: pipeline.stream("a", text, SETTINGS),
+        "the prompt ": lambda: pipeline.read_prompt(text),
+    }.items():
+        with pytest.raises(ValueError, match=f"^{name.strip()} (contains|must be text)"):
+            call()
+
+
+def test_a_class_is_only_for_a_model_that_reads_classes(pipeline):
+    with pytest.raises(ValueError, match="this model reads text, not classes"):
+        pipeline.encode_class("207")
+    classes = replace(pipeline, text_tokenizer=ClassNames(["tench", "hen"]))
+    assert classes.encode_class("hen") == classes.encode_class("1") == [1]
+    with pytest.raises(ValueError, match="'a red apple' is not the name of a class"):
+        classes.encode_class("a red apple")
 
 
 def test_codes_and_pictures_go_both_ways(pipeline):
@@ -113,8 +151,10 @@ def test_codes_and_pictures_go_both_ways(pipeline):
     assert pipeline.decode(codes).shape == images.shape
     with pytest.raises(ValueError, match="must be RGB"):
         pipeline.encode(torch.rand(1, 16, 24, 4))
-    with pytest.raises(ValueError, match="a picture of 1x1 cannot be encoded"):
+    with pytest.raises(ValueError, match=r"width 1 does not fit: .* are 4x4$"):
         pipeline.encode(torch.rand(1, 1, 1, 3))
+    with pytest.raises(ValueError, match=r"height 15 does not fit: .* are 16x12 and 16x16$"):
+        pipeline.encode(torch.rand(1, 15, 16, 3))
     with pytest.raises(ValueError, match="codes must be from 0 to 63"):
         pipeline.decode(codes + 64)
     with pytest.raises(ValueError, match="codes must be whole numbers"):

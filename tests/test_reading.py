@@ -71,6 +71,7 @@ def test_the_most_similar_name_is_suggested(normalise):
     reader = Reader(replace(VOCABULARY, words=words), normalise)
     assert reader.read("a kiten of xylophone").unknown == (("kiten", "kitten"), ("xylophone", ""))
     assert reader.read("kittens").unknown == (("kittens", "kitten"),)
+    assert reader.read("a kiten asleep").unknown == (("kiten asleep", "kitten"),)
 
 
 def test_a_name_is_of_the_language_of_the_prompt(normalise):
@@ -97,9 +98,9 @@ def test_the_bundled_model_says_what_it_does_not_know(tmp_path, capsys):
     assert main(["generate", "a fox over Paris, oil painting", "-o", path]) == 0
     message = capsys.readouterr().err
     assert 'note: this model does not know "paris", "oil painting"' in message
-    assert main(["generate", "a helicoptr", "-o", path]) == 0
+    assert main(["generate", "a helicoptr", "-o", path, "--overwrite"]) == 0
     assert '"helicoptr" (near: helicopter)' in capsys.readouterr().err
-    assert main(["generate", "two foxes, flat style", "-o", path]) == 0
+    assert main(["generate", "two foxes, flat style", "-o", path, "--overwrite"]) == 0
     assert "does not know" not in capsys.readouterr().err
 
 

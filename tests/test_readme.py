@@ -186,6 +186,12 @@ def test_links_and_pictures_exist(page):
             assert anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
+def test_tests_that_show_a_promise_exist():
+    named = re.findall(r"`(tests/[\w/.]+)`", text_of("docs/reliability.md"))
+    assert len(named) > 10
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
 def test_every_picture_is_shown():
     shown = {
         Path(t).name for page in PAGES for t in re.findall(r"!\[.*?\]\((.*?)\)", text_of(page))

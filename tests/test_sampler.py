@@ -1,14 +1,17 @@
+import copy
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
+from tests.support.graphs import emulated
 from tokenshuffle_core.config import GenerationConfig
 from tokenshuffle_core.engine import release
 from tokenshuffle_core.guidance import guide, scale_at
 from tokenshuffle_core.noise import AT_ONCE, GumbelNoise, draw_gumbel
-from tokenshuffle_core.pipeline import seeds_from
+from tokenshuffle_core.pipeline import Pipeline, seeds_from
 from tokenshuffle_core.sampler import filter_logits, pad_left, sample, sample_codes
 
 SETTINGS = GenerationConfig(width=32, height=16, cfg=3.0, top_k=20, top_p=0.95)
@@ -51,7 +54,7 @@ def test_samples_follow_the_softmax():
     settings = replace(SETTINGS, temperature=0.7, top_k=0, top_p=1.0)
     draws = 20_000
     noise = draw_gumbel((draws, 8), generators(0))
-    codes = sample_codes(logits.expand(1, draws, 8), settings, noise)
+    codes, _ = sample_codes(logits.expand(1, draws, 8), settings, noise)
     expected = (logits / 0.7).softmax(-1) * draws
     chi_square = ((codes[0].bincount(minlength=8) - expected).square() / expected).sum()
     assert chi_square < 24.3  # the 0.1 % point for seven degrees of freedom
@@ -76,8 +79,60 @@ def test_noise_is_kept_for_as_long_as_it_is_needed(monkeypatch):
 
 def test_temperature_0_is_greedy():
     logits = torch.randn(2, 4, 64)
-    codes = sample_codes(logits, replace(SETTINGS, temperature=0), None)
+    codes, chosen = sample_codes(logits, replace(SETTINGS, temperature=0), None)
     assert torch.equal(codes, logits.argmax(-1))
+    assert torch.equal(chosen, logits.amax(-1, keepdim=True))
+
+
+FILTERS = [
+    replace(SETTINGS, temperature=temperature, top_k=top_k, top_p=top_p)
+    for temperature, top_k, top_p in [(0, 0, 1), (1, 0, 1), (0.7, 5, 1), (1, 0, 0.5), (2, 5, 0.9)]
+]
+
+
+@pytest.mark.parametrize("settings", FILTERS, ids=str)
+def test_a_logit_that_is_not_finite_is_chosen(settings):
+    noise = draw_gumbel((4, 16), generators(0))
+    _, chosen = sample_codes(torch.randn(1, 4, 16), settings, noise)
+    assert chosen.isfinite().all()
+    for value in (torch.nan, torch.inf):
+        for place in (0, 7, 15):
+            logits = torch.randn(1, 4, 16)
+            logits[0, 1, place] = value
+            _, chosen = sample_codes(logits, settings, noise)
+            assert chosen.isfinite().flatten().tolist() == [True, False, True, True]
+
+
+def test_a_temperature_next_to_0_is_greedy():
+    logits = torch.randn(2, 4, 64)
+    noise = draw_gumbel((4, 64), generators(0, 1))
+    codes, _ = sample_codes(logits, replace(SETTINGS, temperature=1e-300), noise)
+    assert torch.equal(codes, logits.argmax(-1))
+
+
+def broken(pipeline, part: str) -> Pipeline:
+    """With nan in the head, whose first logits are not finite, or in the embedding of all codes,
+    which only the second window sees."""
+    model = copy.deepcopy(pipeline.model)
+    release(model)
+    model.get_submodule(part).weight.data[3 if part == "head" else ...] = torch.nan
+    return replace(pipeline, model=model)
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, *FILTERS[:2]], ids=str)
+@pytest.mark.parametrize("part", ["head", "code_embedding"])
+@pytest.mark.parametrize("kind", ["plain", "engine", "graphs"])
+def test_logits_that_are_not_finite_are_refused(pipeline, monkeypatch, kind, part, settings):
+    bad, ids = broken(pipeline, part), pipeline.encode_prompt("a")
+    with emulated(monkeypatch) if kind == "graphs" else nullcontext():
+        steps, seen = bad.sample([ids], [], settings, [0], engine=kind != "plain"), []
+        with pytest.raises(ValueError, match="logits are not finite"):
+            seen.extend(step.position for step in steps)
+        assert len(seen) == (part == "code_embedding")  # the window before
+        bad.model.load_state_dict(pipeline.model.state_dict())
+        release(bad.model)
+        *_, last = bad.sample([ids], [], settings, [0], engine=kind != "plain")
+    assert torch.equal(last.codes, run(pipeline, settings, prompt="a"))
 
 
 def test_pad_left():

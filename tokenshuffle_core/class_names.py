@@ -5,6 +5,8 @@ import json
 from functools import cache
 from pathlib import Path
 
+MAX_NAME = 300  # characters
+
 
 class ClassNames:
     """The prompt encoder of a class-conditional model: a prompt is one token, its class; the
@@ -22,10 +24,12 @@ class ClassNames:
         """The inverse of `to_json`. Raises ValueError."""
         try:
             names = json.loads(text)["classes"]
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"the stored class names cannot be read: {error}") from None
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError("the stored class names are not a list of strings")
+        if not isinstance(names, list) or not all(
+            isinstance(name, str) and len(name) <= MAX_NAME for name in names
+        ):
+            raise ValueError(f"the class names are not texts of at most {MAX_NAME} characters")
         return cls(names)
 
     def to_json(self) -> str:
@@ -39,6 +43,8 @@ class ClassNames:
 
         Raises ValueError, which suggests similar names.
         """
+        if len(text) > MAX_NAME:  # similar names of it would take long to find
+            raise ValueError(f"the class has {len(text)} characters: give its number or its name")
         text = " ".join(text.split()).casefold()
         if not text:
             return []

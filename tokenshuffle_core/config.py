@@ -8,12 +8,18 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 
+from .checks import check_choice, check_flag, check_number, check_whole
+
 SCHEDULES = ("constant", "linear", "half-linear")
 WEIGHT_KINDS = ("int8", "fp8", "int4")  # the kinds of quantised weights
 FAMILIES = ("llamagen", "janus", "llama", "vq")  # checkpoints published by other projects
 MAX_PIXELS = 8192 * 8192
 # Without these limits an untrusted file could make its reader run forever.
 MAX_LAYERS, MAX_COUNT = 10_000, 2**28
+# Those of other fields: windows a side, tokens, resolutions, characters.
+MOST = {"max_grid": 4096, "max_prompt": 8192, "channel_multipliers": 10, "template": 1000} | (
+    dict.fromkeys(("layers", "res_blocks", "fuse_blocks"), MAX_LAYERS)
+)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -21,13 +27,9 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _require_integers(config, least: int, *names: str) -> None:
+def _check_whole(config, least: int, *names: str) -> None:
     for name in names:
-        value = getattr(config, name)
-        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        _require(is_count, f"{name} must be an integer of at least {least}, not {value!r}")
-        most = MAX_LAYERS if name in ("layers", "res_blocks", "fuse_blocks") else MAX_COUNT
-        _require(value <= most, f"{name} must be at most {most}, not {value}")
+        check_whole(name, getattr(config, name), least, MOST.get(name, MAX_COUNT))
 
 
 @dataclass(frozen=True)
@@ -44,20 +46,24 @@ class ImageTokenizerConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
-        _require_integers(
+        _check_whole(
             self, 1, "channels", "res_blocks", "norm_groups",
             "latent_channels", "codebook_size", "codebook_dim",
         )  # fmt: skip
-        _require(
-            1 <= len(self.channel_multipliers) <= 16,
-            f"channel_multipliers must be 1 to 16 numbers, not {len(self.channel_multipliers)}",
-        )
+        levels = len(self.channel_multipliers)
+        check_whole("the number of channel_multipliers", levels, 1, MOST["channel_multipliers"])
         for multiplier in self.channel_multipliers:
+            check_whole("each of channel_multipliers", multiplier, 1, MAX_COUNT)
             channels = self.channels * multiplier
             _require(
-                channels >= 1 and channels % self.norm_groups == 0,
+                channels % self.norm_groups == 0,
                 f"norm_groups {self.norm_groups} must divide the {channels} channels of each level",
             )
+
+    @property
+    def blocks(self) -> int:
+        """Residual blocks on each side, at least; each has several tensors."""
+        return self.res_blocks * len(self.channel_multipliers)
 
     @property
     def stride(self) -> int:
@@ -108,22 +114,18 @@ class ModelConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "windows", tuple(self.windows))
-        if self.rope_scaling is not None:
-            object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))
-            _require(
-                len(self.rope_scaling) == 4 and min(self.rope_scaling) > 0,
-                f"rope_scaling must be four positive numbers, not {self.rope_scaling}",
-            )
-        _require_integers(
+        _check_whole(
             self, 1, "text_vocabulary", "codebook_size", "dim", "layers", "heads", "kv_heads",
-            "hidden", "context", "max_prompt", "max_grid",
+            "hidden", "context", "max_prompt", "max_grid", "rope_axes",
         )  # fmt: skip
-        _require_integers(self, 0, "fuse_blocks", "window_head", "head_hidden")
+        _check_whole(self, 0, "fuse_blocks", "window_head", "head_hidden")
+        for name in ("text_head", "qkv_bias", "qk_norm"):
+            check_flag(name, getattr(self, name))
+        for window in self.windows:
+            check_whole("each of windows", window, 1, MAX_COUNT)
         _require(
-            len(self.windows) >= 1
-            and len(set(self.windows)) == len(self.windows)
-            and all(isinstance(window, int) and window >= 1 for window in self.windows),
-            f"windows must be distinct integers of at least 1, not {self.windows}",
+            0 < len(set(self.windows)) == len(self.windows),
+            f"windows must be distinct integers of at least 1, not {self.windows!r:.80}",
         )
         if self.head_dim is None:
             _require(
@@ -131,11 +133,8 @@ class ModelConfig:
                 f"dim {self.dim} must be an even multiple of heads {self.heads}",
             )
         else:
-            _require_integers(self, 2, "head_dim")
+            check_whole("head_dim", self.head_dim, 2, MAX_COUNT)
             _require(self.head_dim % 2 == 0, f"head_dim must be even, not {self.head_dim}")
-        for name in ("text_head", "qkv_bias", "qk_norm"):
-            value = getattr(self, name)
-            _require(isinstance(value, bool), f"{name} must be true or false, not {value!r}")
         _require(
             self.rope_axes == 1 or (self.rope_axes == 2 and self.head_size % 4 == 0),
             f"rope_axes must be 1, or 2 with a head size divisible by 4, not {self.rope_axes!r}",
@@ -149,7 +148,22 @@ class ModelConfig:
                 self.dim % window**2 == 0,
                 f"dim {self.dim} must be a multiple of window squared ({window**2})",
             )
-        _require(self.rope_theta > 0 and self.norm_eps > 0, "rope_theta and norm_eps must be > 0")
+        check_number("rope_theta", self.rope_theta, 1, 1e12)
+        check_number("norm_eps", self.norm_eps, 1e-12, 1)
+        if self.rope_scaling is not None:
+            scaling = tuple(self.rope_scaling)
+            object.__setattr__(self, "rope_scaling", scaling)
+            for number in scaling:
+                check_number("each of rope_scaling", number, 1e-6, MAX_COUNT)
+            _require(
+                len(scaling) == 4 and scaling[1] < scaling[2],
+                f"rope_scaling must be four numbers, the third above the second, not {scaling}",
+            )
+
+    @property
+    def blocks(self) -> int:
+        """Residual blocks; each has several tensors."""
+        return self.layers + 2 * self.fuse_blocks * sum(window > 1 for window in self.windows)
 
     @property
     def window(self) -> int:
@@ -186,13 +200,17 @@ class PromptConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "template", tuple(self.template))
+        texts = self.pad, *self.template
         _require(
-            {type(piece) for piece in (self.pad, *self.template)} == {str},
-            "the prompt's template and pad must be strings",
+            {type(text) for text in texts} == {str}
+            and len(texts) + sum(map(len, texts)) <= MOST["template"],
+            f"the prompt's template and pad must be strings of {MOST['template']} characters at "
+            "most",
         )
+        check_flag("padded_negative", self.padded_negative)
         _require(
             [piece.count("{prompt}") for piece in self.template if "{prompt}" in piece] == [1],
-            f"the prompt's template must contain {{prompt}} once, not {self.template}",
+            f"the prompt's template must contain {{prompt}} once, not {self.template!r:.200}",
         )
 
 
@@ -217,25 +235,18 @@ class GenerationConfig:
     any_size: bool = False
 
     def __post_init__(self):
-        _require_integers(
-            self, 1, "width", "height", *(["window"] if self.window is not None else [])
-        )
-        _require_integers(self, 0, "top_k")
+        for name in ("width", "height", "top_k", "window"):
+            if getattr(self, name) is not None or name != "window":
+                check_whole(name, getattr(self, name), int(name != "top_k"), MAX_COUNT)
+        for name, most in (("cfg", 100), ("temperature", 100), ("top_p", 1)):
+            check_number(name, getattr(self, name), 0, most)
         _require(
             self.width * self.height <= MAX_PIXELS,
             f"{self.width}x{self.height} exceeds the limit of {MAX_PIXELS} pixels",
         )
-        for name in ("cfg", "temperature"):
-            value = getattr(self, name)
-            _require(0 <= value <= 100, f"{name} must be a number from 0 to 100, not {value}")
-        _require(
-            self.schedule in SCHEDULES,
-            f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}",
-        )
-        _require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, not {self.top_p}")
-        _require(
-            type(self.any_size) is bool, f"any_size must be true or false, not {self.any_size!r}"
-        )
+        check_choice("schedule", self.schedule, SCHEDULES)
+        _require(self.top_p > 0, "top_p must be above 0")
+        check_flag("any_size", self.any_size)
 
 
 @dataclass(frozen=True)
@@ -276,7 +287,7 @@ class Config:
                 GenerationConfig(**parts["generation"]),
                 PromptConfig(**parts.get("prompt", {})),
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"the configuration is not one of this version: {error}") from None
 
 
@@ -284,9 +295,12 @@ def parse_sizes(text: str) -> list[tuple[int, int]]:
     """ "128x128, 192x128" -> [(128, 128), (192, 128)]; "" -> []. Raises ValueError."""
     try:
         pairs = [part.split("x") for part in text.split(",") if part.strip()]
-        return [(int(width), int(height)) for width, height in pairs]
+        sizes = [(int(width), int(height)) for width, height in pairs]
     except ValueError:
-        raise ValueError(f"sizes must be like 128x128, 192x128, not {text!r}") from None
+        raise ValueError(f"sizes must be like 128x128, 192x128, not {text!r:.80}") from None
+    for width, height in sizes:
+        GenerationConfig(width, height)  # which checks them
+    return sizes
 
 
 LLAMAGEN_VQ16 = ImageTokenizerConfig()

@@ -1,8 +1,12 @@
-"""Checksums, and writing files so that a crash, a full disk or Ctrl-C leaves no partial file."""
+"""Text, JSON lines, checksums, and writing files so that a crash, a full disk or Ctrl-C leaves no
+partial file."""
 
+import errno
 import hashlib
 import json
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,19 +18,44 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+RESERVED = ("CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$")  # names of devices in Windows
+PART = ".part"
+PREFIX = (
+    60  # characters of a file's name in that of its temporary file: with four bytes each, it fits
+)
+
+
+def target_of(path: str | Path) -> Path:
+    """Where a file `path` is to be written: a link is followed, also to a file not yet there.
+
+    Raises FileNotFoundError, which names the folder, if that does not exist; ValueError for what is
+    there and not a file; OSError for a folder that may not be written to and a name that the system
+    does not take.
+    """
+    path = Path(path)
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if not target.parent.is_dir():
+        raise FileNotFoundError(
+            f"the folder {target.parent} does not exist, so {path.name} cannot be saved"
+        )
+    if not os.access(target.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target.parent))
+    try:
+        kind = os.stat(target).st_mode
+    except FileNotFoundError:
+        return target
+    if not stat.S_ISREG(kind):
+        what = "a folder" if stat.S_ISDIR(kind) else "a device or a pipe"
+        raise ValueError(f"{path} is {what}, not a file: choose another name")
+    return target
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; renames it to `path` if the block succeeds.
-
-    Raises FileNotFoundError, which names the folder, if that does not exist.
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"the folder {path.parent} does not exist, so {path.name} cannot be saved"
-        )
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    """Yields a temporary path beside `path`; renames it to `path` if the block succeeds. Where
+    `path` is a link, it stays one, and what it points to is written. Raises as `target_of`."""
+    target = target_of(path)
+    handle, name = tempfile.mkstemp(PART, _prefix(target), target.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -35,15 +64,90 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name[:PREFIX]}."
+
+
+def remove_leftovers(targets: Iterable[Path]) -> None:
+    """Remove what a killed process has left of writing these files (see `target_of`).
+    No other process may be writing them."""
+    prefixes = {(target.parent, _prefix(target)) for target in targets}
+    for folder in {folder for folder, _ in prefixes}:
+        for path in folder.glob(f".*{PART}"):
+            if (folder, path.name[: -len(PART)].rpartition(".")[0] + ".") in prefixes:
+                path.unlink(missing_ok=True)
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for a file's name that is a path, or that some system does not take."""
+    stem = name.partition(".")[0].rstrip().upper()
+    if not name or len(name.encode("utf-8", "replace")) > 255:
+        reason = "must have 1 to 255 bytes"
+    elif found := [c for c in name if c in '<>:"/\\|?*' or ord(c) < 32]:
+        reason = f"must not contain {found[0]!r}"
+    elif stem in RESERVED or re.fullmatch("(COM|LPT)[0-9¹²³]", stem):
+        reason = f"must not be {stem}, which Windows reserves"
+    elif name.endswith((" ", ".")):
+        reason = "must not end in a space or a dot"
+    else:
+        return
+    raise ValueError(f"the name of a file {reason}: {name[:60]!r}")
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text in UTF-8, whole or not at all. Raises as `atomic_path`, and OSError."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_text(path: Path) -> str:
+    """Without a byte order mark. Raises FileNotFoundError, or ValueError for text that is not in
+    UTF-8."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist or is not a file")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text in UTF-8: save it as UTF-8") from None
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text that are not blank, without white space around them, and the number of
+    each, from 0. Raises as `read_text`."""
+    # Not splitlines, which also splits at characters that a line of JSON or a prompt may contain.
+    for number, line in enumerate(read_text(path).split("\n")):
+        if line := line.strip():
+            yield number, line
+
+
+def json_lines(path: Path, expected: str) -> Iterator[tuple[int, dict]]:
+    """As `text_lines`, with a JSON object in each line: `expected` says in an error what object.
+    Raises also ValueError, which names the line."""
+    for number, line in text_lines(path):
+        yield number, json_object(line, f"{path}, line {number + 1}", expected)
+
+
+def json_object(content: str | bytes, where: str, expected: str) -> dict:
+    """Raises ValueError, which begins with `where`, for what is not a JSON object in UTF-8 and for
+    text in it that is not, such as half of a surrogate pair."""
+    try:
+        if isinstance(content, bytes):
+            content = content.decode("utf-8-sig")
+        found = json.loads(content)
+        if "\\" in content:  # only escapes can stand for what UTF-8 cannot
+            json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{where} contains a lone surrogate, which is not a character") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{where}: expected {expected}")
+    return found
 
 
 def sha256(parts: Iterable) -> str:

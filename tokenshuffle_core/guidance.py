@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from .checks import check_choice
 from .config import SCHEDULES
 
 
@@ -13,8 +14,7 @@ def scale_at(schedule: str, cfg: float, position: int, positions: int) -> float:
     at the start, where the unconditional logits are fixed by the size tokens, causes artefacts that
     accumulate (arXiv 2504.17789). Raises ValueError for another schedule.
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {schedule!r}")
+    check_choice("schedule", schedule, SCHEDULES)
     if schedule == "constant":
         return cfg
     ramp = positions - 1 if schedule == "linear" else positions / 2

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import ImageTokenizerConfig
+from .checks import check_sides
+from .config import MAX_PIXELS, ImageTokenizerConfig
 from .engine import strips
 
 # Values in the largest feature map that a CPU holds twice; elsewhere, in 16 bits, that is held
@@ -321,11 +322,7 @@ class ImageTokenizer(nn.Module):
         """
         stride = self.config.stride
         height, width = images.shape[-2:]
-        if height % stride or width % stride or not (height and width):
-            raise ValueError(
-                f"a picture of {width}x{height} cannot be encoded: both sides must be multiples "
-                f"of {stride}"
-            )
+        check_sides(width, height, stride)
         plan = self._plan(images.device, images.dtype)
         parts = images.split(self._at_once(len(images), height * width, plan))
         return torch.cat([self.quantizer.nearest(self.latent(part, plan)) for part in parts])
@@ -344,6 +341,8 @@ class ImageTokenizer(nn.Module):
         dtype = self._decode_dtype(codes.device)
         plan = self._plan(codes.device, dtype, save_memory)
         pixels = codes[0].numel() * self.config.stride**2
+        if pixels > MAX_PIXELS:
+            raise ValueError(f"codes of a picture of {pixels} pixels: the limit is {MAX_PIXELS}")
         parts = [
             self._decode(part, dtype, save_memory)
             for part in codes.split(self._at_once(len(codes), pixels, plan))

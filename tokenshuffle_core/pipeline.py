@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import checkpoints, engine
+from .checks import check_codes, check_given, check_pictures, check_sides, check_text, check_whole
 from .config import Config, GenerationConfig
 from .image_tokenizer import ImageTokenizer
 from .model import TokenShuffleModel
@@ -19,6 +20,7 @@ from .text_tokenizer import PromptEncoder
 from .vocabulary import Vocabulary
 
 MAX_SEED = 2**64
+MAX_PICTURES = 10**6  # of one call: each has a seed in memory
 
 
 class Pictures(NamedTuple):
@@ -96,7 +98,8 @@ class Pipeline:
         result holds all codes, for `decode`."""
         settings, seeds = settings or self.config.generation, seeds_from(seed, count)
         prompts = [self.encode_prompt(prompt)] * count
-        return self.sample(prompts, self.encode_prompt(negative), settings, seeds)
+        negative_ids = self.encode_prompt(negative, "the negative prompt")
+        return self.sample(prompts, negative_ids, settings, seeds)
 
     def sample(
         self,
@@ -124,7 +127,8 @@ class Pipeline:
         device = device or self.model.head.weight.device
         generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         if given is not None:
-            self._check_given(given, grid, len(seeds), self.window(settings))
+            window, codes = self.window(settings), self.config.model.codebook_size
+            check_given(given, (len(seeds), *(side * window for side in grid)), codes, window)
             given = given.to(device)
         framed = [self.text_tokenizer.frame(ids, *grid) for ids in prompts]
         return sample(
@@ -140,24 +144,30 @@ class Pipeline:
             engine,
         )
 
-    def encode_prompt(self, text: str) -> list[int]:
-        """Token ids of a prompt; "" asks for any picture.
+    def encode_prompt(self, text: str, name: str = "the prompt") -> list[int]:
+        """Token ids of a prompt; "" asks for any picture. A model that reads classes takes the
+        number or the name of one.
 
-        Raises ValueError if the prompt has more tokens than the model supports.
+        Raises ValueError, with `name`, for what is no text or has more tokens than the model reads.
         """
-        if any("\ud800" <= c <= "\udfff" for c in text):  # half of a pair, as from a broken paste
-            raise ValueError("the prompt contains a lone surrogate, which is not a character")
-        ids = self.text_tokenizer.encode(text)
-        if len(ids) > self.config.model.max_prompt:
+        check_text(name, text)
+        ids, most = self.text_tokenizer.encode(text), self.config.model.max_prompt
+        if len(ids) > most:
             raise ValueError(
-                f"the prompt has {len(ids)} tokens, this model reads at most "
-                f"{self.config.model.max_prompt}: shorten it"
+                f"{name} has {len(ids)} tokens, this model reads at most {most}: shorten it"
             )
         return ids
 
+    def encode_class(self, name: str) -> list[int]:
+        """As `encode_prompt`, for what only a model that reads classes may draw."""
+        if self.text_tokenizer.kind != "classes":
+            raise ValueError("this model reads text, not classes: give it a prompt")
+        return self.encode_prompt(name, "the class")
+
     def read_prompt(self, text: str, language: str | None = None) -> Reading:
         """What a model with a closed vocabulary recognises in a prompt, with the names of subjects
-        in `language`; an empty reading for any other model."""
+        in `language`; an empty reading for any other model. Raises ValueError for no text."""
+        check_text("the prompt", text)
         if not self.vocabulary:
             return Reading()
         return Reader(self.vocabulary, self.text_tokenizer.normalise).read(text, language)
@@ -177,13 +187,8 @@ class Pipeline:
         checkpoints.check_size(self.config, self.card, settings)
         model, width, height = self.config.model, settings.width, settings.height
         unit = self.config.image_tokenizer.stride * self.window(settings)
+        check_sides(width, height, unit)
         for name, value in (("width", width), ("height", height)):
-            if value % unit or value < unit:
-                lower, upper = value // unit * unit, (value // unit + 1) * unit
-                raise ValueError(
-                    f"{name} {value} does not fit: this model needs a multiple of {unit}, the "
-                    f"nearest is {f'{lower} or {upper}' if lower >= unit else unit}"
-                )
             if value > unit * model.max_grid:
                 raise ValueError(
                     f"{name} {value} is too large: this model has size tokens for at most "
@@ -191,27 +196,14 @@ class Pipeline:
                 )
         rows, columns = height // unit, width // unit
         if rows * columns > model.max_positions:
+            share = (model.max_positions / (rows * columns)) ** 0.5
+            sides = [max(1, int(side * share)) * unit for side in (columns, rows)]
             raise ValueError(
                 f"{width}x{height} takes {rows * columns} positions, this model's context has "
-                f"{model.max_positions} beside the prompt: choose a smaller size or a larger window"
+                f"{model.max_positions} beside the prompt: choose a smaller size, such as "
+                f"{sides[0]}x{sides[1]}, or a larger window"
             )
         return rows, columns
-
-    def _check_given(self, given: Tensor, grid: tuple[int, int], count: int, window: int) -> None:
-        expected = (count, grid[0] * window, grid[1] * window)
-        if given.shape != expected:
-            raise ValueError(
-                f"the given codes have the shape {tuple(given.shape)}, the pictures need {expected}"
-            )
-        if given.max() >= self.config.model.codebook_size:
-            raise ValueError(
-                f"the given codes go up to {given.max()}, this model's codebook to "
-                f"{self.config.model.codebook_size - 1}: they are from another image tokenizer"
-            )
-        kept = given >= 0
-        first = kept[:1, ::window, ::window].repeat_interleave(window, 1)
-        if not torch.equal(kept, first.repeat_interleave(window, 2).expand_as(kept)):
-            raise ValueError(f"the given codes must fill whole windows of {window} x {window}")
 
     def decode(
         self, codes: Tensor, save_memory: bool = False, device: torch.device | None = None
@@ -233,14 +225,12 @@ class Pipeline:
 def seeds_from(seed: int, count: int) -> list[int]:
     """The seeds of `count` pictures: seed, seed + 1, ..., wrapping at 2^64. Raises ValueError."""
     check_seed(seed)
-    if not isinstance(count, int) or count < 1:
-        raise ValueError(f"the number of pictures must be at least 1, not {count}")
+    check_whole("the number of pictures", count, 1, MAX_PICTURES)
     return [(seed + i) % MAX_SEED for i in range(count)]
 
 
 def check_seed(seed: int) -> None:
-    if not 0 <= seed < MAX_SEED:
-        raise ValueError(f"seed must be from 0 to {MAX_SEED - 1}, not {seed}")
+    check_whole("seed", seed, 0, MAX_SEED - 1)
 
 
 @torch.inference_mode()
@@ -251,11 +241,7 @@ def decode_codes(
     device: torch.device | None = None,
 ) -> Tensor:
     """As `Pipeline.decode`, without a model."""
-    if codes.ndim != 3 or codes.is_floating_point():
-        raise ValueError(
-            f"codes must be whole numbers of shape (batch, rows, columns), not {codes.dtype} of "
-            f"shape {tuple(codes.shape)}"
-        )
+    check_codes(codes)
     device = device or image_tokenizer.quantizer.codebook.weight.device
     with engine.threads(image_tokenizer, device)(codes.numel()):
         images = image_tokenizer.decode(codes.to(device, torch.int64), save_memory)
@@ -267,11 +253,7 @@ def encode_images(
     image_tokenizer: ImageTokenizer, images: Tensor, device: torch.device | None = None
 ) -> Tensor:
     """As `Pipeline.encode`, without a model."""
-    if images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(
-            f"a picture must be RGB, with shape (batch, height, width, 3), not "
-            f"{tuple(images.shape)}: flatten its alpha channel first"
-        )
+    check_pictures(images)
     weight = image_tokenizer.quantizer.codebook.weight
     images = images.movedim(-1, 1).to(device or weight.device, weight.dtype)
     codes = images[:, 0].numel() // image_tokenizer.config.stride**2

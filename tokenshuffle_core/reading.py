@@ -13,6 +13,7 @@ from .vocabulary import Subject, Vocabulary
 ALONE = "\u2190-\u2bff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U0001f000-\U0001faff"
 UNIT = re.compile(rf"[{ALONE}]|(?:(?![{ALONE}])[\w'-])+")
 SIMILAR = 0.82  # least similarity of a name that is suggested, from 0 to 1
+SPELT = 4  # words of an unknown phrase that are looked up on their own: each takes milliseconds
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,16 @@ class Reader:
         return max(said, key=said.get, default="")
 
     def _near(self, word: str, languages: tuple[str | None, ...]) -> str:
-        """The most similar name of these languages, or if there is none, of any."""
+        """The most similar name of these languages, or if there is none, of any: to all that is
+        unknown there, or to one of its words."""
         of_these = [
             name
             for name, of in self.subjects.items()
             if any(language in languages for language, *_ in of)
         ]
-        near = [get_close_matches(word, names, 1, SIMILAR) for names in (of_these, self.subjects)]
-        return next(iter([*near[0], *near[1]]), "")
+        near = (
+            get_close_matches(part, names, 1, SIMILAR)
+            for names in (of_these, self.subjects)
+            for part in (word, *word.split()[:SPELT])
+        )
+        return next((names[0] for names in near if names), "")

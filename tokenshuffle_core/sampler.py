@@ -1,5 +1,6 @@
 """Logits -> codes, and the sampling loop as a generator of finished windows."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +19,7 @@ from .shuffle import shuffle, unshuffle
 from .transformer import KVCache, Layout
 
 LEAD = 3  # steps that may begin before the host knows which windows the first of them finished
+COLDEST = 1e-20  # temperature: with a lower one, scores could overflow
 PROMPT_UNIT = 64  # room for prompts is a multiple of it, so that most prompts share a `Shape`
 
 
@@ -61,17 +63,21 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits
 
 
-def sample_codes(logits: Tensor, settings: GenerationConfig, noise: Tensor | None) -> Tensor:
-    """One code from each distribution: logits and noise (B, n, V) -> codes (B, n) int64.
+def sample_codes(
+    logits: Tensor, settings: GenerationConfig, noise: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One code from each distribution: logits and noise (B, n, V) -> codes (B, n) int64 and their
+    logits (B, n, 1) float32, among which is any nan or inf, since it is larger than all numbers.
 
     Sampling uses the Gumbel-max trick, argmax of logits plus noise: unlike with an inverse CDF, a
     rounding error hardly ever changes the code. Temperature 0 is greedy and needs no noise.
     """
-    logits = logits.float()
-    if settings.temperature == 0:
-        return logits.argmax(-1)
-    logits = filter_logits(logits / settings.temperature, settings.top_k, settings.top_p)
-    return (logits + noise).argmax(-1)
+    scores = logits = logits.float()
+    if settings.temperature:
+        scores = logits / max(settings.temperature, COLDEST)
+        scores = filter_logits(scores, settings.top_k, settings.top_p) + noise
+    codes = scores.argmax(-1)
+    return codes, logits.gather(-1, codes[..., None])
 
 
 def sample_windows(
@@ -81,8 +87,9 @@ def sample_windows(
     states: Tensor,
     noise: Tensor | None,
     scale: Tensor | None = None,
-) -> Tensor:
-    """Code states of n windows (B, n, s * s, d) -> their codes (B, n, s * s) int64.
+) -> tuple[Tensor, Tensor]:
+    """Code states of n windows (B, n, s * s, d) -> their codes (B, n, s * s) int64, and () float32,
+    the sum of the logits of these.
 
     With the guidance `scale` (n,) of each, the states are (2 B, n, s * s, d), conditional ones
     first. With a window head, codes are sampled autoregressively within the window, otherwise all
@@ -92,6 +99,7 @@ def sample_windows(
     together = 1 if model.window_head_of(window) else count
     shape = len(states) // (1 if scale is None else 2), *states.shape[1:3]
     codes = torch.zeros(shape, dtype=torch.int64, device=states.device)
+    chosen = []
     for first in range(0, count, together):
         part = slice(first, first + together)
         seen = codes if scale is None else torch.cat([codes, codes])
@@ -99,8 +107,9 @@ def sample_windows(
         if scale is not None:  # equal to guiding the logits, as the head is linear, but cheaper
             x = guide(*x.float().chunk(2), scale[:, None, None]).to(x.dtype)
         drawn = None if noise is None else noise[:, :, part]
-        codes[:, :, part] = sample_codes(model.head(x), settings, drawn)
-    return codes
+        codes[:, :, part], logits = sample_codes(model.head(x), settings, drawn)
+        chosen.append(logits)
+    return codes, torch.cat(chosen, 2).sum()
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,8 @@ class Decoding:
     repeated; for the same reason, what differs between pictures of one `Shape` is kept in the same
     memory. `ahead` is the most windows that a step samples. `done` () int64 counts the finished
     windows. `codes` (B, windows, s, s) int64 are the finished ones, then the guesses of the next
-    steps; they end a few windows behind the picture.
+    steps; they end a few windows behind the picture. `logits` () float32 is the sum of those of all
+    codes so far.
     """
 
     lead = LEAD
@@ -150,6 +160,7 @@ class Decoding:
         self.cache = cache(config, padding, capacity, shape.dtype, shape.layout)
         self.offsets = torch.arange(2 * ahead, device=device)
         self.done = torch.zeros((), dtype=torch.int64, device=device)
+        self.logits = torch.zeros((), device=device)
         windows = positions + 2 * ahead
         self.codes = torch.zeros(
             shape.batch, windows, window, window, dtype=torch.int64, device=device
@@ -193,6 +204,7 @@ class Decoding:
             first = int(self.kept.int().cumprod(0).sum())
             done = first // self.shape.grid[1] * self.shape.grid[1]
         self.done.fill_(done)
+        self.logits.zero_()
         if self.noise:
             self.noise.start(generators)
         states = model.prefill(self.cache, text, window)
@@ -202,7 +214,22 @@ class Decoding:
             states = model.step(self.cache, self.codes[:, :done], window)[:, -1:]
         self.draw(done + 1)
         self._sample(model, states, self.done + self.offsets[:1])
-        return done, done + 1
+        return done, self.checked(float(self.finished()))
+
+    def finished(self) -> Tensor:
+        """One number for the host to read, () float32: `done`, or nan once logits were not finite,
+        since 0 times their sum is nan."""
+        return torch.add(self.done, self.logits, alpha=0)
+
+    @staticmethod
+    def checked(finished: float) -> int:
+        """What the host has read. Raises ValueError where logits were not finite."""
+        if math.isnan(finished):
+            raise ValueError(
+                "the model's logits are not finite, so there is no picture: a LoRA may be too "
+                "strong, or the weights too large for 16 bits"
+            )
+        return int(finished)
 
     def draw(self, windows: int) -> None:
         """Draw the noise of so many windows from the first one on."""
@@ -224,7 +251,9 @@ class Decoding:
         shape, count = self.shape, len(index)
         noise = None if self.noise is None else self.noise.at(index)
         scale = None if self.scales is None else self.scales.index_select(0, index)
-        codes = sample_windows(model, shape.window, shape.settings, states, noise, scale)
+        settings = shape.settings
+        codes, logits = sample_windows(model, shape.window, settings, states, noise, scale)
+        self.logits += logits
         codes = codes.view(-1, count, shape.window, shape.window)
         if shape.has_given:
             codes = self._unless_kept(index, codes)
@@ -267,7 +296,7 @@ class Steps:
         started = time.perf_counter()
         with self.threads(self.decoding.shape.rows * count):
             self.decoding.step(model, count)
-        finished = int(self.decoding.done)
+        finished = self.decoding.checked(float(self.decoding.finished()))
         self.pace.note(count, finished - done, time.perf_counter() - started)
         return finished
 
@@ -301,7 +330,7 @@ def sample(
     window sampled in its place is correct, and all windows up to the first wrong guess are
     finished: they equal those of steps of one window, up to rounding. None leaves the number to the
     engine, which makes steps faster without changing the pictures; `engine` False is the plain loop
-    over the plain model.
+    over the plain model. Raises ValueError where logits are not finite.
     """
     device = torch.empty(0, device=generators[0].device).device  # with its index
     window = settings.window or model.config.window

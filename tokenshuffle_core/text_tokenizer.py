@@ -13,9 +13,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from .checks import MAX_TEXT, check_text
 from .config import PromptConfig
+from .known_tokenizers import parse, sentences
+from .normalizer import normalizer
 
 BEGIN, IMAGE_START, IMAGE_END, PAD = "<|begin|>", "<|image_start|>", "<|image_end|>", "<|pad|>"
 
@@ -24,62 +27,6 @@ def special_tokens(max_grid: int) -> list[str]:
     """The special tokens of a model whose pictures have at most `max_grid` windows a side."""
     sides = [f"<|{side}:{n}|>" for side in ("rows", "columns") for n in range(1, max_grid + 1)]
     return [PAD, BEGIN, IMAGE_START, IMAGE_END, *sides]
-
-
-ARTICLES = (
-    "a|an|the|der|die|das|den|dem|des|ein|eine|einen|einem|einer|eines|le|la|les|un|une|el|los|las|"
-    "lo|una|unos|unas|il|i|gli|uno|o|um|uma|uns|umas"
-)
-# Measure words of Chinese, Japanese and Korean.
-MEASURES = "个個只隻颗顆朵辆輛棵头頭匹条條架艘把块塊杯碗本台座枚张張根支片位顶頂"
-COUNTERS = "つ匹個台本枚頭羽輪粒軒機隻杯冊足着"
-UNITS = "(?:마리|개|대|송이|채|자루|그루|장|잔|권|척|켤레|벌|명)(?:의)?"
-NUMBERS = (("두|2", "둘"), ("세|3", "셋"), ("네|4", "넷"), ("다섯|5", "다섯"))
-ENDS = r"\A[\s.,:!?¡¿。·']+|[\s.,:!?。·']+\z", ""
-START, END = r"(?<![\w'-])", r"(?![\w'-])"
-# What does not change the meaning of a prompt, as (pattern, replacement) on lowercase NFKC text.
-# The engine is Oniguruma, in which ^ and $ match at every line.
-RULES = (
-    ("[\u200b-\u200f\u2060\ufeff\u00ad\ufe0e\ufe0f]", ""),  # invisible
-    (" \u0301", "'"),  # NFKC's form of an acute accent alone
-    ("ё", "е"),
-    ("[’‘ʼ`]", "'"),
-    ("[‐‑–—]", "-"),
-    (r"\s+-+\s+", ", "),
-    ("×", "x"),
-    ('["“”„«»「」『』]', " "),
-    (r"\b3-d\b", "3d"),
-    (r"(?<=3d|flat|modern|noto)-(?=style\b)", " "),
-    (r"\bgray\b", "grey"),
-    ENDS,
-    (r"\s*[,;、]\s*", ", "),
-    (r"\s*:\s*", ": "),
-    # Articles; Portuguese "os" and "as" only before a plural, because a French "os" is a bone.
-    (rf"{START}d'une?(?=\s)", "de"),
-    (rf"{START}(?:{ARTICLES}){END}|{START}(?:l|un)'(?=\w)|{START}(?:os|as)(?=\s+\w+s\b)", " "),
-    (rf"(?:(?<![\d十])[一1][{COUNTERS}]|ひとつ)の|(?<![十第唯统統])一[{MEASURES}]", " "),
-    (rf"(?<!\w)(?:하나의|(?:한 |1 ?){UNITS})(?!\w)", " "),
-    # A number with the measure word of any noun.
-    (rf"(?<=[两二三四五2-5])[{MEASURES}](?=[\u4e00-\u9fff])", "个"),
-    *((rf"(?<!\w)(?:{number}) ?{UNITS}(?!\w)", word) for number, word in NUMBERS),
-    (r"\s+", " "),
-    # "On a blue background" in other words.
-    (r" (?:sur|sobre|con|com|em|num|su) (?=(?:fond|fondo|fundo|sfondo)\b)", ", "),
-    (r"(?<=\w)e[mn] hintergrund\b", "er hintergrund"),
-    (r" (?:auf|vor|mit) (?=\w+ hintergrund\b)", ", "),
-    (r" (?:with|against) (?=\w+ background\b)", ", "),
-    ENDS,
-)
-
-
-def normalizer() -> normalizers.Normalizer:
-    """Lowercase NFKC without what does not change the meaning: extra white space, quotation marks,
-    the punctuation at the end, and the articles of ten languages.
-
-    It is stored with the vocabulary, so a checkpoint keeps the one that it was trained with.
-    """
-    replaced = [normalizers.Replace(Regex(pattern), content) for pattern, content in RULES]
-    return normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), *replaced])
 
 
 class PromptEncoder(Protocol):
@@ -96,7 +43,10 @@ class PromptEncoder(Protocol):
 
 
 class TextTokenizer:
-    """Raises ValueError if the tokenizer lacks a token that the prompt's template needs."""
+    """Raises ValueError if the tokenizer lacks a token that the prompt's template needs.
+
+    Here and below, whatever the `tokenizers` library raises is a ValueError, a panic as well.
+    """
 
     kind = "text"
 
@@ -107,6 +57,7 @@ class TextTokenizer:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.tokenizer, self.prompt = tokenizer, prompt or PromptConfig()
+        self.rows = max(tokenizer.get_vocab().values(), default=-1) + 1
         self.pad = self._token(self.prompt.pad)
         (place,) = (i for i, piece in enumerate(self.prompt.template) if "{prompt}" in piece)
         self.begins, self.ends = self.prompt.template[:place], self.prompt.template[place + 1 :]
@@ -118,7 +69,8 @@ class TextTokenizer:
         self.lead, self.glued_before = self._mixed(before[:split], special), before[split:]
         split = min((match.start() for match in special.finditer(after)), default=len(after))
         self.glued_after, self.trail = after[:split], self._mixed(after[split:], special)
-        self.frame([], 1, 1)
+        if not self.frame([], 1, 1):  # then there is nothing to predict a picture from
+            raise ValueError("the prompt's template needs a special token beside the prompt")
 
     @classmethod
     def train(cls, captions: Iterable[str], vocabulary: int, max_grid: int) -> "TextTokenizer":
@@ -145,42 +97,55 @@ class TextTokenizer:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist or is not a file")
-        tokenizer = _parse(Path(path).read_text(encoding="utf-8"), str(path))
-        tokenizer.add_special_tokens(special_tokens(max_grid))
+        tokenizer = parse(Path(path).read_bytes(), str(path))
+        with sentences(str(path)):
+            before = set(tokenizer.get_vocab().values())
+            added = set(special_tokens(max_grid)) - tokenizer.get_vocab().keys()
+            tokenizer.add_special_tokens(special_tokens(max_grid))
+            if before & {tokenizer.token_to_id(name) for name in added}:
+                raise ValueError("its ids have gaps, where special tokens would be added")
         return cls(tokenizer)
 
     @classmethod
-    def from_json(cls, text: str, prompt: PromptConfig | None = None) -> "TextTokenizer":
-        """The inverse of `to_json`. Raises ValueError for text that is not a tokenizer."""
-        return cls(_parse(text, "the stored text tokenizer"), prompt)
+    def from_json(cls, text: str | bytes, prompt: PromptConfig | None = None) -> "TextTokenizer":
+        """The inverse of `to_json`. Raises ValueError for text that is not a tokenizer, or one with
+        parts that no known family of models uses."""
+        return cls(parse(text, "the text tokenizer"), prompt)
 
     def to_json(self) -> str:
         return self.tokenizer.to_str()
 
     def __len__(self) -> int:
-        return self.tokenizer.get_vocab_size()
+        """The rows that a table of all ids has: the largest id and one."""
+        return self.rows
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text and of the template's text next to it. Surrounding white space is
-        ignored; empty text has no ids."""
+        ignored; empty text has no ids. Raises ValueError as `check_text`."""
         text = text.strip()
+        check_text("the text", text)
         return self._plain(self.glued_before + text + self.glued_after) if text else []
 
     def encode_all(self, texts: list[str]) -> list[list[int]]:
-        """`encode` of each text, on all cores."""
-        texts = [text.strip() for text in texts]
+        """`encode` of each text, on all cores; what is longer than MAX_TEXT is cut off."""
+        texts = [text.strip()[:MAX_TEXT] for text in texts]
         whole = [self.glued_before + text + self.glued_after for text in texts]
-        encoded = self.tokenizer.encode_batch(whole, add_special_tokens=False)
+        with sentences("the text tokenizer"):
+            encoded = self.tokenizer.encode_batch(whole, add_special_tokens=False)
         return [found.ids if text else [] for found, text in zip(encoded, texts, strict=True)]
 
     def normalise(self, text: str) -> str:
-        """The text as the file's normalizer leaves it, from which the ids are made."""
+        """The text as the file's normalizer leaves it, from which the ids are made. Raises as
+        `encode`."""
+        check_text("the text", text)
         rules = self.tokenizer.normalizer
-        return rules.normalize_str(text) if rules else text
+        with sentences("the text tokenizer"):
+            return rules.normalize_str(text) if rules else text
 
     def text_of(self, ids: list[int]) -> str:
         """The inverse of `encode`, up to normalisation."""
-        return self.tokenizer.decode(ids).strip()
+        with sentences("the text tokenizer"):
+            return self.tokenizer.decode(ids).strip()
 
     def frame(self, ids: list[int], rows: int, columns: int, length: int = 0) -> list[int]:
         """Ids from `encode` put into the template, for a picture of rows x columns windows.
@@ -204,7 +169,8 @@ class TextTokenizer:
         return ids + self._plain(text[end:])
 
     def _plain(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids if text else []
+        with sentences("the text tokenizer"):
+            return self.tokenizer.encode(text, add_special_tokens=False).ids if text else []
 
     def _token(self, name: str, rows: int = 0, columns: int = 0) -> int:
         sized = name.replace("{rows}", str(rows)).replace("{columns}", str(columns))
@@ -214,10 +180,3 @@ class TextTokenizer:
         if sized != name:
             raise ValueError(f"this model has no size tokens for {columns}x{rows} windows")
         raise ValueError(f"the text tokenizer has no token {name}")
-
-
-def _parse(text: str, name: str) -> Tokenizer:
-    try:
-        return Tokenizer.from_str(text)
-    except Exception as error:  # the library raises plain Exception
-        raise ValueError(f"{name} is not a tokenizer.json: {error}") from None

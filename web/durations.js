@@ -1,15 +1,27 @@
 // How long the next picture takes, from what the last ones took.
 
 // Seconds for sampling `pictures` at once with so many positions each and decoding them; undefined where
-// no picture has been made yet. A step costs the more the more pictures it is for, and is cheaper for
-// each: between two numbers of pictures and beyond, it is taken as a linear function of them.
+// no picture has been made yet. What was measured of the same kind is taken as it is. A step costs the
+// more the more pictures it is for, and is cheaper for each: between two numbers of pictures and beyond,
+// it is taken as a linear function of them.
 export function estimate({ sampled, decoded, unit, stride }, positions, pictures, pixels) {
   if (!sampled?.length) return undefined
   const window = unit / stride
   const same = sampled.filter(([of]) => of === window)
-  const costs = new Map((same.length ? same : sampled).map(([, n, count, time]) => [n, time / count]))
-  const decoding = decoded ? (decoded[1] / decoded[0]) * pictures * pixels : 0
-  return positions * costOf(pictures, costs) + decoding
+  const far = ([, , count]) => distance(count, positions)
+  const order = [...(same.length ? same : sampled)].sort((a, b) => far(b) - far(a))
+  // Of each number of pictures, the last in this order stays: that with the nearest positions.
+  const costs = new Map(order.map(([, n, count, time]) => [n, time / count]))
+  return positions * costOf(pictures, costs) + decoding(decoded, pictures * pixels)
+}
+
+function decoding(decoded, pixels) {
+  const order = [...(decoded ?? [])].sort(([a], [b]) => distance(a, pixels) - distance(b, pixels))
+  return order.length ? (order[0][1] / order[0][0]) * pixels : 0
+}
+
+function distance(a, b) {
+  return Math.abs(Math.log(a / b))
 }
 
 // Seconds a position.

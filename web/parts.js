@@ -6,6 +6,7 @@ import { drawSchedule } from './guidance.js'
 import { estimate } from './durations.js'
 import { isTrained, positions, presets, ratio, snap, withWindow } from './sizes.js'
 import { duration, strings } from './strings.js'
+import { translated } from './texts.js'
 import { after, append, isLinked, originOf, snapping, widgetOf } from './widgets.js'
 
 const OPTIONS = ['schedule', 'temperature', 'top_k', 'top_p']
@@ -35,7 +36,7 @@ export function sizePart(node, root, refresh) {
     const model = (known = inWindow(node, described))
     const text = strings()
     const linked = isLinked(node, 'width') || isLinked(node, 'height')
-    select.disabled = !model || linked
+    select.hidden = !model || linked
     select.title = text.size
     facts.textContent = model || error ? '' : text.noModel
     warning.textContent = error ? text.broken : ''
@@ -51,8 +52,7 @@ export function sizePart(node, root, refresh) {
     const count = positions(width, height, model)
     const asked = widgetOf(node, 'window')?.value
     facts.textContent = text.positions(count)
-    const pictures = widgetOf(node, 'batch_size')?.value ?? 1
-    const seconds = estimate(model, count, pictures, width * height)
+    const seconds = duringAll(node, model, described, width, height)
     if (seconds) facts.textContent += ` · ${text.time(duration(seconds))}`
     facts.title = seconds ? text.lastSpeed : ''
     if (asked && !model.windows.includes(asked)) {
@@ -64,6 +64,19 @@ export function sizePart(node, root, refresh) {
       warning.textContent = allowed ? text.untrained : text.refused
     }
   }
+}
+
+// Seconds for the pictures of a sampler, or for all rows of a sheet; undefined where no picture has been
+// made yet.
+function duringAll(node, model, described, width, height) {
+  const pictures = (widgetOf(node, 'batch_size') ?? widgetOf(node, 'seeds'))?.value ?? 1
+  const numbers = (name) => (widgetOf(node, name)?.value ?? '').match(/[\d.]+/g)
+  const windows = numbers('windows')?.map((window) => withWindow(described, Number(window))) ?? [model]
+  const rows = windows.map((one) =>
+    estimate(one, positions(width, height, one), pictures, width * height)
+  )
+  if (rows.includes(undefined)) return undefined
+  return (numbers('cfgs')?.length ?? 1) * rows.reduce((sum, seconds) => sum + seconds)
 }
 
 // The model's own settings. They come with a model that is connected or changed, in place of those of
@@ -153,11 +166,11 @@ export function cardPart(node, root) {
       return
     }
     append(root, 'strong').textContent = model.card.title ?? ''
-    append(root, 'div').textContent = model.card.description ?? ''
+    append(root, 'div').textContent = translated(model.card.description ?? '')
     for (const [key, title] of Object.entries(strings().card)) {
       if (!model.card[key]) continue
       append(root, 'div', 'title').textContent = title
-      append(root, 'div').textContent = model.card[key]
+      append(root, 'div').textContent = translated(model.card[key])
     }
   }
 }

@@ -5,6 +5,7 @@ import { strings } from './strings.js'
 import { append, isLinked, widgetOf } from './widgets.js'
 
 const TYPING = 300 // milliseconds of rest before the prompt is read
+const LONGEST = 40 // letters of an unknown word
 
 export function promptPart(node, root) {
   const line = append(root, 'div', 'facts')
@@ -28,10 +29,10 @@ export function promptPart(node, root) {
     read = `${checkpoint}\n${text}`
     const { tokens, limit } = answer
     const said = strings()
-    line.classList.toggle('warning', tokens > limit)
-    line.textContent = answer.error ? '' : said[tokens > limit ? 'tooLong' : 'tokens'](tokens, limit)
+    line.classList.toggle('warning', Boolean(answer.error) || tokens > limit)
+    line.textContent = answer.error ?? said[tokens > limit ? 'tooLong' : 'tokens'](tokens, limit)
     draws.textContent = answer.draws?.length ? said.draws(answer.draws.join(', ')) : ''
-    const words = (answer.unknown ?? []).map(([word, near]) => said.word(word, near))
+    const words = (answer.unknown ?? []).map(([word, near]) => said.word(short(word), near))
     unknown.textContent = words.length ? said.unknown(words.join(', ')) : ''
   }
 
@@ -54,6 +55,11 @@ export function promptPart(node, root) {
       timer = setTimeout(() => show(model.checkpoint, asked), TYPING)
     }
   }
+}
+
+function short(word) {
+  const letters = [...word]
+  return letters.length > LONGEST ? `${letters.slice(0, LONGEST).join('')}…` : word
 }
 
 function area(widget) {

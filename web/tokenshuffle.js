@@ -5,13 +5,14 @@ import { app } from '../../scripts/app.js'
 import { checkpointOf, describe, forget } from './model.js'
 import { cardPart, guidancePart, keepPart, ownPart, sizePart } from './parts.js'
 import { promptPart } from './prompt.js'
-import { after } from './widgets.js'
+import { translated } from './texts.js'
+import { after, widgetOf } from './widgets.js'
 
 // Parts from top to bottom, and the pixels they need; a panel that grows takes the node's spare
 // room.
 const PANELS = {
   TokenShuffleLoader: { parts: [cardPart], height: 120, grows: true },
-  TokenShufflePrompt: { parts: [promptPart], height: 80 },
+  TokenShufflePrompt: { parts: [promptPart], height: 88 },
   TokenShuffleSampler: { parts: [ownPart, sizePart, guidancePart], height: 158 },
   TokenShuffleOptions: { parts: [ownPart], height: 17 },
   TokenShuffleXYSheet: { parts: [ownPart, sizePart], height: 68 },
@@ -98,6 +99,20 @@ function sortTemplates() {
   }
 }
 
+// %date:...% and %Node.widget% in a file's name, as the page does it for its own nodes that save.
+function fillIn(widget) {
+  widget.serializeValue = () => window.comfyAPI.utils.applyTextReplacements(app, widget.value)
+}
+
+// The server does not know the page's language.
+function translateProgress() {
+  const dispatch = api.dispatchCustomEvent
+  api.dispatchCustomEvent = function (type, detail) {
+    if (type !== 'progress_text') return dispatch.call(this, type, detail)
+    return dispatch.call(this, type, { ...detail, text: translated(detail.text) })
+  }
+}
+
 app.registerExtension({
   name: 'TokenShuffle',
 
@@ -107,13 +122,16 @@ app.registerExtension({
     link.href = new URL('./tokenshuffle.css', import.meta.url)
     document.head.append(link)
     sortTemplates()
+    translateProgress()
     // A run has measured the speed again.
     api.addEventListener('execution_success', forgetAndRefresh)
+    app.ui?.settings?.addEventListener('Comfy.Locale.change', forgetAndRefresh)
   },
 
   setup: colourWires,
 
   nodeCreated(node) {
+    if (node.comfyClass === 'TokenShuffleSaveCodes') fillIn(widgetOf(node, 'filename_prefix'))
     if (!(node.comfyClass in PANELS)) return
     addPanel(node, PANELS[node.comfyClass])
     for (const widget of node.widgets ?? []) after(widget, 'callback', refresh)

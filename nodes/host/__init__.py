@@ -9,16 +9,15 @@ import nodes
 from . import routes
 from .memory import Loaded, check_ours, load_checkpoint, with_lora
 from .paths import (
-    LORAS,
     SAVED_CODES,
     checkpoint_path,
     checkpoints,
     codes_path,
+    lora_path,
     loras,
-    modified,
     output_path,
     saved_codes,
-    written,
+    version,
 )
 from .progress import follow, previews_wanted, say
 

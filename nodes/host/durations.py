@@ -4,13 +4,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# checkpoint -> (window, pictures at once) -> positions and seconds of the last sampling
-SAMPLED: dict[str, dict[tuple[int, int], tuple[int, float]]] = {}
-DECODED: dict[str, tuple[int, float]] = {}  # checkpoint -> pixels and seconds of the last decoding
+KINDS = 64  # of which the seconds are kept, the last ones noted
+# checkpoint -> (window, pictures at once, positions) -> seconds of the last sampling
+SAMPLED: dict[str, dict[tuple[int, int, int], float]] = {}
+# checkpoint -> (pixels,) -> seconds of the last decoding
+DECODED: dict[str, dict[tuple[int], float]] = {}
 
 
 def note_sampled(name: str, window: int, pictures: int, positions: int, seconds: float) -> None:
-    SAMPLED.setdefault(name, {})[window, pictures] = positions, seconds
+    _note(SAMPLED.setdefault(name, {}), (window, pictures, positions), seconds)
 
 
 @contextmanager
@@ -18,14 +20,21 @@ def decoding(name: str, pixels: int) -> Iterator[None]:
     """Notes the seconds that are spent inside."""
     started = time.perf_counter()
     yield
-    DECODED[name] = pixels, time.perf_counter() - started
+    _note(DECODED.setdefault(name, {}), (pixels,), time.perf_counter() - started)
 
 
-def durations(name: str) -> dict:
-    """{"sampled": [[window, pictures, positions, seconds], ...], "decoded": [pixels, seconds] or
-    None} of a checkpoint."""
-    sampled = SAMPLED.get(name, {})
+def durations(name: str) -> dict[str, list[list[float]]]:
+    """{"sampled": [[window, pictures, positions, seconds], ...], "decoded": [[pixels, seconds],
+    ...]} of a checkpoint."""
+    tables = {"sampled": SAMPLED, "decoded": DECODED}
     return {
-        "sampled": [[*kind, *found] for kind, found in sampled.items()],
-        "decoded": DECODED.get(name),
+        key: [[*kind, seconds] for kind, seconds in table.get(name, {}).items()]
+        for key, table in tables.items()
     }
+
+
+def _note(table: dict[tuple, float], kind: tuple, seconds: float) -> None:
+    table.pop(kind, None)
+    table[kind] = seconds
+    if len(table) > KINDS:
+        del table[next(iter(table))]

@@ -7,7 +7,6 @@ import comfy.lora
 import comfy.model_management
 import comfy.ops
 import comfy.utils
-import folder_paths
 import torch
 from comfy.cli_args import args
 from comfy.model_patcher import ModelPatcher
@@ -21,7 +20,7 @@ from ...tokenshuffle_core.transformer import KVCache
 from .. import preview
 from ..latents import Codebook
 from .durations import decoding
-from .paths import LORAS, checkpoint_path
+from .paths import checkpoint_path, lora_path
 from .progress import previews_wanted, say
 from .vae import VAE
 
@@ -163,7 +162,7 @@ class Loaded(VAE):
         quantizer = self.pipeline.image_tokenizer.quantizer
         weight = quantizer.codebook.weight
         vectors = quantizer.vectors(torch.arange(len(weight), device=weight.device)[None, None])
-        return Codebook(self.name, vectors[0, :, 0].T.float().cpu().contiguous())
+        return Codebook(self.name, vectors[0, :, 0].T.float().cpu().contiguous(), self.stride)
 
     @cached_property
     def colours(self) -> preview.Colours:
@@ -231,9 +230,12 @@ def _stream(module: torch.nn.Module, device: torch.device) -> None:
 
 def with_lora(loaded: Loaded, name: str, strength: float) -> Loaded:
     """The same weights with a LoRA as a patch, which ComfyUI applies while this one is in use."""
-    path = folder_paths.get_full_path_or_raise(LORAS, name)
-    keys = {layer: f"{layer}.weight" for layer in read_lora(path, loaded.pipeline.model)}
-    patches = comfy.lora.load_lora(comfy.utils.load_torch_file(path, safe_load=True), keys)
+    path = lora_path(name)
+    changes = read_lora(path, loaded.pipeline.model, strength)
+    keys = {layer: f"{layer}.weight" for layer in changes}
+    stored = comfy.utils.load_torch_file(str(path), safe_load=True)
+    # Not views of the file, which may be replaced: the patches are applied again and again.
+    patches = comfy.lora.load_lora({key: tensor.clone() for key, tensor in stored.items()}, keys)
     patcher = loaded.model.clone()
     patcher.add_patches(patches, strength)
     return replace(loaded, model=patcher)

@@ -6,6 +6,8 @@ from pathlib import Path
 import folder_paths
 
 from ...tokenshuffle_core.checkpoints import BUNDLED, PICKLES
+from ...tokenshuffle_core.checks import check_text
+from ...tokenshuffle_core.files import sha256
 
 FOLDER, OTHERS, LORAS = "tokenshuffle", "checkpoints", "loras"
 SAVED_CODES = "codes"  # in the output folder, by default
@@ -28,7 +30,7 @@ def _models(folder: str) -> list[str]:
     files = [
         name
         for name in names
-        if name.endswith((".safetensors", *PICKLES))
+        if name.lower().endswith((".safetensors", *PICKLES))
         and os.path.dirname(name) not in folders
         and not os.path.basename(name).startswith("vq_")  # LlamaGen's image tokenizers
     ]
@@ -75,15 +77,17 @@ def _how_to_get(name: str) -> str:
     return "put its file or folder there"
 
 
-def written(path: Path) -> float:
-    """The modification time of a checkpoint's newest file."""
+def version(path: Path) -> str:
+    """A text that is another one when a file of the checkpoint or LoRA has been written again."""
     files = path.iterdir() if path.is_dir() else [path, *path.parent.glob("vq_*")]
-    return max(file.stat().st_mtime for file in files)
+    stats = [(file.name, file.stat()) for file in sorted(files) if file.is_file()]
+    found = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return sha256([repr(found).encode()])[:16]
 
 
 def loras() -> list[str]:
     names = folder_paths.get_filename_list(LORAS)
-    return [name for name in names if name.endswith(".safetensors")]
+    return [name for name in names if name.lower().endswith(".safetensors")]
 
 
 def saved_codes() -> list[str]:
@@ -97,7 +101,7 @@ def _numpy_files(folder: str) -> list[str]:
         (Path(inside) / name).relative_to(folder).as_posix()
         for inside, _, names in os.walk(folder, followlinks=True)
         for name in names
-        if name.endswith(".npy")
+        if name.lower().endswith(".npy")
     )
 
 
@@ -108,15 +112,18 @@ def codes_path(name: str) -> Path:
     return Path(folder_paths.get_annotated_filepath(name))
 
 
-def output_path(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
-    """A new file in the output folder, numbered as ComfyUI numbers pictures: its path, and its
-    name as ComfyUI's API gives those of pictures."""
+def output_path(prefix: str, suffix: str, width: int, height: int) -> tuple[Path, dict[str, str]]:
+    """A new file in the output folder, numbered and with %...% replaced as in the names of
+    pictures: its path, and its name as ComfyUI's API gives theirs. Raises ValueError."""
+    check_text("filename_prefix", prefix)
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-        prefix, folder_paths.get_output_directory()
+        prefix, folder_paths.get_output_directory(), width, height
     )
-    name = f"{name}_{counter:05}_{suffix}"
+    # A batch is one file, the first.
+    name = f"{name.replace('%batch_num%', '0')}_{counter:05}_{suffix}"
     return Path(folder) / name, {"filename": name, "subfolder": subfolder, "type": "output"}
 
 
-def modified(folder: str, name: str) -> float:
-    return os.path.getmtime(folder_paths.get_full_path_or_raise(folder, name))
+def lora_path(name: str) -> Path:
+    """Raises FileNotFoundError."""
+    return Path(folder_paths.get_full_path_or_raise(LORAS, name))

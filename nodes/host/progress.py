@@ -1,5 +1,6 @@
 """Progress, previews and interrupts of a running node."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -45,13 +46,18 @@ def follow(
 
 def say(text: str) -> None:
     """Show a line of text on the running node."""
-    PromptServer.instance.send_progress_text(text, get_executing_context().node_id)
+    # A name in it may be from a stranger's workflow. Some pages take it for HTML, of which the
+    # oldest runs all; others show it as it is, escapes too. With an invisible word joiner behind
+    # them, < and & are themselves in each.
+    shown = re.sub("[<&]", "\\g<0>\u2060", text).encode("utf-8", "replace")
+    PromptServer.instance.send_progress_text(shown, get_executing_context().node_id)
 
 
 def _speed(step: Progress, seconds: float) -> str:
+    """Short enough for a node as narrow as a new one. web/strings.js translates it."""
     rate = step.position / seconds
-    text = f"{step.position} / {step.positions} positions, {rate:.1f}/s"
-    if step.position < step.positions:
-        left = round((step.positions - step.position) / rate)
-        text += f", {left // 60}:{left % 60:02} left"
-    return text
+    done = f"{step.position} / {step.positions}"
+    if step.position == step.positions:
+        return f"{done} positions, {rate:.1f}/s"
+    left = round((step.positions - step.position) / rate)
+    return f"{done}, {rate:.1f}/s, {left // 60}:{left % 60:02} left"

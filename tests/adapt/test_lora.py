@@ -103,6 +103,13 @@ def rewritten(path, change) -> None:
         (lambda t: t.update(extra=torch.ones(1)), "extra does not belong"),
         (lambda t: t.update({"head.lora_up.weight": torch.ones(64, 5)}), "do not match"),
         (lambda t: t.update({"head.lora_up.weight": torch.ones(9, 3)}), "another model"),
+        (lambda t: t.update({"head.lora_up.weight": torch.ones(64, 0),
+                             "head.lora_down.weight": torch.ones(0, 32)}), "do not match"),
+        (lambda t: t.update({"head.lora_down.weight": torch.tensor(1.0)}), "do not match"),
+        (lambda t: t["head.lora_up.weight"][5, 2].fill_(torch.nan), "head holds .* not finite"),
+        (lambda t: t["head.lora_down.weight"][0, 9].fill_(-torch.inf), "head holds .* not finite"),
+        (lambda t: t["head.alpha"].fill_(torch.nan), "head holds .* not finite"),
+        (lambda t: t["head.lora_up.weight"].fill_(3e38), "head holds .* too large"),
         (
             lambda t: t.update({f"x.{n}": t[f"head.{n}"].clone() for n in
                                 ("lora_up.weight", "lora_down.weight", "alpha")}),
@@ -118,6 +125,23 @@ def test_file_that_does_not_fit(trained, change, words):
     with pytest.raises(ValueError, match=words):
         merge_lora(model, path)
     torch.testing.assert_close(logits(model), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf"), 101.0, -101.0, True, "1", None])
+def test_strength_that_is_none(trained, strength):
+    _, path = trained
+    model = base()
+    with pytest.raises(ValueError, match=f"{path.name}: the strength of a LoRA must be a number "):
+        merge_lora(model, path, strength)
+    assert torch.equal(logits(model), logits(base()))
+
+
+def test_strength_that_is_too_much_for_the_file(trained):
+    _, path = trained
+    rewritten(path, lambda tensors: tensors["head.lora_up.weight"].fill_(1e5))
+    read_lora(path, base(), 0.01)
+    with pytest.raises(ValueError, match=r"head holds .* too large at the strength 100"):
+        read_lora(path, base(), 100)
 
 
 def test_checkpoint_is_no_lora(tiny):

@@ -118,6 +118,20 @@ def change_config(old: str, new: str):
     return change
 
 
+def beyond(metadata: dict[str, str]) -> str:
+    """A text tokenizer one of whose ids is far behind the others."""
+    parts = json.loads(metadata[native.TEXT_TOKENIZER])
+    parts["model"]["vocab"]["Ġapple"] = 500_000
+    return json.dumps(parts)
+
+
+def bare(metadata: dict[str, str]) -> str:
+    """A configuration whose prompts have no special token."""
+    parts = json.loads(metadata[native.CONFIG])
+    parts["prompt"]["template"] = ["{prompt}"]
+    return json.dumps(parts)
+
+
 def test_checkpoint_of_another_kind(tmp_path):
     path = tmp_path / "lora.safetensors"
     save_file({"lora_up.weight": torch.zeros(2, 2)}, path, {"format": "pt"})
@@ -148,9 +162,44 @@ def test_checkpoint_of_another_kind(tmp_path):
         ),
         (lambda t, m: t.pop("model.text_embedding.weight"), r"text_embedding\.weight is missing"),
         (change_config('"dim": 32', '"dim": 32, "width": 32'), "configuration is not one of this"),
-        (change_config('"layers": 2', '"layers": 1e9'), "layers must be an integer of at least 1"),
-        (change_config('"layers": 2', '"layers": 1000000000'), "layers must be at most 10000"),
-        (change_config('"hidden": 64', '"hidden": 1000000000000'), "hidden must be at most"),
+        (change_config('"layers": 2', '"layers": 1e9'), "layers must be a whole number"),
+        (change_config('"layers": 2', '"layers": 1000000000'), "layers must be .* to 10000, not"),
+        (change_config('"hidden": 64', '"hidden": 1000000000000'), "hidden must be a whole number"),
+        (change_config('"layers": 2', '"layers": 10000'), "asks for 10004 blocks, for which"),
+        (change_config('"res_blocks": 1', '"res_blocks": 9000'), "asks for 27000 blocks"),
+        (change_config("[1, 1, 2]", "[1, 1, 2.0]"), "each of channel_multipliers must be a whole"),
+        (change_config("[1, 1, 2]", "[1" + ", 1" * 40 + "]"), "number of channel_multipliers"),
+        (change_config('"windows": [2]', '"windows": [true]'), "each of windows must be a whole"),
+        (change_config('"window_head": 0', '"window_head": true'), "window_head must be a whole"),
+        (change_config('"rope_axes": 1', '"rope_axes": true'), "rope_axes must be a whole number"),
+        (change_config('"rope_theta": 10000.0', '"rope_theta": 1e999'), "rope_theta must be a num"),
+        (change_config('"rope_theta": 10000.0', '"rope_theta": 1e-99'), "rope_theta must be a num"),
+        (change_config('"norm_eps": 1e-05', '"norm_eps": NaN'), "norm_eps must be a number"),
+        (
+            change_config('"rope_scaling": null', '"rope_scaling": [8, 4, 4, 99]'),
+            "the third above the second",
+        ),
+        (change_config('"cfg": 2.0', '"cfg": "' + "9" * 10**6 + '"'), "cfg must be a number"),
+        (change_config('"max_prompt": 64', '"max_prompt": 100000000'), "max_prompt must be a wh"),
+        (change_config('"dim": 32', '"' + "x" * 10**6 + '": 32'), "is not one of this version"),
+        (change_config('"<|begin|>"', '"<|begin|>"' + ', "<|pad|>"' * 10**4), "of 1000 characters"),
+        (lambda t, m: m.update({native.CONFIG: "[" * 200_000}), "is not one of this version"),
+        (lambda t, m: m.update({native.TEXT_TOKENIZER: "[" * 200_000}), "nested too deep"),
+        (lambda t, m: m.pop(native.TEXT_TOKENIZER), "a checkpoint without its text tokenizer"),
+        (lambda t, m: m.update({"modelspec.title": "x" * 10**7}), "its model card has more than"),
+        (lambda t, m: m.update({native.SIZES: "32x32, 0x7"}), "width must be a whole number from"),
+        (lambda t, m: m.update({native.SIZES: "x" * 10**5}), "sizes must be like 128x128"),
+        (lambda t, m: m.update({native.TEXT_TOKENIZER: beyond(m)}), "has 500001 tokens, text_voca"),
+        (
+            lambda t, m: t["model.head.weight"][3, 5:6].fill_(-3e38),
+            r"model\.head\.weight holds numbers beyond 1e\+06",
+        ),
+        (
+            lambda t, m: t.update({"model.head.weight": torch.zeros(64, 32).to(torch.complex64)}),
+            r"holds torch\.complex64, not weights",
+        ),
+        (lambda t, m: m.update({native.CONFIG: bare(m)}), "needs a special token beside the prom"),
+        (lambda t, m: t.update({"model." + "y" * 10**5: torch.zeros(1)}), "has no place in the"),
         (lambda t, m: m.update({native.CONFIG: "{}"}), "configuration is not one of this"),
         (lambda t, m: m.update({native.CONFIG: "[1"}), "bad.safetensors"),
         (lambda t, m: m.update({native.TEXT_TOKENIZER: "{}"}), "is not a tokenizer.json"),
@@ -165,6 +214,8 @@ def test_what_does_not_fit_is_named(tiny, tmp_path, change, message):
     with pytest.raises(ValueError, match=message) as error:
         load(path)
     assert "bad.safetensors" in str(error.value)
+    assert len(str(error.value)) < 1000
+    assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=message):
         checkpoints.convert(path, tmp_path / "again.safetensors")
     assert not (tmp_path / "again.safetensors").exists()

@@ -64,7 +64,7 @@ def test_convert_info_generate(family, prompt, sources, tmp_path, capsys):
         picture, codes = tmp_path / "a.png", tmp_path / "codes.npy"
         assert main([
             "generate", *prompt, "-o", str(picture), "--model", str(model), "--greedy",
-            "--save-codes", str(codes), *size_options(16, 24),
+            "--save-codes", str(codes), *size_options(16, 24), "--overwrite",
         ]) == 0  # fmt: skip
         assert Image.open(picture).size == (16, 24)
         made.append(np.load(codes))
@@ -133,6 +133,7 @@ def test_growing(family, sources, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["convert", "{llamagen}", "--side", "0"], "--side must be a whole number from 1"),
         (["convert", "{llama}"], "name the image tokenizer"),
         (["convert", "{janus}", "--windows", "2"], "windows can only be set for a LLaMA"),
         (["convert", "{janus}", "--image-tokenizer", "{vq}"], "Janus includes its image tokenizer"),

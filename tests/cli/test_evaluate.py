@@ -164,7 +164,7 @@ def test_genai_bench_end_to_end(evaluate, prompts):
         (("retrieval", "DATA", "--batch", "0"), "--batch must be at least 1"),
         (("compositional", "nowhere"), "nowhere/composed does not exist"),
         (("compositional", "COMPOSED", "--language", "nl"), "language 'nl' is not one of"),
-        (("loss", "DATA"), "have no caption"),
+        (("loss", "gone"), "gone does not exist"),
         (("geneval", "gone.jsonl", "-o", "out"), "gone.jsonl does not exist"),
         (("geneval", "geneval.jsonl", "-o", "out", "--samples", "0"), "--samples must be"),
         (
@@ -177,6 +177,7 @@ def test_bad_input(data, composed, tiny, prompts, capsys, arguments, message):
     folders = {"DATA": str(data), "COMPOSED": str(composed)}
     given = [folders.get(argument, argument) for argument in arguments]
     assert main(["eval", *given, "--model", str(tiny)]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    *notes, line = capsys.readouterr().err.strip().splitlines()
     assert message in line
+    assert all("left out: " in note for note in notes)
     assert not (prompts / "out").exists()

@@ -81,6 +81,16 @@ def test_info_describes_a_file(tiny, capsys):
     assert "title: tiny" in capsys.readouterr().out
 
 
+def test_info_of_a_card_that_moves_the_cursor(tiny, tmp_path, capsys):
+    path = tmp_path / "wordy.safetensors"
+    card = {"modelspec.title": "a\x1b[2Jb\r\n" + "c" * 100_000}
+    replace(load(tiny), card=card).save(path)
+    assert main(["info", str(path)]) == 0
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("title: a [2Jb  cc"))
+    assert len(line) < 3000
+    assert "\x1b" not in line
+
+
 @pytest.fixture
 def informed(tiny, tmp_path):
     """The tiny model with a list of its sizes and a vocabulary."""
@@ -158,8 +168,16 @@ def test_a_size_in_a_file_of_prompts_is_refused_unless_asked_for(informed, refus
         (("a", "--cfg", "nan"), "cfg must be a number"),
         (("a", "--top-p", "2"), "top_p must be"),
         (("a", "--temperature", "-1"), "temperature must be"),
-        (("a", "--seed", "-1"), "seed must be"),
+        (("a", "--seed", "-2"), "seed must be"),
+        (("a", "--count", "1000000000"), "--count, must be from 1 to 100000"),
+        (("a", "--batch", "0"), "--batch must be at least 1"),
+        (("a", "--width", "80000", "--height", "80000"), "80000x80000 exceeds the limit"),
+        (("a", "--width", "80000"), "width 80000 is too large"),
+        (("a", "--width", "9" * 40), "width must be a whole number from 1"),
         (("a", "--device", "tpu9"), "device 'tpu9'"),
+        (("--class", "207"), "this model reads text, not classes"),
+        (("a\udcff",), "the prompt contains a lone surrogate"),
+        (("a", "--negative", "\udcff"), "the negative prompt contains a lone surrogate"),
     ],
 )
 def test_bad_settings(refused, tiny, tmp_path, arguments, message):
@@ -184,7 +202,8 @@ def test_missing_places(refused, tiny, tmp_path):
     assert "nowhere does not exist" in refused(
         "generate", "a", "-o", tmp_path / "nowhere" / "a.png", "--model", tiny
     )
-    assert "must end in .png" in refused("generate", "a", "-o", tmp_path / "a.jpg")
+    assert "has none of model.safetensors" in refused("info", tmp_path)
+    assert "must end in .png or .jpg" in refused("generate", "a", "-o", tmp_path / "a.gif")
     assert "gone.safetensors is neither an existing file nor" in refused(
         "info", tmp_path / "gone.safetensors"
     )
@@ -199,7 +218,7 @@ def test_bad_pictures(refused, tiny, tmp_path):
     Image.new("RGBA", (8, 8)).save(tmp_path / "alpha.png")
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
     output = ("-o", tmp_path / "c.npy", "--model", tiny)
-    assert "one.png: a picture of 1x1" in refused("encode", tmp_path / "one.png", *output)
+    assert "one.png: width 1 does not fit" in refused("encode", tmp_path / "one.png", *output)
     assert "alpha.png is transparent" in refused("encode", tmp_path / "alpha.png", *output)
     assert "deep.png has more than 8 bits" in refused("encode", tmp_path / "deep.png", *output)
 

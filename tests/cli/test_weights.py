@@ -1,5 +1,6 @@
 import pytest
 import torch
+from PIL import Image
 
 from tests.support.loras import write_random_lora
 from tokenshuffle_core.adapt.lora import merge_lora
@@ -21,7 +22,7 @@ def test_merged_checkpoint_draws_what_model_and_lora_draw(tiny, lora, tmp_path):
     for name, model in (("a", ["--model", str(merged)]), ("b", with_lora), ("c", with_lora[:2])):
         output = tmp_path / f"{name}.png"
         assert main(["generate", "a red apple", "-o", str(output), *size, *model]) == 0
-    a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
+    a, b, c = (Image.open(tmp_path / f"{name}.png").tobytes() for name in "abc")
     assert a == b != c
     expected = load(tiny)
     merge_lora(expected.model, lora, 1.5)
@@ -50,6 +51,8 @@ def test_grown_checkpoint_serves_the_windows_asked_for(tiny, tmp_path, capsys):
         (["merge"], "at least one --lora"),
         (["merge", "--lora", "no.safetensors"], "no.safetensors does not exist"),
         (["merge", "--lora", "no.safetensors=x"], "'x' is not a number"),
+        (["merge", "--lora", "no.safetensors=nan"], "no.safetensors: the strength of a LoRA must"),
+        (["merge", "--lora", "no.safetensors=-inf"], "the strength of a LoRA must be a number"),
         (["grow", "--windows", "a"], "must be like 2 or 1,2,4"),
         (["grow", "--windows", "3"], "multiple of window squared"),
         (["grow", "--windows", "2,2"], "distinct integers"),

@@ -108,7 +108,7 @@ def test_broken_pictures_are_listed(source, image_tokenizer, tmp_path):
     assert (summary.pictures, summary.broken, summary.written) == (11, 2, 4)
     lists = {path.name: path.read_text() for path in (tmp_path / "out").glob("*.txt")}
     assert lists.keys() == {"broken-00000.txt", "broken-00002.txt"}
-    assert lists["broken-00000.txt"] == "02\tpicture 02 is not a JPEG, PNG or WebP\n"
+    assert lists["broken-00000.txt"].startswith("02\tpicture 02 is not a picture in BMP or")
     assert lists["broken-00002.txt"].startswith("09\tpicture 09 cannot be read: ")
     index = json.loads(summary.index.read_text())
     assert (index["pictures"], index["broken"], index["held_out"]) == (11, 2, 0)
@@ -311,7 +311,7 @@ def test_the_command_shares_the_work_under_torchrun(
     found = capsys.readouterr()
     assert found.out == ""
     assert (
-        "6 pictures in 2 new shards and 0 that were already complete; 2 broken ones left out"
+        "6 pictures in 2 new shards and 0 that were already complete, 2 left out: 2 cannot be read"
         in found.err
     )
     assert "shards of other processes are still missing" in found.err
@@ -377,7 +377,7 @@ def test_a_full_disk_leaves_no_half_shard(source, tokenizer_file, tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
     assert result.returncode == 2
     assert "codes-00000.safetensors cannot be written" in result.stderr.splitlines()[-1]
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["broken-00000.txt"]
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_share_is_held_out_and_stays_so(image_tokenizer, tmp_path):

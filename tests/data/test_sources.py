@@ -137,15 +137,17 @@ def bomb() -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "picture a is not a JPEG, PNG or WebP"),
-        (b"just text", "picture a is not a JPEG, PNG or WebP"),
-        (encoded(noise(4, 4), "GIF"), "picture a is not a JPEG, PNG or WebP"),
+        (b"", "picture a is not a picture in BMP or GIF"),
+        (b"just text", "picture a is not a picture in BMP or GIF"),
+        (encoded(noise(4, 4), "EPS"), "picture a is not a picture in BMP or GIF"),
+        (encoded(noise(4, 4), "PPM"), "picture a is not a picture in BMP or GIF"),
+        (encoded(noise(4, 4).convert("F"), "TIFF"), "picture a has more than 8 bits"),
         (encoded(noise(64, 64))[:2000], "picture a cannot be read: .*truncated"),
         (encoded(noise(64, 64), "JPEG")[:2000], "picture a cannot be read: .*truncated"),
         (bomb(), "picture a cannot be read: .*decompression bomb"),
         (encoded(Image.fromarray(np.zeros((4, 4), np.uint16))), "picture a has more than 8 bits"),
     ],
-    ids=["empty", "text", "GIF", "cut PNG", "cut JPEG", "bomb", "16 bit"],
+    ids=["empty", "text", "EPS", "PPM", "float", "cut PNG", "cut JPEG", "bomb", "16 bit"],
 )
 def test_bad_pictures(content, message, tmp_path):
     with pytest.raises(ValueError, match=message):
@@ -180,7 +182,7 @@ def test_places_that_hold_no_items(tmp_path):
     with pytest.raises(ValueError, match=r"notes\.txt is neither a folder nor a \.tar"):
         read_items(tmp_path / "notes.txt")
     with pytest.raises(
-        ValueError, match=r"has no pictures \(jpg, jpeg, jfif, png, webp\), no \.tar"
+        ValueError, match=r"has no pictures \(bmp, gif, .*, no \.tar.*; 1 left out: 1 text"
     ):
         read_items(tmp_path)
 
@@ -194,18 +196,22 @@ def test_pictures_and_shards_side_by_side(tmp_path):
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_pictures_without_a_caption_are_counted(write, tmp_path):
+def test_pictures_without_a_caption_are_left_out_and_counted(write, tmp_path, capsys):
     captions = {"d": ["d"], "b": ["", " "], "c": [""]}
     pairs = {f"x/{name}.png": (encoded(noise(4, 4)), text) for name, text in captions.items()}
     source = write(tmp_path / "source", pairs)
-    with pytest.raises(ValueError, match=r"2 of the 3 pictures in .* the first is 'x/b'"):
-        read_items(source)
+    assert [item.key for item in read_items(source)] == ["x/d"]
+    assert capsys.readouterr().err == "1 picture, 2 left out: 2 without a caption (x/b)\n"
+    assert len(read_items(source, captioned=False)) == 3
+    assert not capsys.readouterr().err
 
 
-def test_a_picture_without_its_txt(tmp_path):
-    write_folder(tmp_path, {"a.png": (encoded(noise(4, 4)), ["a"])})
-    (tmp_path / "a.txt").unlink()
-    with pytest.raises(ValueError, match=r"1 of the 1 pictures .* write one into a \.txt file"):
+def test_pictures_of_which_none_has_a_caption(tmp_path):
+    write_folder(tmp_path, {f"{name}.png": (encoded(noise(4, 4)), [" "]) for name in "ba"})
+    (tmp_path / "b.txt").unlink()
+    with pytest.raises(
+        ValueError, match=r"none of the 2 pictures in .*'a': write one into a \.txt"
+    ):
         read_items(tmp_path)
 
 
@@ -230,9 +236,9 @@ def test_a_caption_that_is_not_utf_8(tmp_path):
     ("line", "message"),
     [
         ("{", "line 2 is not JSON"),
-        ("[]", "line 2 must be a JSON object"),
+        ("[]", "line 2: expected a JSON object such as"),
+        ('{"file_name": "a.png", "text": "\\ud83d"}', "line 2 contains a lone surrogate"),
         ('{"text": "a"}', "line 2: file_name must be the name of a picture, not None"),
-        ('{"file_name": "b.png", "text": "b"}', "line 2: file_name 'b.png' is not a file in"),
         ('{"file_name": "../a.png", "text": "b"}', r"'\.\./a\.png' is outside"),
         ('{"file_name": "x/../a.png", "text": "b"}', r"'x/\.\./a\.png' is outside"),
         ('{"file_name": "/etc/passwd", "text": "b"}', "'/etc/passwd' is outside"),
@@ -240,8 +246,10 @@ def test_a_caption_that_is_not_utf_8(tmp_path):
         ('{"file_name": "a.png", "text": 1}', "line 2: text must be a text or a list"),
         ('{"file_name": "a.png", "captions": [null]}', "line 2: captions must be a text or a list"),
         ('{"file_name": "a.png", "text": "a", "repeats": 0}', "repeats must be .* not 0"),
+        ('{"file_name": "a.png", "text": "a", "repeats": 1000000000}', "from 1 to 10000, not 10"),
         ('{"file_name": "a.png", "text": "a", "repeats": true}', "repeats must be .* not True"),
-        ('{"file_name": "a.png", "text": "a", "split": "test"}', "split must be .* not 'test'"),
+        ('{"file_name": "a.png", "text": "a", "split": "tests"}', "split must be .* not 'tests'"),
+        ("[" * 100_000, "line 2 is not JSON: maximum recursion"),
     ],
 )
 def test_a_wrong_line_of_metadata(line, message, tmp_path):
@@ -268,16 +276,6 @@ def test_a_damaged_tar(tmp_path):
         read_items(path)
 
 
-def test_a_tar_with_links(tmp_path):
-    path = tmp_path / "set.tar"
-    with tarfile.open(path, "w") as tar:
-        link = tarfile.TarInfo("a.png")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(link)
-    with pytest.raises(ValueError, match=r"set\.tar: a\.png is a link"):
-        read_items(path)
-
-
 def test_a_tar_with_wrong_json(tmp_path):
     path = write_tar(tmp_path / "set.tar", {"a.json": b"{", "a.png": b""})
     with pytest.raises(ValueError, match=r"set\.tar: a\.json is not JSON"):
@@ -291,39 +289,8 @@ def test_null_is_no_caption(tmp_path):
     assert [item.captions for item in read_items(tmp_path)] == [("an ape",)]
 
 
-@pytest.mark.parametrize(
-    ("write", "where"),
-    [
-        (write_folder, r"a \.txt file of the same name in the same folder"),
-        (write_metadata, r'the field "text" of metadata\.jsonl'),
-        (write_shards, r"a \.txt file of the same name in the same \.tar"),
-    ],
-)
-def test_captions_may_be_needed_or_not(write, where, tmp_path):
-    picture = encoded(noise(4, 4))
-    source = write(tmp_path / "source", {"a.png": (picture, [" "]), "b.png": (picture, ["b"])})
-    with pytest.raises(ValueError, match=f"1 of the 2 .* the first is 'a': write one into {where}"):
-        read_items(source)
-    assert [item.captions for item in read_items(source, captioned=False)] == [(), ("b",)]
-
-
 def test_shards_that_each_number_their_samples_from_zero(tmp_path):
     for name in ("x", "y"):
         write_tar(tmp_path / f"{name}.tar", {"0.png": encoded(noise(4, 4)), "0.txt": name.encode()})
     items = read_items(tmp_path)
     assert [(item.key, item.captions) for item in items] == [("x/0", ("x",)), ("y/0", ("y",))]
-
-
-def test_metadata_in_a_folder_below(tmp_path):
-    write_metadata(tmp_path / "train", {"a.png": (encoded(noise(4, 4)), ["a"])})
-    with pytest.raises(ValueError, match=r"metadata\.jsonl lists the pictures of .*train: give"):
-        read_items(tmp_path)
-
-
-def test_pictures_of_other_kinds_are_counted(tmp_path, capsys):
-    write_folder(tmp_path, {"a.jfif": (encoded(noise(4, 4), "JPEG"), ["a"])})
-    for name in ("b.heic", "c.HEIC", "d.gif", "notes.md"):
-        (tmp_path / name).write_bytes(b"")
-    assert [item.key for item in read_items(tmp_path)] == ["a"]
-    (note,) = capsys.readouterr().err.splitlines()
-    assert note.endswith(": 1 .gif, 2 .heic")

@@ -114,7 +114,12 @@ def test_a_latent_comes_back_from_disk(server, prompt):
     prompt["keep"] = saving("load", "without an owner")
     message = fail(server, prompt)
     assert message["node_id"] == "keep"
-    assert "Save Latent" in message["exception_message"]
+    assert "Load Latent do not: connect the vq" in message["exception_message"]
+    prompt["keep"]["inputs"]["vq"] = ["loader", 1]
+    prompt["codes"] = saving("sampler", "with an owner")
+    entry = run(server, prompt)
+    kept, drawn = (codes_in(server, entry, name) for name in ("keep", "codes"))
+    np.testing.assert_array_equal(kept, drawn)
 
 
 def test_the_image_tokenizer_is_a_vae(server, prompt):

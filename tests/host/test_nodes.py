@@ -165,7 +165,7 @@ def on_the_command_line(server, tmp_path, *options) -> np.ndarray:
     model = server.base / "models" / "tokenshuffle" / "tiny.safetensors"
     command = [server.host.python, "-m", "tokenshuffle_core", "generate", "a red apple"]
     command += ["--model", model, "--seed", "7", "--cfg", "2", "--width", "32", "--height", "48"]
-    command += ["--device", "cpu", "-o", tmp_path / "cli.png", *options]
+    command += ["--device", "cpu", "-o", tmp_path / "cli.png", "--overwrite", *options]
     subprocess.run(command, cwd=comfyui.PACK, check=True)
     return pixels((tmp_path / "cli.png").read_bytes())
 

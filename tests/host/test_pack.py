@@ -3,12 +3,17 @@
 import io
 import json
 import re
+import time
+import urllib.error
 import urllib.parse
+import urllib.request
 
+import psutil
 import pytest
 from PIL import Image
 
 from scripts import comfyui, workflows
+from tokenshuffle_core.pipeline import load
 
 NODES = {
     "TokenShuffleLoader",
@@ -35,7 +40,7 @@ def test_imports_without_a_complaint(server):
     assert len(lines) >= 1, "the table of import times names the pack"
     assert not [line for line in lines if re.search("warn|error|fail", line, re.IGNORECASE)]
     (seconds,) = (float(m[1]) for line in lines if (m := re.search(r"([\d.]+) seconds", line)))
-    assert seconds < 0.3
+    assert seconds < 0.5  # 0.1 on an idle machine
 
 
 def test_object_info_has_every_node(server):
@@ -108,6 +113,74 @@ def test_page_asks_for_what_is_no_checkpoint(server, name):
     answer = server.get(f"/tokenshuffle/model?checkpoint={name}")
     assert set(answer) == {"error"}
     assert name.rpartition("/")[2] in answer["error"]
+
+
+def refused(server, path: str, body: bytes | None = None) -> tuple[int, str]:
+    """The status and the sentence of the answer to a wrong request."""
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(urllib.request.Request(server.url + path, body), timeout=10)
+    return error.value.code, json.loads(error.value.read())["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"\xff\xfe\x00", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", 'JSON object with "checkpoint"'),
+        (b"1e999", 'JSON object with "checkpoint"'),
+        (b'{"text": "a"}', 'JSON object with "checkpoint"'),
+        (b'{"checkpoint": ["tiny.safetensors"], "text": "a"}', '"checkpoint" must be text'),
+        (b'{"checkpoint": "tiny.safetensors"}', 'JSON object with "text"'),
+        (b'{"checkpoint": "tiny.safetensors", "text": ["a"]}', '"text" must be text'),
+        (b'{"checkpoint": "tiny.safetensors", "text": 3}', '"text" must be text'),
+        (
+            b'{"checkpoint": "tiny.safetensors", "text": "a", "language": {}}',
+            '"language" must be text',
+        ),
+        (b'{"checkpoint": "tiny.safetensors", "text": "\\ud800"}', "lone surrogate"),
+        (b'{"checkpoint": "\\udfff", "text": "a"}', "lone surrogate"),
+    ],
+)
+def test_wrong_requests_are_refused_in_a_sentence(server, body, words):
+    status, sentence = refused(server, "/tokenshuffle/prompt", body)
+    assert status == 400
+    assert words in sentence
+
+
+@pytest.mark.parametrize(("length", "expected"), [(10_001, 400), (10**7, 413)])
+def test_long_texts_are_refused_at_once(server, length, expected):
+    text = json.dumps({"checkpoint": "tiny.safetensors", "text": "a" * length}).encode()
+    before = psutil.Process(server.pid).memory_info().rss
+    started = time.monotonic()
+    status, sentence = refused(server, "/tokenshuffle/prompt", text)
+    assert time.monotonic() - started < 2
+    assert status == expected
+    assert "shorten" in sentence
+    assert psutil.Process(server.pid).memory_info().rss < before + 2**25
+
+
+def test_page_asks_for_no_model_at_all(server):
+    assert refused(server, "/tokenshuffle/model")[0] == 400
+    for name in ("%00", "%ED%A0%80", "a" * 5000):
+        assert set(server.get(f"/tokenshuffle/model?checkpoint={name}")) == {"error"}
+
+
+def test_page_gets_no_more_of_a_card_than_it_shows(server, tiny):
+    path = server.base / "models" / "tokenshuffle" / "wordy.safetensors"
+    parts = load(tiny)
+    parts.card |= {"modelspec.description": "word " * 150_000}
+    parts.card |= {f"modelspec.{i}": "word" for i in range(10**4)}
+    parts.save(path)
+    try:
+        answer = workflows.http(f"{server.url}/tokenshuffle/model?checkpoint={path.name}")
+        assert path.stat().st_size > 700_000
+        assert len(answer) < 20_000
+        assert json.loads(answer)["card"]["description"].startswith("word word")
+    finally:
+        path.unlink()
 
 
 def test_templates_are_the_workflows_with_their_thumbnails(server):

@@ -19,6 +19,16 @@ DROPPED = [
 ]
 
 
+# Nodes grow by their pictures.
+COVERED = """() => {
+    const boxes = window.app.graph._nodes.map((node) => [node.title, ...node.boundingRect])
+    const meet = ([, x, y, w, h], [, left, top, width, height]) =>
+        x < left + width && left < x + w && y < top + height && top < y + h
+    return boxes.flatMap((one, i) => boxes.slice(i + 1)
+        .filter((other) => meet(one, other)).map((other) => `${one[0]} and ${other[0]}`))
+}"""
+
+
 @pytest.mark.parametrize("path", DROPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_dropped_workflow_runs(page, path):
     page.drop(path)
@@ -36,6 +46,8 @@ def test_dropped_workflow_runs(page, path):
     assert shown
     assert all(shown)
     page.page.wait_for_timeout(SECOND)
+    if path in EXAMPLES:
+        assert page.page.evaluate(COVERED) == []
     page.screenshot(f"{path.parent.name}-{path.stem}")
 
 
@@ -61,6 +73,35 @@ def test_picture_grows_while_sampling(page):
     assert len(set(page.page.evaluate("() => window.previews"))) >= 3
     facts = page.page.locator(".tokenshuffle-panel .facts").all_inner_texts()
     assert any("400 positions · about" in text for text in facts), facts
+
+
+@pytest.mark.slow
+def test_a_name_in_a_strangers_workflow_is_shown_and_runs_nothing(page):
+    page.drop(workflows.WORKFLOWS / "Text to image.json")
+    page.page.evaluate(
+        f"""() => {{
+            const save = window.LiteGraph.createNode('TokenShuffleSaveCodes')
+            window.app.graph.add(save)
+            ;({NODE})('TokenShuffleSampler').connect(0, save, 'codes')
+            window.app.api.addEventListener('executed', ({{ detail }}) => {{
+                window.saved = detail.output?.codes?.[0].filename ?? window.saved
+            }})
+        }}"""
+    )
+    name = f"{page.look} &lt;b&gt; <i>c<img src=x onerror=window.harmed=1>"
+    page.fill("TokenShuffleSaveCodes", filename_prefix=name)
+    page.press_run()
+    page.wait_for_the_end()
+    saved = page.page.wait_for_function("() => window.saved").json_value()
+    page.page.wait_for_function(
+        """saved => [...document.querySelectorAll('span, textarea')].some(
+            (shown) => (shown.value ?? shown.textContent).replaceAll('\u2060', '') === saved
+        )""",
+        arg=saved,
+    )
+    page.page.wait_for_timeout(SECOND)
+    page.screenshot("name-of-a-stranger")
+    assert page.page.evaluate("() => window.harmed") is None
 
 
 def test_preset_sets_the_size_and_the_size_snaps(page):

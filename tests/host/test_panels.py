@@ -1,5 +1,8 @@
 """What the nodes' panels say of a model, a prompt and the time that a picture will take."""
 
+import re
+import time
+
 import pytest
 
 from scripts import workflows
@@ -55,6 +58,18 @@ def test_the_prompt_says_what_the_model_draws_and_does_not_know(page):
     page.page.wait_for_timeout(SECOND)
     assert said.get_by_text("draws:").count() == 0
     assert said.locator("input:visible").count() == 0
+
+
+def test_all_that_is_said_of_a_prompt_is_in_view(page):
+    page.drop(TEXT_TO_IMAGE)
+    page.fill("TokenShufflePrompt", text="a fox over Paris")
+    panel = page.page.locator(".tokenshuffle-panel", has_text="does not know: paris")
+    panel.wait_for()
+    assert panel.locator("input").is_visible()
+    assert panel.evaluate("panel => panel.scrollHeight <= panel.clientHeight")
+    page.fill("TokenShufflePrompt", text="q" * 500)
+    panels = page.page.locator(".tokenshuffle-panel")
+    panels.get_by_text(f"does not know: {'q' * 40}…", exact=True).wait_for()
 
 
 def test_a_subject_is_picked_from_a_list(page):
@@ -163,7 +178,7 @@ def test_estimates_are_those_of_a_linear_cost(page):
     def cost(pictures: int, positions: int, pixels: int) -> float:
         return positions * (0.003 + 0.001 * pictures) + 2e-7 * pictures * pixels
 
-    model = {"stride": 8, "unit": 16, "sampled": [], "decoded": [1000, 2e-4]}
+    model = {"stride": 8, "unit": 16, "sampled": [], "decoded": [[1000, 2e-4]]}
     assert page.page.evaluate(script, [model, 64, 1, 128**2]) is None
     for n, positions in ((1, 64), (4, 128)):
         model["sampled"].append([2, n, positions, cost(n, positions, 0)])
@@ -171,3 +186,46 @@ def test_estimates_are_those_of_a_linear_cost(page):
     for n, positions, pixels in ((1, 64, 128**2), (2, 128, 2 * 128**2), (16, 64, 128**2)):
         found = page.page.evaluate(script, [model, positions, n, pixels])
         assert found == pytest.approx(cost(n, positions, pixels)), n
+    # What was measured of the same kind counts, whatever came after it.
+    model["sampled"] += [[2, 1, 1024, 50.0], [2, 1, 256, 7.0]]
+    model["decoded"].append([4096, 3.0])
+    assert page.page.evaluate(script, [model, 1024, 1, 4096]) == pytest.approx(53.0)
+
+
+def about(page) -> float:
+    """The seconds that the sampler's or the sheet's panel announces."""
+    facts = page.page.locator(".tokenshuffle-panel .facts").get_by_text("about")
+    return float(re.search(r"about ([\d.]+) s", facts.inner_text())[1])
+
+
+def timed(page) -> float:
+    """Seconds of a run, as the page sees it."""
+    started = time.perf_counter()
+    page.press_run()
+    page.wait_for_the_end()
+    seconds = time.perf_counter() - started
+    page.page.wait_for_timeout(SECOND)
+    return seconds
+
+
+@pytest.mark.slow
+def test_the_announced_time_is_that_of_the_next_run(page):
+    page.drop(TEXT_TO_IMAGE)
+    for _ in range(2):  # of another kind
+        timed(page)
+    page.fill("TokenShuffleSampler", width=256, batch_size=12)
+    for _ in range(2):
+        timed(page)
+    announced = about(page)
+    assert 1 / 1.5 < announced / timed(page) < 1.5
+
+
+@pytest.mark.slow
+def test_the_announced_time_of_a_sheet_is_that_of_all_its_pictures(page):
+    page.drop(workflows.WORKFLOWS / "Compare seeds and guidance.json")
+    for seed in (10, 20):
+        page.fill("TokenShuffleXYSheet", seed=seed)
+        timed(page)
+    announced = about(page)
+    page.fill("TokenShuffleXYSheet", seed=30)
+    assert 1 / 1.5 < announced / timed(page) < 1.5

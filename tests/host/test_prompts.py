@@ -4,13 +4,16 @@ import copy
 import io
 import json
 import math
+import os
 import subprocess
 import time
 import urllib.error
+import uuid
 
 import numpy as np
 import pytest
 from PIL import Image
+from websockets.sync.client import connect
 
 from scripts import comfyui, workflows
 from tokenshuffle_core.pipeline import load
@@ -123,10 +126,46 @@ def test_checkpoint_that_changed_on_disk_is_loaded_anew(server, prompt, tiny):
     parts.save(path)
     prompt["loader"]["inputs"]["checkpoint"] = path.name
     (before,) = succeed(server, prompt)
+    stamp = path.stat().st_mtime_ns
     parts.model.initialise()
+    parts.card["modelspec.title"] = "an archive keeps the time, not the size"
     parts.save(path)
+    os.utime(path, ns=(stamp, stamp))
     (after,) = succeed(server, prompt)
     assert (before != after).any()
+
+
+def test_a_model_and_its_lora_are_overwritten_while_they_draw(server, prompt):
+    """As by cp, in place: what is in memory draws on, and the next load sees the new file."""
+    prompt["lora"] = {
+        "class_type": "TokenShuffleLoraLoader",
+        "inputs": {"model": ["loader", 0], "lora": "tiny.safetensors", "strength": 1.0},
+    }
+    prompt["text"]["inputs"]["model"] = prompt["sampler"]["inputs"]["model"] = ["lora", 0]
+    prompt["sampler"]["inputs"] |= {"width": 128, "height": 128}
+    expected = succeed(server, prompt)
+    models = server.base / "models"
+    files = [models / folder / "overwritten.safetensors" for folder in ("tokenshuffle", "loras")]
+    for file in files:
+        file.write_bytes(file.with_name("tiny.safetensors").read_bytes())
+    prompt["loader"]["inputs"]["checkpoint"] = prompt["lora"]["inputs"]["lora"] = files[0].name
+    client = uuid.uuid4().hex
+    with connect(f"{server.url.replace('http', 'ws')}/ws?clientId={client}") as socket:
+        body = {"prompt": prompt, "client_id": client}
+        prompt_id = json.loads(workflows.http(f"{server.url}/prompt", body))["prompt_id"]
+        while '"progress"' not in str(socket.recv(timeout=60)):
+            pass
+        for file in files:
+            file.write_bytes(b"")
+    entry = workflows.wait(server.url, prompt_id)
+    assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
+    pictures = [pixels(png) for png in workflows.images(server.url, entry, "save")]
+    np.testing.assert_array_equal(pictures, expected)
+    message = fail(server, prompt)
+    assert message["node_id"] == "loader"
+    assert "overwritten.safetensors is not a readable" in message["exception_message"]
+    for file in files:
+        file.unlink()
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_a_class_for_a_model_that_reads_text(server, prompt):
         "inputs": {"model": ["loader", 0], "name": "golden retriever"},
     }
     messages = str(server.run(prompt)["status"]["messages"])
-    assert "tiny.safetensors reads text, not classes" in messages
+    assert "this model reads text, not classes" in messages
 
 
 def test_a_class_that_does_not_exist(server, prompt):

@@ -7,6 +7,8 @@ import pytest
 
 from scripts import comfyui, workflows
 
+from .pages import EXTENSIONS, SECOND
+
 HAN, KANA = re.compile("[\u4e00-\u9fff]"), re.compile("[\u3041-\u30fa]")
 MESSAGE_SYNTAX = set("{}@|")  # the page's translator, vue-i18n, reads these as instructions
 
@@ -84,3 +86,43 @@ def test_every_node_has_a_help_page_in_the_language(server, nodes, locale):
 def test_no_help_page_without_a_node(nodes, locale):
     pages = (comfyui.PACK / "web" / "docs").glob(f"*/{locale}.md")
     assert {page.parent.name for page in pages} == nodes.keys()
+
+
+PROSE = ("description", "usage_hint", "limits", "license", "author", "training")
+
+
+@pytest.fixture
+def page_in(page, locale):
+    page.set("Comfy.Locale", locale)
+    page.page.wait_for_timeout(2 * SECOND)  # the page loads its graph again
+    yield page
+    page.set("Comfy.Locale", "en")
+    page.page.wait_for_timeout(2 * SECOND)
+
+
+def test_model_cards_are_in_the_language(page_in, server, locale):
+    script = f"""async texts => {{
+        const {{ translated }} = await import('{EXTENSIONS}/texts.js')
+        return texts.map(translated)
+    }}"""
+    texts = []
+    for name in ("emoji.safetensors", "llamagen/c2i_B_256.pt", "Janus-Pro-1B"):
+        card = server.get(f"/tokenshuffle/model?checkpoint={name}").get("card", {})
+        of_others = name != "emoji.safetensors"  # whose author is a name
+        texts += [card[key] for key in (PROSE[:1] if of_others else PROSE)]
+    for text in page_in.page.evaluate(script, texts):
+        assert is_written_in(locale, text), text
+
+
+@pytest.mark.slow
+def test_progress_is_in_the_language(page_in, locale):
+    page_in.drop(workflows.WORKFLOWS / "Text to image.json")
+    done, seed = {"zh": ("64 / 64 个位置，", 8101), "ja": ("64 / 64 ポジション、", 8102)}[locale]
+    page_in.fill(
+        "TokenShuffleSampler", seed=seed
+    )  # which no test has drawn: the host keeps results
+    page_in.page.evaluate("() => window.app.queuePrompt(0)")
+    shown = """text => window.app.graph._nodes.some((node) =>
+        node.widgets?.some((widget) => String(widget.value).startsWith(text)))"""
+    page_in.page.wait_for_function(shown, arg=done, timeout=60 * SECOND)
+    page_in.screenshot(f"progress-{locale}")

@@ -45,7 +45,7 @@ class EmulatedSteps(CapturedSteps):
 
     def _capture(self, model, count: int) -> Callable[[], None]:
         decoding, cache = self.decoding, self.decoding.cache
-        written = [decoding.codes, decoding.done, self.finished, cache.position]
+        written = [decoding.codes, decoding.done, decoding.logits, self.finished, cache.position]
         written += [*cache.keys, *cache.values]
         before = [tensor.clone() for tensor in written]
         with Recording() as recording:

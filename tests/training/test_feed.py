@@ -14,7 +14,8 @@ import torch
 from tests.support.models import LOOP
 from tokenshuffle_core.class_names import ClassNames
 from tokenshuffle_core.config import PromptConfig
-from tokenshuffle_core.data.shards import CodeShards, Shard, _write_index
+from tokenshuffle_core.data.shards import CodeShards, Shard
+from tokenshuffle_core.data.writing import _write_index
 from tokenshuffle_core.sampler import pad_left
 from tokenshuffle_core.text_tokenizer import IMAGE_START, PAD, TextTokenizer
 from tokenshuffle_core.training.captions import Captions
@@ -101,7 +102,8 @@ def write_codes(directory, count: int, side: int = 8, captions: int = 3, shard: 
         path = directory / f"codes-{first // shard:05}.safetensors"
         Shard(codes, grid, list(map(json.dumps, records)), [], path.name).write(path)
         sources[path] = path.name
-    about = {"stride": 4, "sizes": [f"{4 * side}x{4 * side}"], "image_tokenizer": "random"}
+    sizes = [f"{4 * side}x{4 * side}"]
+    about = {"stride": 4, "codebook_size": 64, "sizes": sizes, "image_tokenizer": "random"}
     _write_index(directory, sources, about)
     return CodeShards(directory)
 

@@ -255,6 +255,33 @@ def test_files_that_are_no_recipe(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        ".".join("a" * 100_000) + " = 1", "[" + ".".join("a" * 100_000) + "]",
+        ".".join("a" * 900) + " = 1", "a = " + "[" * 50_000, "a = " + "{a=" * 30_000,
+        f"steps = {'9' * 4000}\n[[stage]]\ncodes = 'x'", f"steps = {'9' * 5000}",
+        "a = 'x'\n" * 10**6,
+        f"{'k' * 100_000} = 1\n[[stage]]\ncodes = 'x'\nsteps = 1", f"preset = '{'p' * 100_000}'",
+        "[[stage]]\ncodes = 'x'\nsteps = 1\nlearning_rate = inf", "\0", "preset = 'tiny'\n\ud800",
+    ],
+    ids=range(13),
+)  # fmt: skip
+def test_a_recipe_that_is_made_to_harm(text, tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=r"r\.toml: ") as refused:
+        read_stages(path)
+    assert time.monotonic() - started < 3
+    assert len(str(refused.value)) < 3000
+
+
+def test_a_recipe_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "r.toml").write_text("[[stage]]\ncodes = 'x'\nsteps = 1", encoding="utf-8-sig")
+    assert len(read_stages(tmp_path / "r.toml").stages) == 1
+
+
 def test_later_stages_are_checked_before_the_first_begins(codes, image_tokenizer, tmp_path, capsys):
     recipe = write(tmp_path / "r.toml", codes, image_tokenizer)
     text, out = Path(recipe).read_text(), tmp_path / "run"
@@ -294,7 +321,9 @@ def test_two_processes_learn_what_one_learns(codes, image_tokenizer, tmp_path):
     for name in ("first", "second"):
         expected, found = (load_file(d / name / "final.safetensors") for d in (one, two))
         for key, weight in expected.items():
-            torch.testing.assert_close(found[key], weight, rtol=1e-3, atol=1e-5)
+            # A step is a gradient divided by its own size: where that is nearly zero, the order of
+            # a sum shows.
+            torch.testing.assert_close(found[key], weight, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -13,11 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import check_number
 from ..engine import release
 from ..engine.quantize import check_whole
 from ..files import open_safetensors, write_safetensors
 
 METADATA = "tokenshuffle.lora"
+MAX_STRENGTH = 100.0  # of either sign
+MAX_CHANGE = 2.0**15  # of one weight: half of what 16 bits hold
 
 
 class LoraLinear(nn.Module):
@@ -64,12 +67,17 @@ def save_lora(path: str | Path, model: nn.Module, card: dict[str, str] | None = 
     write_safetensors(path, tensors, metadata)
 
 
-def read_lora(path: str | Path, model: nn.Module) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """The changes in a file: layer of `model` -> up (out, rank), down (rank, in), alpha.
+def read_lora(
+    path: str | Path, model: nn.Module, strength: float = 1.0
+) -> dict[str, tuple[Tensor, Tensor, float]]:
+    """The changes in a file: layer of `model` -> up (out, rank), down (rank, in), and the scale of
+    their product, strength * alpha / rank.
 
     Raises FileNotFoundError, or ValueError if the file is not a LoRA for a Token-Shuffle model, if
-    that model had another shape, or if `model` is quantised.
+    that model had another shape, if `model` is quantised, or if a change is not finite or too large
+    for 16 bits.
     """
+    check_number(f"{path}: the strength of a LoRA", strength, -MAX_STRENGTH, MAX_STRENGTH)
     check_whole(model)
     release(model)  # the layers are looked up by their class
     with open_safetensors(path) as file:
@@ -86,9 +94,19 @@ def read_lora(path: str | Path, model: nn.Module) -> dict[str, tuple[Tensor, Ten
         changes = {}
         for layer in sorted(layers):
             up, down, alpha = (file.get_tensor(f"{layer}.{part}") for part in parts)
-            if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0] or alpha.ndim:
+            fit = up.ndim == down.ndim == 2 and up.shape[1] == len(down) and not alpha.ndim
+            if not (fit and up.numel() and down.numel()):
                 raise ValueError(f"{path}: the shapes of {layer} do not match")
-            changes[layer] = up, down, float(alpha)
+            rank = len(down)
+            scale = strength * float(alpha) / rank
+            largest = [float(part.float().abs().max()) for part in (up, down)]
+            if not all(map(math.isfinite, (*largest, scale))):
+                raise ValueError(f"{path}: {layer} holds numbers that are not finite")
+            if abs(scale) * rank * math.prod(largest) > MAX_CHANGE:
+                raise ValueError(
+                    f"{path}: {layer} holds numbers that are too large at the strength {strength:g}"
+                )
+            changes[layer] = up, down, scale
     linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     for layer, (up, down, _) in changes.items():
         shape = tuple(linear[layer].weight.shape) if layer in linear else None
@@ -104,7 +122,7 @@ def read_lora(path: str | Path, model: nn.Module) -> dict[str, tuple[Tensor, Ten
 def merge_lora(model: nn.Module, path: str | Path, strength: float = 1.0) -> None:
     """Add the LoRA in `path` to the model's weights, in place. Raises as `read_lora`, with the
     model unchanged."""
-    for layer, (up, down, alpha) in read_lora(path, model).items():
+    for layer, (up, down, scale) in read_lora(path, model, strength).items():
         weight = model.get_submodule(layer).weight
-        change = strength * alpha / len(down) * (up.float() @ down.float())
+        change = scale * (up.float() @ down.float())
         weight.copy_(weight.float() + change.to(weight.device))

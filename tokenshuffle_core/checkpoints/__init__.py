@@ -14,9 +14,9 @@ from ..config import FAMILIES
 from ..files import Planned, write_safetensors
 from ..image_tokenizer import ImageTokenizer
 from . import janus, llama, llamagen, native, vq
-from .checkpoint import Checkpoint, checked, fill, named_shapes, skeleton
-from .native import SIZES, check_size, save, save_image_tokenizer, trained_sizes
-from .source import PICKLES, WRAPPERS, Source
+from .checkpoint import Checkpoint, checked, fill, named, named_shapes, skeleton
+from .native import SIZES, check_size, is_trained_at, save, save_image_tokenizer, trained_sizes
+from .source import PICKLES, WRAPPERS, Source, whole_of
 
 __all__ = ["BUNDLED", "Checkpoint", "convert", "load_image_tokenizer", "read", "save", "skeleton"]
 
@@ -39,18 +39,21 @@ def read(
     `windows` those of a new model that starts from a LLaMA. Raises FileNotFoundError, or ValueError
     with one sentence.
     """
-    family = family or _family_of(path)
-    if family is None:
-        return native.read(path)
-    source = Source(path)
-    image_tokenizer = image_tokenizer and Path(image_tokenizer)
-    if family not in MODELS:
-        raise ValueError(f"{path}: a model's family is one of {', '.join(MODELS)}, not {family}")
-    if family == "llama":
-        return llama.read(source, image_tokenizer, side, windows or (2,))
-    if windows:
-        raise ValueError("windows can only be set for a LLaMA; grow changes those of other models")
-    return MODELS[family].read(source, image_tokenizer, side)
+    with named(path):
+        family = family or _family_of(path)
+        if family is None:
+            return native.read(path)
+        source = Source(path)
+        image_tokenizer = image_tokenizer and Path(image_tokenizer)
+        if family not in MODELS:
+            raise ValueError(f"a model's family is one of {', '.join(MODELS)}, not {family}")
+        if family == "llama":
+            return llama.read(source, image_tokenizer, side, windows or (2,))
+        if windows:
+            raise ValueError(
+                "windows can only be set for a LLaMA; grow changes those of other models"
+            )
+        return MODELS[family].read(source, image_tokenizer, side)
 
 
 def load_image_tokenizer(
@@ -58,11 +61,12 @@ def load_image_tokenizer(
 ) -> ImageTokenizer:
     """The image tokenizer of a checkpoint, or one in its own file, in float32. `family` and errors
     are those of `read`."""
-    family = family or _family_of(path)
-    if family not in (None, "vq"):
-        return read(path, family).load_image_tokenizer(device)
-    config, weights = vq.read(path) if family else native.read_image_tokenizer(path)
-    return fill(skeleton(config), weights, f"{path}: image_tokenizer.", device, torch.float32)
+    with named(path):
+        family = family or _family_of(path)
+        if family not in (None, "vq"):
+            return read(path, family).load_image_tokenizer(device)
+        config, weights = vq.read(path) if family else native.read_image_tokenizer(path)
+        return fill(skeleton(config), weights, f"{path}: image_tokenizer.", device, torch.float32)
 
 
 def convert(
@@ -127,10 +131,12 @@ def _family_of(path: str | Path) -> str | None:
     source = Source(path, (*WRAPPERS, "ema"))
     for family, module in (MODELS | {"vq": vq}).items():
         if any(mark in source for mark in module.MARKS):
+            if family in ("janus", "llama") and not source.path.is_dir():
+                raise ValueError(f"{path} is one file of a model that is a folder{whole_of(path)}")
             return family
-    if source.path.is_dir() or source.path.suffix in PICKLES:
+    if source.path.is_dir() or source.path.suffix.lower() in PICKLES:
         raise ValueError(
-            f"{path} is not of a supported family ({', '.join(FAMILIES)}): it has weights such as "
-            f"{', '.join(sorted(source.shapes)[:3])}"
+            f"{path} is not of a supported family ({', '.join(FAMILIES)}), with weights such as "
+            f"{', '.join(sorted(source.shapes)[:3])}{whole_of(path)}"
         )
     return None

@@ -1,10 +1,12 @@
 """A checkpoint of any family, and how its weights become modules."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -15,6 +17,12 @@ from ..model import TokenShuffleModel
 from ..text_tokenizer import PromptEncoder
 from ..vocabulary import Vocabulary
 
+LARGEST = 1e6  # a weight that nothing was trained to, and with which what is computed overflows
+DTYPES = (
+    torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.uint8,
+    torch.float8_e4m3fn, torch.float8_e5m2,
+)  # fmt: skip
+MAX_TEXT = 600  # characters of a sentence about a file
 Weights = dict[str, Callable[[], Tensor]]  # our name -> function that reads the tensor
 
 
@@ -36,25 +44,50 @@ class Checkpoint:
     vocabulary: Vocabulary | None = None
 
     def __post_init__(self):
-        """Raises ValueError if the text tokenizer has more tokens than the model."""
+        """Raises ValueError if the text tokenizer has more tokens than the model, or the model more
+        parts than the file."""
         tokens, rows = len(self.text_tokenizer), self.config.model.text_vocabulary
         if tokens > rows:
-            raise ValueError(
-                f"{self.path}: the text tokenizer has {tokens} tokens, text_vocabulary is {rows}"
-            )
+            raise ValueError(f"the text tokenizer has {tokens} tokens, text_vocabulary is {rows}")
+        check_parts(self.config.model, self.model_weights)
+        check_parts(self.config.image_tokenizer, self.image_tokenizer_weights)
 
     def load_model(self, device: str | torch.device, dtype: torch.dtype) -> TokenShuffleModel:
         """Raises ValueError if the weights do not match the configuration."""
-        model = skeleton(self.config.model)
-        if self.kind:
-            quantize(model, self.kind)
-        return fill(model, self.model_weights, f"{self.path}: model.", device, dtype)
+        with named(self.path):
+            model = skeleton(self.config.model)
+            if self.kind:
+                quantize(model, self.kind)
+            return fill(model, self.model_weights, f"{self.path}: model.", device, dtype)
 
     def load_image_tokenizer(self, device: str | torch.device) -> ImageTokenizer:
         """In float32, since it is small. Raises as `load_model`."""
         where = f"{self.path}: image_tokenizer."
-        module = skeleton(self.config.image_tokenizer)
-        return fill(module, self.image_tokenizer_weights, where, device, torch.float32)
+        with named(self.path):
+            module = skeleton(self.config.image_tokenizer)
+            return fill(module, self.image_tokenizer_weights, where, device, torch.float32)
+
+
+@contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """What a file from a stranger makes its reader raise, as a ValueError with one sentence of a
+    length that a person reads, which names the file."""
+    try:
+        yield
+    except (ValueError, RecursionError, OverflowError, SafetensorError) as error:
+        text = " ".join(str(error).split())
+        text = text if str(path) in text else f"{path}: {text}"
+        raise ValueError(text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}...") from None
+
+
+def check_parts(shape: ModelConfig | ImageTokenizerConfig, weights: Collection[str]) -> None:
+    """Before anything is built: raises ValueError for a shape with more blocks than there are
+    tensors, which takes minutes and gigabytes from a file of a few bytes."""
+    if shape.blocks > len(weights):
+        raise ValueError(
+            f"the configuration asks for {shape.blocks} blocks, for which {len(weights)} tensors "
+            "are too few"
+        )
 
 
 class _NothingDrawn(TorchFunctionMode):
@@ -78,7 +111,7 @@ def fill(
     module: nn.Module, weights: Weights, where: str, device: str | torch.device, dtype: torch.dtype
 ) -> nn.Module:
     """Load weights into a skeleton for inference, on `device` and in `dtype` (except quantised
-    ones).
+    ones). None is a view of its file, which may be replaced then.
 
     Raises ValueError, starting with `where`, for names or shapes that differ and for values that
     are not finite.
@@ -90,7 +123,9 @@ def fill(
         weight = checked(lambda name=name: weights[name]().to(device), f"{where}{name}", shape)
         if weight.dtype != kept.get(name, weight.dtype):
             raise ValueError(f"{where}{name} is {weight.dtype}, not {kept[name]}")
-        state_dict[name] = weight.to(kept.get(name, dtype))
+        # A view of the file would change with it, and end the process where that is cut.
+        copy = weight.device.type == "cpu"
+        state_dict[name] = weight.to(kept.get(name, dtype), copy=copy)
     module.load_state_dict(state_dict, assign=True)
     return module.eval()
 
@@ -101,21 +136,26 @@ def named_shapes(module: nn.Module, weights: Weights, where: str) -> dict[str, t
     expected = {name: empty.shape for name, empty in module.state_dict().items()}
     for name in sorted(expected.keys() ^ weights.keys()):
         state = "is missing" if name in expected else "has no place in the configuration"
-        raise ValueError(f"{where}{name} {state}")
+        raise ValueError(f"{where}{name:.200} {state}")
     return expected
 
 
 def checked(read: Callable[[], Tensor], where: str, shape: torch.Size) -> Tensor:
-    """The tensor, if it has the shape that its configuration asks for and finite weights; otherwise
-    raises ValueError."""
-    x = read()
+    """The tensor, if it has the shape that its configuration asks for and weights within LARGEST;
+    otherwise raises ValueError."""
+    try:
+        x = read()
+    except SafetensorError as error:
+        raise ValueError(f"{where} cannot be read: {error}") from None
     if x.shape != shape:
         raise ValueError(
             f"{where} has shape {tuple(x.shape)}, the configuration asks for {tuple(shape)}"
         )
-    if not x.is_floating_point() and x.dtype not in (torch.int8, torch.uint8):
+    if x.dtype not in DTYPES:
         raise ValueError(f"{where} holds {x.dtype}, not weights")
     # The minimum or maximum of values that are not all finite is not finite either.
-    if not torch.stack((x.float() if x.itemsize == 1 else x).aminmax()).isfinite().all():
-        raise ValueError(f"{where} holds numbers that are not finite")
+    extremes = torch.stack((x.float() if x.itemsize == 1 else x).aminmax()).abs()
+    if not (extremes <= LARGEST).all():
+        what = f"beyond {LARGEST:g}" if extremes.isfinite().all() else "that are not finite"
+        raise ValueError(f"{where} holds numbers {what}")
     return x

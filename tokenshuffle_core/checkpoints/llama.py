@@ -33,7 +33,7 @@ def read(
     ValueError."""
     if image_tokenizer is None:
         raise ValueError(f"{source.path} is a LLaMA: name the image tokenizer to use")
-    ours = image_tokenizer.suffix == ".safetensors"
+    ours = image_tokenizer.suffix.lower() == ".safetensors"
     images, image_weights = (native.read_image_tokenizer if ours else vq.read)(image_tokenizer)
     text_tokenizer = TextTokenizer.from_file(source.file("tokenizer.json"), MAX_GRID)
     shape = shape_from(source, source.config, "model.")
@@ -76,6 +76,10 @@ def shape_from(source: Source, hf_config: dict, prefix: str) -> dict:
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{source.path}: config.json is not that of a LLaMA: {error}") from None
     attention = f"{prefix}layers.0.self_attn."
+    # Checked here since new layers of this size may be made before the weights are read.
+    size = heads * head_dim, dim
+    if source.shape_of(f"{attention}q_proj.weight", 2) != size:
+        raise ValueError(f"{source.path}: the query projection is not {size[0]} x {dim}")
     return {
         "text_vocabulary": vocabulary, "dim": dim, "layers": layers, "heads": heads,
         "kv_heads": kv_heads, "context": context, "norm_eps": norm_eps, "rope_theta": theta,

@@ -22,7 +22,8 @@ from ..image_tokenizer import ImageTokenizer
 from ..model import TokenShuffleModel
 from ..text_tokenizer import PromptEncoder, TextTokenizer
 from ..vocabulary import Vocabulary
-from .checkpoint import Checkpoint, Weights
+from .checkpoint import Checkpoint, Weights, check_parts
+from .source import whole_of
 
 CONFIG = "tokenshuffle.config"
 IMAGE_TOKENIZER = "tokenshuffle.image_tokenizer"
@@ -32,31 +33,33 @@ PROMPTS = "tokenshuffle.prompts"  # the prompt encoder's kind
 VOCABULARY = "tokenshuffle.vocabulary"  # what a model with a closed vocabulary knows
 SIZES = "tokenshuffle.sizes"  # part of the card: the sizes that the model was trained on
 ARCHITECTURE = "token-shuffle"
+MAX_CARD = 2**20  # characters; it may hold a thumbnail
 FOR_MACHINES = (CONFIG, IMAGE_TOKENIZER, TEXT_TOKENIZER, WEIGHTS, PROMPTS, VOCABULARY)
 
 
 def read(path: str | Path) -> Checkpoint:
-    """Raises FileNotFoundError, or ValueError with one sentence that names the file."""
+    """Raises FileNotFoundError or ValueError."""
     file = open_safetensors(path)
     metadata = file.metadata() or {}
-    if CONFIG not in metadata or TEXT_TOKENIZER not in metadata:
-        raise ValueError(f"{path} is a safetensors file, but not a Token-Shuffle checkpoint")
+    if CONFIG not in metadata:
+        raise ValueError(
+            f"{path} is a safetensors file, but not a Token-Shuffle checkpoint{whole_of(path)}"
+        )
+    if TEXT_TOKENIZER not in metadata:
+        raise ValueError(f"{path} is a checkpoint without its text tokenizer: save it again")
     text = metadata[TEXT_TOKENIZER]
     # Older files lack the key; their class names are recognised by how they begin.
     kind = metadata.get(PROMPTS, "classes" if text.startswith('{"classes"') else "text")
     card = {key: value for key, value in metadata.items() if key not in FOR_MACHINES}
-    vocabulary = None
-    try:
-        config = Config.from_json(metadata[CONFIG])
-        if kind == ClassNames.kind:
-            text_tokenizer = ClassNames.from_json(text)
-        else:
-            text_tokenizer = TextTokenizer.from_json(text, config.prompt)
-        trained_sizes(config, card)
-        if VOCABULARY in metadata:
-            vocabulary = Vocabulary.from_json(metadata[VOCABULARY])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    if sum(map(len, card.values())) > MAX_CARD:
+        raise ValueError(f"{path}: its model card has more than {MAX_CARD} characters")
+    config = Config.from_json(metadata[CONFIG])
+    if kind == ClassNames.kind:
+        text_tokenizer = ClassNames.from_json(text)
+    else:
+        text_tokenizer = TextTokenizer.from_json(text, config.prompt)
+    trained_sizes(config, card)
+    vocabulary = Vocabulary.from_json(metadata[VOCABULARY]) if VOCABULARY in metadata else None
     return Checkpoint(
         Path(path),
         config,
@@ -77,12 +80,17 @@ def trained_sizes(config: Config, card: dict[str, str]) -> list[tuple[int, int]]
     return list(dict.fromkeys([default, *sizes])) if sizes else []
 
 
+def is_trained_at(config: Config, card: dict[str, str], settings: GenerationConfig) -> bool:
+    """Whether the model was trained at this size, as far as its card says."""
+    sizes = trained_sizes(config, card)
+    return not sizes or (settings.width, settings.height) in sizes
+
+
 def check_size(config: Config, card: dict[str, str], settings: GenerationConfig) -> None:
     """Raises ValueError, which names the trained sizes, the nearest first, for another one, unless
     the settings allow `any_size`."""
-    width, height = settings.width, settings.height
-    sizes = trained_sizes(config, card)
-    if sizes and (width, height) not in sizes and not settings.any_size:
+    if not settings.any_size and not is_trained_at(config, card, settings):
+        width, height, sizes = settings.width, settings.height, trained_sizes(config, card)
         sizes.sort(key=lambda size: abs(size[0] - width) + abs(size[1] - height))
         raise ValueError(
             f"this model was not trained at {width}x{height}: choose "
@@ -99,9 +107,11 @@ def read_image_tokenizer(path: str | Path) -> tuple[ImageTokenizerConfig, Weight
         raise ValueError(f"{path} does not hold a Token-Shuffle image tokenizer")
     try:
         config = ImageTokenizerConfig(**json.loads(metadata[IMAGE_TOKENIZER]))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: the image tokenizer's configuration: {error}") from None
-    return config, _weights(file, "image_tokenizer.")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"the image tokenizer's configuration: {error}") from None
+    weights = _weights(file, "image_tokenizer.")
+    check_parts(config, weights)
+    return config, weights
 
 
 def save(

@@ -13,6 +13,7 @@ import re
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,6 +27,11 @@ WRAPPERS = ("model", "module", "state_dict")
 PREFIXES = ("_fsdp_wrapped_module.", "_orig_mod.", "module.")
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
+MODELS_INSIDE = (
+    "final.safetensors", "latest.safetensors", "*.safetensors", *(f"*{end}" for end in PICKLES),
+    "snapshots/*/config.json", "models--*/snapshots/*/config.json", "*/config.json",
+    "*/final.safetensors",
+)  # fmt: skip
 # What a pickle of tensors may import; argparse's Namespace is harmless, and training scripts save
 # their options in one.
 PLAIN = re.compile(
@@ -45,6 +51,8 @@ class Source:
         self.path = Path(path)
         if not self.path.exists():
             raise FileNotFoundError(f"{path} does not exist")
+        if not self.path.is_dir() and not self.path.is_file():  # a pipe is read without end
+            raise ValueError(f"{path} is not a file")
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._readers: dict[str, Callable[[], Tensor]] = {}
         for file in self._files():
@@ -101,7 +109,9 @@ class Source:
         """A file of the folder by its name. Neither the name nor a link may lead out of the folder,
         except for the links of Hugging Face's cache. Raises as the class does."""
         if name in ("", "..") or Path(name).name != name:
-            raise ValueError(f"{self.path}: the name {name!r} leads out of the folder")
+            raise ValueError(f"{self.path}: the name {name!r:.100} leads out of the folder")
+        if len(name) > 200:
+            raise ValueError(f"{self.path}: the name {name!r:.100} is too long for a file")
         file, folder = self.path / name, self.path.resolve()
         if not file.is_file():
             raise FileNotFoundError(f"{file} does not exist or is not a file")
@@ -129,13 +139,31 @@ class Source:
             if (self.path / name).is_file():
                 yield self.file(name)
                 return
+        if instead := _instead_of(self.path):
+            raise FileNotFoundError(f"{self.path} is not a model: give {instead}")
         raise FileNotFoundError(f"{self.path} has none of {', '.join((*INDICES, *WHOLE))}")
+
+
+def _instead_of(folder: Path) -> Path | None:
+    """What to give in the place of a folder that is not a model, such as a training's or one of
+    Hugging Face's cache: the newest of the first kind that is there."""
+    for pattern in MODELS_INSIDE:
+        if found := [path for path in folder.glob(pattern) if path.is_file()]:
+            newest = max(found, key=lambda path: path.stat().st_mtime)
+            return newest.parent if newest.name == "config.json" else newest
+    return None
+
+
+def whole_of(file: str | Path) -> str:
+    """What to give in the place of a file that is a part of a model in its folder."""
+    folder = Path(file).parent
+    return f": give its folder, {folder}" if (folder / "config.json").is_file() else ""
 
 
 def _tensors(
     file: Path, wrappers: tuple[str, ...]
 ) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Tensor]]]:
-    if file.suffix in PICKLES:
+    if file.suffix.lower() in PICKLES:
         for name, tensor in read_pickle(file, wrappers).items():
             yield name, tuple(tensor.shape), lambda tensor=tensor: tensor
         return
@@ -196,11 +224,7 @@ def _check_zip(path: Path) -> None:
     if len(pickles) != 1:  # TorchScript, which is a program, has two
         raise ValueError(f"{path} has {len(pickles)} pickles: it is not a state dict")
     try:
-        imports = [
-            argument
-            for operation, argument, _ in pickletools.genops(pickles[0])
-            if operation.name in ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")
-        ]
+        imports = _imports(pickles[0])
     except Exception as error:
         raise ValueError(f"{path}: its pickle is damaged ({error})") from None
     for name in imports:
@@ -209,3 +233,55 @@ def _check_zip(path: Path) -> None:
                 f"{path}: the pickle asks for {str(name)[:100]!r}; only tensors are read, since "
                 "anything else could run code"
             )
+
+
+def _imports(pickle: bytes) -> list[object]:
+    """What a pickle imports, without running it.
+
+    Raises ValueError if what it builds has parts that hold each other so often that to compare or
+    to print it, which the reader's errors do, takes for ever.
+    """
+    most = 10**6 + 100 * len(pickle)
+    imports: list[object] = []
+    stack: list[_Built] = []
+    memo: dict[int, _Built] = {}
+    for operation, argument, _ in pickletools.genops(pickle):
+        name, before = operation.name, operation.stack_before
+        if name in ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
+            imports.append(argument)
+        if name == "MEMOIZE" or "PUT" in name:
+            memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
+            continue
+        if "GET" in name or name == "DUP":
+            found = stack[-1] if name == "DUP" else memo[argument]
+            found.shared = True
+            stack.append(found)
+            continue
+        taken = []
+        if pickletools.markobject in before:
+            while not (last := stack.pop()).mark:
+                taken.append(last)
+            before = before[: before.index(pickletools.markobject)]
+        taken += [stack.pop() for _ in before]
+        size = 1 + sum(each.size for each in taken)
+        if name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD", "ADDITEMS"):
+            changed = taken[-1]
+            if changed.shared:
+                raise ValueError("it changes what it has used")
+            changed.size = size
+            stack.append(changed)
+        elif operation.stack_after:
+            size += len(argument) if isinstance(argument, str | bytes) else 0
+            stack.append(_Built(size, name == "MARK"))
+        if size > most:
+            raise ValueError("its parts hold each other too often")
+    return imports
+
+
+@dataclass
+class _Built:
+    """An object on a pickle's stack: the size of it written out, and whether it has been used."""
+
+    size: int
+    mark: bool = False
+    shared: bool = False

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from ..config import ImageTokenizerConfig
-from .checkpoint import Weights, skeleton
+from .checkpoint import Weights, check_parts, skeleton
 from .source import WRAPPERS, Source
 
 MARKS = ("quantize.embedding.weight",)  # in a file of its own
@@ -32,6 +32,7 @@ def image_tokenizer(source: Source, prefix: str = "") -> tuple[ImageTokenizerCon
     names = {name.removeprefix(prefix) for name in source.shapes if name.startswith(prefix)}
     layout = LLAMAGEN if any(".conv_blocks." in name for name in names) else TRANSFORMERS
     config = _config(source, prefix, layout)
+    check_parts(config, names)
     weights: Weights = {}
     for name in skeleton(config).state_dict():
         theirs = prefix + _theirs(name, config, layout)

@@ -68,7 +68,7 @@ def _add_codes(parts) -> None:
     )
     parser = command(parts, "codes", _codes, text)
     option, size_option = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
-    text = "folder of pictures with .txt captions, folder with a metadata.jsonl, or .tar shards"
+    text = "folder of pictures with .txt captions or a metadata.jsonl or .csv, or .tar shards"
     option("source", type=Path, metavar="SOURCE", help=text)
     option("-o", "--output", type=Path, required=True, metavar="DIR")
     option("--image-tokenizer", type=Path, metavar="FILE", help="(default: the bundled model's)")
@@ -148,9 +148,10 @@ def _codes(options) -> None:
         ratio = MAX_RATIO if options.max_ratio is None else options.max_ratio
         sizes = sizes or buckets(side, UNIT * image_tokenizer.config.stride, ratio)
         summary = extract(options.source, options.output, image_tokenizer, sizes, **more)
+    left_out = f", {summary.broken} left out: {summary.broken} cannot be read (see broken-*.txt)"
     print(
         f"{summary.pictures} pictures in {summary.written} new shards and {summary.kept} that were "
-        f"already complete; {summary.broken} broken ones left out",
+        "already complete" + left_out * (summary.broken > 0),
         file=sys.stderr,
     )
     if summary.index:

@@ -1,10 +1,14 @@
 """The command that describes a checkpoint or a preset."""
 
+from pathlib import Path
+
 from ..config import PRESETS
+from ..vocabulary import UNPRINTABLE
 from .options import command
 
 # Of a card, in this order; the rest follows in alphabetical order.
 FIRST = ("title", "description", "usage_hint", "sizes", "weights", "scores", "limits", "license")
+LONGEST = 2000  # characters of a line
 LEFT_OUT = ("sai_model_spec", "architecture", "resolution")  # constants, or said by another line
 
 
@@ -31,6 +35,8 @@ def _info(options) -> None:
         try:
             checkpoint = read(options.model or BUNDLED)
         except FileNotFoundError:
+            if options.model and Path(options.model).exists():
+                raise  # it says what to give in its place
             presets = ", ".join(PRESETS)
             raise FileNotFoundError(
                 f"{options.model} is neither an existing file nor a preset ({presets})"
@@ -47,7 +53,7 @@ def _info(options) -> None:
     lines = {key.partition(".")[2]: value for key, value in card.items()}
     order = [*FIRST, *sorted(lines)]
     for key in dict.fromkeys(key for key in order if key in lines and key not in LEFT_OUT):
-        print(f"{key}: {lines[key]}")
+        print(_line(key, lines[key]))
     for key, value in (_known(vocabulary, options.language) if vocabulary else {}).items():
         print(f"{key}: {value}")
     for name, part in ("model", config.model), ("image tokenizer", config.image_tokenizer):
@@ -55,6 +61,12 @@ def _info(options) -> None:
         print(f"{name}: {parameters / 1e6:.1f} M parameters; {_fields(part)}")
     print(f"generation: {_fields(config.generation)}")
     print(f"size: width and height in multiples of {config.pixels_per_window} pixels")
+
+
+def _line(key: str, value: str) -> str:
+    """Of a card from a stranger, whose text may be long or move the terminal's cursor."""
+    text = UNPRINTABLE.sub(" ", f"{key}: {value}")
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _fields(part) -> str:

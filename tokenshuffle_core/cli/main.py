@@ -1,7 +1,8 @@
 """The command line: all commands, their errors and exit codes.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 success, 2 bad
-input or a file that cannot be read or written, 130 interrupted.
+input or a file that cannot be read or written, standard output included, 128 + N stopped by signal
+N (130: Ctrl-C). A reader of standard output that goes away is no error.
 """
 
 import argparse
@@ -9,23 +10,33 @@ import signal
 import sys
 
 from .. import __version__
+from ..stopping import interruptible
 from . import data, evaluate, generate, info, train, weights
+from .streams import standard_streams
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    options = _parser().parse_args(arguments)
+    with standard_streams() as output:
+        code = _run(_parser().parse_args(arguments))
+        output.flush()
+        if output.error and not output.reader_is_gone:
+            print(f"tokenshuffle: standard output: {output.error.strerror}", file=sys.stderr)
+            return code or 2
+        return code
+
+
+def _run(options) -> int:
     try:
-        options.run(options)
-    except KeyboardInterrupt:
+        with interruptible():
+            options.run(options)
+    except KeyboardInterrupt as stopped:
         print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+        return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
     except ModuleNotFoundError as error:
         message = f"this command needs {error.name}: pip install 'comfyui-tokenshuffle[train]'"
+    except MemoryError:
+        message = "there is not enough memory"
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         message = _sentence(error)
     else:

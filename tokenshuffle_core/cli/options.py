@@ -113,11 +113,13 @@ def model_path(options) -> str | Path:
 
 def file_and_strength(text: str) -> tuple[str, float]:
     path, equals, strength = text.rpartition("=")
-    if not equals:
+    if not equals or Path(text).is_file():  # the name of a file may contain "="
         return text, 1.0
     try:
         return path, float(strength)
     except ValueError:
+        if "." in strength:  # so this is the end of a name, not a strength
+            return text, 1.0
         raise ValueError(f"--lora {text}: {strength!r} is not a number") from None
 
 
@@ -158,14 +160,21 @@ def run_of(options):
 
 
 def check_batch(options) -> None:
-    if options.batch < 1:
+    if options.batch is not None and options.batch < 1:
         raise ValueError(f"--batch must be at least 1, not {options.batch}")
 
 
-def check_output(path: str, suffix: str) -> Path:
+def check_output(path: str, *suffixes: str) -> Path:
+    """What can be refused of an output before there is anything to write."""
+    from ..files import target_of
+
     output = Path(path)
-    if output.suffix.lower() != suffix:
-        raise ValueError(f"output {path} must end in {suffix}")
+    if output.is_dir():
+        example = output / f"name{suffixes[0]}"
+        raise ValueError(f"output {path} is a folder: give a file, such as {example}")
+    if output.suffix.lower() not in suffixes:
+        raise ValueError(f"output {path} must end in {' or '.join(suffixes)}")
     if not output.parent.is_dir():
         raise FileNotFoundError(f"output folder {output.parent} does not exist: create it first")
+    target_of(output)
     return output

@@ -157,7 +157,14 @@ def _changes(options, stage: dict):
         )
     if options.vocabulary and text_tokenizer != NEW and (options.init or text_tokenizer):
         raise ValueError("--vocabulary is for a new text tokenizer: add --text-tokenizer new")
-    card = json.loads(options.card.read_text(encoding="utf-8")) if options.card else {}
+    card = {}
+    if options.card:
+        if not options.card.is_file():
+            raise FileNotFoundError(f"{options.card} does not exist or is not a file")
+        try:
+            card = json.loads(options.card.read_text(encoding="utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{options.card} is not JSON: {error}") from None
     if not isinstance(card, dict) or not all(isinstance(text, str) for text in card.values()):
         raise ValueError(f"{options.card} must be a JSON object whose values are texts")
     return Changes(windows, head, text_tokenizer, options.vocabulary, card, options.seed)

@@ -3,7 +3,8 @@
 
 from pathlib import Path
 
-from ..config import FAMILIES, WEIGHT_KINDS
+from ..checks import check_whole
+from ..config import FAMILIES, MAX_PIXELS, WEIGHT_KINDS
 from .options import add_model, check_output, command, load, model_path
 
 
@@ -60,6 +61,8 @@ def _convert(options) -> None:
     from ..checkpoints import convert
 
     output = check_output(options.output, ".safetensors")
+    if options.side is not None:
+        check_whole("--side", options.side, 1, MAX_PIXELS)
     convert(
         options.source,
         output,

@@ -6,19 +6,22 @@ from collections.abc import Iterable
 from PIL import Image, ImageOps
 
 Size = tuple[int, int]  # width, height in pixels
+LARGEST = 2**14  # pixels of a side
 
 
 def buckets(side: int, unit: int, max_ratio: float = 2.0) -> list[Size]:
     """Sizes of about side * side pixels whose sides are multiples of `unit`.
 
     The square comes first, then each rectangle in landscape and in portrait, up to `max_ratio` to
-    1. Raises ValueError for a unit below 1, a side below the unit, or a ratio that is not from 1 to
-    16.
+    1. Raises ValueError for a unit below 1, a side that is not from the unit to LARGEST, or a ratio
+    that is not from 1 to 16.
     """
     if unit < 1:
         raise ValueError(f"unit must be at least 1 pixel, not {unit}")
     if side < unit:
         raise ValueError(f"side must be at least {unit} pixels, not {side}")
+    if side > LARGEST:
+        raise ValueError(f"side must be at most {LARGEST} pixels, not {side}")
     if not 1 <= max_ratio <= 16:
         raise ValueError(f"max_ratio must be from 1 to 16, not {max_ratio}")
     square = round(side / unit)

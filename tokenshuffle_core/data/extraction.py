@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ImageColor
 from torch import Tensor
 
 from ..files import sha256
 from ..image_tokenizer import ImageTokenizer
+from ..images import Colour, colour_of
 from .buckets import Size, nearest, scale_and_crop
-from .shards import Extraction, Shard, check_counts, settings_of, split_of, write_shards
+from .shards import Shard
 from .sources import Item, read_items
+from .writing import Extraction, check_counts, settings_of, split_of, write_shards
 
 CPU = torch.device("cpu")
 READERS = 8  # threads that decode and scale pictures, for which Pillow releases the GIL
@@ -44,11 +45,11 @@ def extract(
     last one to finish writes the index. Shards that are complete and up to date are kept. A picture
     that cannot be read is omitted and listed in `broken-00012.txt`. A share `held_out` of the
     training pictures is held out; this depends only on the key of each, not on the other pictures.
-    Raises as `read_items`, and ValueError for a setting out of range.
+    Raises as `read_items` and `write_shards`, and ValueError for a setting out of range.
     """
     settings = settings_of(image_tokenizer, sizes, background)
     check_counts(shard_size, batch, held_out)
-    colour = _colour(background)
+    colour = colour_of(background)
     items = [
         replace(item, split=split_of(item.key, item.split, held_out)) for item in read_items(source)
     ]
@@ -66,15 +67,11 @@ def extract(
 
             yield made_from, encode
 
-    with ThreadPoolExecutor(READERS) as pool:
-        return write_shards(parts(pool), len(items), directory, settings, rank, world)
-
-
-def _colour(name: str) -> tuple[int, int, int]:
+    pool = ThreadPoolExecutor(READERS)
     try:
-        return ImageColor.getrgb(name)[:3]
-    except ValueError:
-        raise ValueError(f"background {name!r} is not a colour") from None
+        return write_shards(parts(pool), len(items), directory, settings, rank, world)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C no picture is read any more
 
 
 def _source(items: list[Item], settings: dict) -> str:
@@ -91,7 +88,7 @@ def _record(item: Item) -> dict:
     return {name: getattr(item, name) for name in ("key", "captions", "repeats", "split", "extra")}
 
 
-def _load(item: Item, colour, sizes: list[Size]) -> tuple[Size, Tensor] | ValueError:
+def _load(item: Item, colour: Colour, sizes: list[Size]) -> tuple[Size, Tensor] | ValueError:
     """The bucket of a picture and uint8 (H, W, 3) of that size, or the error in reading it."""
     try:
         picture = item.picture(colour)

@@ -11,38 +11,32 @@ complete. `index.json` is written last.
 """
 
 import json
+import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from tqdm import tqdm
 
 from ..config import parse_sizes
-from ..files import atomic_path, sha256, write_safetensors, write_text
+from ..files import sha256, write_safetensors
 from ..image_tokenizer import ImageTokenizer
-from .buckets import Size
+from .buckets import LARGEST
+from .captions import MOST, SPLITS
 
 INDEX = "index.json"
 RECORDS = "tokenshuffle.codes"  # a single key: safetensors writes several in a random order
+NAMES = re.compile(r"codes-\d{5,}\.safetensors")  # of shards
+FIELDS = {  # of the index, with their types
+    "shards": dict, "stride": int, "codebook_size": int, "sizes": list, "image_tokenizer": str,
+    "pictures": int, "held_out": int,
+}  # fmt: skip
 HEADER_LIMIT = 90_000_000  # bytes; safetensors cannot read a header above 100 MB
-
-
-class Extraction(NamedTuple):
-    """The result of one process's part of an extraction."""
-
-    pictures: int
-    broken: int
-    written: int  # shards
-    kept: int  # shards that were already complete
-    index: Path | None  # None while shards of other processes are missing
 
 
 @dataclass
@@ -95,153 +89,60 @@ def read_shard(path: Path) -> tuple[Shard, str]:
     Raises ValueError for a file that is missing, truncated or not a shard.
     """
     try:
+        if not path.is_file():
+            raise ValueError("it is not a file")
         with safe_open(path, framework="pt") as file:
             head, *records = file.metadata()[RECORDS].split("\n")
             stored = json.loads(head)
-            tensors = file.get_tensor("codes"), file.get_tensor("grid")
-        return Shard(*tensors, records, stored["broken"], stored["source"]), stored["sha256"]
-    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+            codes, grid = file.get_tensor("codes"), file.get_tensor("grid")
+        shard = Shard(codes, grid, records, stored["broken"], stored["source"])
+        if codes.dtype not in (torch.int16, torch.int32) or codes.ndim != 1:
+            raise ValueError("its codes are not integers in one row")
+        if grid.dtype != torch.int32 or grid.shape != (len(records), 2):
+            raise ValueError("its grid is not the rows and columns of each record")
+        areas = grid.long().prod(1)
+        if (grid < 1).any() or (areas > len(codes)).any() or areas.sum() != len(codes):
+            raise ValueError("its grid does not fit its codes")
+        if type(shard.broken) is not list or type(shard.source) is not str:
+            raise ValueError("its header is not one of a shard")
+        return shard, stored["sha256"]
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is missing, damaged or not a shard of codes: {error}") from None
+
+
+def read_index(path: Path) -> dict:
+    """The index of an extraction. Raises FileNotFoundError, or ValueError for a file that is none.
+
+    What it says of the shards is not yet compared with them.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: create or complete the codes with "
+            f"`tokenshuffle data codes SOURCE -o {path.parent}`"
+        )
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        for name, kind in FIELDS.items():
+            if type(index[name]) is not kind:
+                raise ValueError(f"{name} is not what it should be")
+        shards = index["shards"].items()
+        if not all(NAMES.fullmatch(name) and type(sum_) is str for name, sum_ in shards):
+            raise ValueError("its shards are not names with checksums")
+        sizes = parse_sizes(",".join(index["sizes"]))
+        sides = [index["stride"], *(side for size in sizes for side in size)]
+        if not sizes or not 1 <= min(sides) <= max(sides) <= LARGEST:
+            raise ValueError("stride and sizes are not those of pictures")
+    except KeyError as error:
+        raise ValueError(f"{path} is not an index of code shards: {error} is missing") from None
+    except (ValueError, TypeError, RecursionError) as error:
+        reason = str(error)[:200]
+        raise ValueError(f"{path} is not an index of code shards: {reason}") from None
+    return index
 
 
 def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:
     """sha256 of named weights; those of the image tokenizer define what a code means."""
     return sha256(n.encode() + weight.cpu().float().numpy().tobytes() for n, weight in weights)
-
-
-def settings_of(image_tokenizer: ImageTokenizer, sizes: list[Size], background: str) -> dict:
-    """What the index says of all shards. Raises ValueError for a size that the image tokenizer
-    cannot encode."""
-    stride = image_tokenizer.config.stride
-    if not sizes:
-        raise ValueError("sizes must contain at least one width and height")
-    for width, height in sizes:
-        if min(width, height) < 1 or width % stride or height % stride:
-            raise ValueError(
-                f"size {width}x{height} does not fit: both sides must be multiples of {stride}, "
-                "the image tokenizer's stride"
-            )
-    return {
-        "image_tokenizer": fingerprint(image_tokenizer.state_dict().items()),
-        "stride": stride,
-        "codebook_size": image_tokenizer.config.codebook_size,
-        "sizes": [f"{width}x{height}" for width, height in sizes],
-        "background": background,
-    }
-
-
-def write_shards(
-    parts: Iterable[tuple[str, Callable[[tqdm], Shard]]],
-    total: int,
-    directory: str | Path,
-    settings: dict,
-    rank: int = 0,
-    world: int = 1,
-) -> Extraction:
-    """Make the shards of `total` pictures in `directory` that are not complete, and the index.
-
-    A part is the fingerprint of what a shard is made from, and the function that makes it and
-    updates a progress bar. Every process goes through all `parts` and makes every world-th.
-    """
-    if world < 1:
-        raise ValueError(f"world must be at least 1, not {world}")
-    if not 0 <= rank < world:
-        raise ValueError(f"rank must be from 0 to {world - 1} (world - 1), not {rank}")
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    sources: dict[Path, str] = {}
-    pictures = broken = written = kept = 0
-    with (
-        ThreadPoolExecutor(1) as writer,  # while the next shard is made
-        tqdm(total=total, desc="encoding", unit="picture", disable=None) as bar,
-    ):
-        writing = None
-        for number, (source, encode) in enumerate(parts):
-            path = directory / f"codes-{number:05}.safetensors"
-            sources[path] = source
-            if number % world != rank:
-                continue
-            if shard := _complete(path, source):
-                kept += 1
-                bar.update(len(shard.records) + len(shard.broken))
-            else:
-                written += 1
-                (directory / INDEX).unlink(missing_ok=True)
-                for leftover in directory.glob(f".{path.name}.*"):  # of a killed run
-                    leftover.unlink()
-                shard = encode(bar)
-                if writing:
-                    writing.result()
-                writing = writer.submit(_write, path, shard)
-            pictures += len(shard.records)
-            broken += len(shard.broken)
-        if writing:
-            writing.result()
-    return Extraction(pictures, broken, written, kept, _write_index(directory, sources, settings))
-
-
-def check_counts(shard_size: int, batch: int, held_out: float) -> None:
-    """Raises ValueError for a setting out of range."""
-    for name, value in (("shard_size", shard_size), ("batch", batch)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
-    if not 0 <= held_out < 1:
-        raise ValueError(f"held_out must be at least 0 and below 1, not {held_out}")
-
-
-def split_of(key: str, split: str, held_out: float) -> str:
-    """The split of a picture, of which a share `held_out` is held out by its key alone."""
-    number = int(sha256([key.encode(errors="surrogateescape")])[:16], 16)
-    return "held-out" if number < held_out * 2**64 else split
-
-
-def _complete(path: Path, source: str) -> Shard | None:
-    """The shard at `path`, if it is intact and made from `source`."""
-    try:
-        shard, stored = read_shard(path)
-    except ValueError:
-        return None
-    return shard if shard.source == source and shard.sha256 == stored else None
-
-
-def _write(path: Path, shard: Shard) -> None:
-    listing = path.with_name(f"broken-{path.stem.removeprefix('codes-')}.txt")
-    listing.unlink(missing_ok=True)
-    if shard.broken:
-        text = "".join(f"{key}\t{reason}\n" for key, reason in shard.broken)
-        with atomic_path(listing) as temporary:  # names on disk may be in any encoding
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    shard.write(path)
-
-
-def _write_index(directory: Path, sources: dict[Path, str], settings: dict) -> Path | None:
-    """Write the index if there are all shards; its reader verifies their checksums."""
-    if not all(path.exists() for path in sources):
-        return None
-    shards, counts = {}, dict.fromkeys(settings["sizes"], 0)
-    broken = held_out = 0
-    for path, source in sources.items():
-        try:
-            shard, shards[path.name] = read_shard(path)
-        except ValueError:
-            return None
-        if shard.source != source:
-            return None
-        broken += len(shard.broken)
-        for rows, columns in shard.grid.tolist():
-            counts[f"{columns * settings['stride']}x{rows * settings['stride']}"] += 1
-        for record in shard.records:  # most need not be parsed
-            held_out += "held-out" in record and json.loads(record)["split"] == "held-out"
-    index = {
-        **settings,
-        "pictures": sum(counts.values()),
-        "held_out": held_out,
-        "broken": broken,
-        "counts": counts,
-        "shards": shards,
-    }
-    write_text(directory / INDEX, json.dumps(index, indent=2) + "\n")
-    return directory / INDEX
 
 
 class CodeShards:
@@ -251,43 +152,42 @@ class CodeShards:
     each. Codes stay on disk, memory-mapped; records are kept as text. `verify` reads each shard
     completely, once, and compares its checksum with the index; without it only the stored checksums
     are compared, because another process verifies. Raises FileNotFoundError where there is no
-    index, ValueError that names a shard which is damaged or not in the index.
+    index, ValueError that names an index or a shard which is damaged or does not fit the other.
     """
 
     def __init__(self, directory: str | Path, verify: bool = True):
         path = Path(directory) / INDEX
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} does not exist: create or complete the codes with "
-                f"`tokenshuffle data codes SOURCE -o {directory}`"
-            )
-        try:
-            self.index = json.loads(path.read_text(encoding="utf-8"))
-            names = self.index["shards"]
-            self.stride = self.index["stride"]
-            self.sizes = parse_sizes(",".join(self.index["sizes"]))
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} is not an index of code shards: {error}") from None
+        self.index = read_index(path)
+        self.stride = self.index["stride"]
+        self.sizes = parse_sizes(",".join(self.index["sizes"]))
         self._codes: list[Tensor] = []
         self._records: list[str] = []
         grids = [torch.empty(0, 2, dtype=torch.int32)]
-        for name, expected in names.items():
+        for name, expected in self.index["shards"].items():
             shard, stored = read_shard(path.with_name(name))
             if (shard.sha256 if verify else stored) != expected:
                 raise ValueError(
                     f"{path.with_name(name)} is damaged or from another extraction than {INDEX}: "
                     "run `tokenshuffle data codes` again, which replaces only such shards"
                 )
-            self._codes.append(shard.codes)
+            codes, most = shard.codes, self.index["codebook_size"]
+            if verify and len(codes) and (codes.min().item() < 0 or codes.max().item() >= most):
+                raise ValueError(f"{path.with_name(name)} has codes outside a codebook of {most}")
+            self._codes.append(codes)
             self._records += shard.records
             grids.append(shard.grid)
         self._grid = torch.cat(grids)
         self._first = list(accumulate((len(grid) for grid in grids[1:]), initial=0))
         self._end = torch.cat([grid.prod(1).cumsum(0) for grid in grids])
-        pixels = self._grid.flip(1) * self.stride
+        pixels = self._grid.long().flip(1) * self.stride
         self.indices = {
             size: (pixels == torch.tensor(size)).all(1).nonzero().flatten() for size in self.sizes
         }
+        if not sum(map(len, self.indices.values())) == len(self) == self.index["pictures"] > 0:
+            raise ValueError(
+                f"{path} does not fit its shards: their pictures have other sizes, or are not as "
+                "many"
+            )
 
     def __len__(self) -> int:
         return len(self._records)
@@ -315,12 +215,37 @@ class CodeShards:
         return sum(codes.nbytes for codes in self._codes)
 
     def record(self, index: int) -> dict:
-        """key, captions, repeats, split, extra and bucket (width, height) of picture `index`."""
-        return json.loads(self._records[index])
+        """key, captions, repeats, split, extra and bucket (width, height) of picture `index`.
+
+        Raises ValueError where the shard's maker wrote something else.
+        """
+        try:
+            record = json.loads(self._records[index])
+            rows, columns = self._grid[index].tolist()
+            if (
+                record["bucket"] != [columns * self.stride, rows * self.stride]
+                or type(record["key"]) is not str
+                or type(record["captions"]) is not list
+                or not all(type(caption) is str for caption in record["captions"])
+                or type(record["repeats"]) is not int
+                or not 1 <= record["repeats"] <= MOST
+                or record["split"] not in SPLITS
+            ):
+                raise ValueError
+            "".join(record["captions"]).encode()  # half of a surrogate pair is no text
+        except (ValueError, KeyError, TypeError, RecursionError):
+            text = self._records[index][:80]
+            raise ValueError(
+                f"picture {index} of the codes has a record that is none: {text}"
+            ) from None
+        return record
 
     def check(self, image_tokenizer: ImageTokenizer) -> None:
         """Raises ValueError if the codes are from another image tokenizer."""
-        if self.index["image_tokenizer"] != fingerprint(image_tokenizer.state_dict().items()):
+        shape = image_tokenizer.config.stride, image_tokenizer.config.codebook_size
+        weights = fingerprint(image_tokenizer.state_dict().items())
+        given = self.index["stride"], self.index["codebook_size"]
+        if self.index["image_tokenizer"] != weights or given != shape:
             raise ValueError(
                 "the codes are from another image tokenizer: run `tokenshuffle data codes` again "
                 "with this one"

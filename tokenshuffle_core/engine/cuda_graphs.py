@@ -116,7 +116,7 @@ class CapturedSteps:
             self.stream = free.pop() if free else torch.cuda.Stream()
             finalize(self, free.append, self.stream)
         self.graphs: list[torch.cuda.CUDAGraph] = []
-        self.finished = torch.zeros((), dtype=torch.int64, pin_memory=on_gpu)
+        self.finished = torch.zeros((), pin_memory=on_gpu)
         self.known = self.finished.numpy()  # reading it is no operation for the device
         self.pending: deque[Callable[[], None]] = deque()  # each waits for a step in flight
 
@@ -145,7 +145,7 @@ class CapturedSteps:
             if len(pending) < decoding.lead and not self.pace.trying:
                 return done
         pending.popleft()()
-        finished = int(self.known)
+        finished = self.decoding.checked(float(self.known))
         seconds = time.perf_counter() - began if self.pace.trying else None
         self.pace.note(count, finished - done, seconds)
         return finished
@@ -172,7 +172,7 @@ class CapturedSteps:
 
     def _step(self, model: "TokenShuffleModel", count: int) -> None:
         self.decoding.step(model, count)
-        self.finished.copy_(self.decoding.done, non_blocking=True)
+        self.finished.copy_(self.decoding.finished(), non_blocking=True)
 
     def _warm_up(self, model: "TokenShuffleModel", count: int) -> None:
         """A step like any other, in which libraries allocate workspaces for the stream: those that

@@ -24,7 +24,7 @@ from ..data.buckets import Size
 from ..data.emoji import captions, compose, folder
 from ..data.emoji.build import read_manifest
 from ..data.emoji.compose import Composition
-from ..data.emoji.pictures import BACKGROUNDS, resize
+from ..data.emoji.pictures import BACKGROUNDS, read, resize
 from ..images import to_tensor
 from ..pipeline import Pipeline
 from .items import choose
@@ -101,11 +101,7 @@ def compositional(
         captions.composed(c.kind, [names[s] for s in c.subjects], c.style, c.background, language)
         for c in compositions
     ]
-    pictures = {}
-    for record in records:
-        with Image.open(data / record["image"]) as image:
-            pictures[record["subject"], record["style"]] = image.convert("RGBA")
-    references = References(pictures)
+    references = References({(r["subject"], r["style"]): read(data, r) for r in records})
     sizes = sizes or [(settings.width, settings.height)]
     by_size: dict[Size, list[int]] = {}
     for i, composition in enumerate(compositions):

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..bulk import Job, Run, Summary, claim, draw, read_text, share
-from ..files import write_text
+from ..bulk import Job, Run, Summary, claim, draw, share
+from ..files import json_lines, read_text, write_text
 from ..pipeline import Pipeline
 from .intervals import Estimate, mean
 
@@ -62,7 +62,7 @@ def draw_geneval(
             path = folder / "samples" / f"{k:04}.png"
             seed = run.seed + i * samples + k
             jobs.append(Job(entry["prompt"], seed, path, run.settings))
-    return draw(pipeline, jobs, run.batch, cut=True)
+    return draw(pipeline, jobs, run.batch)
 
 
 def draw_genai_bench(
@@ -75,7 +75,7 @@ def draw_genai_bench(
         Job(prompt, run.seed + i, output / f"{name}.png", run.settings)
         for i, (name, prompt) in enumerate(prompts.items())
     ]
-    return draw(pipeline, share(jobs, run.rank, run.world), run.batch, cut=True)
+    return draw(pipeline, share(jobs, run.rank, run.world), run.batch)
 
 
 def geneval_scores(path: Path) -> dict[str, Estimate]:
@@ -187,13 +187,8 @@ def _vqascore_model():
 def _json_lines(path: Path, kinds: dict[str, type], expected: str) -> list[dict]:
     """The objects of a file with one JSON object a line, each with values of these `kinds`."""
     entries = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        try:
-            entry = json.loads(line)
-            valid = all(isinstance(entry[key], kind) for key, kind in kinds.items())
-        except (ValueError, TypeError, KeyError):
-            valid = False
-        if not valid:
-            raise ValueError(f"{path}, line {number}: expected {expected}")
+    for number, entry in json_lines(path, expected):
+        if not all(isinstance(entry.get(key), kind) for key, kind in kinds.items()):
+            raise ValueError(f"{path}, line {number + 1}: expected {expected}")
         entries.append(entry)
     return entries

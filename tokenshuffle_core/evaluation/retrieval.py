@@ -92,7 +92,7 @@ def generate(
 ) -> list[Tensor]:
     """An image (3, H, W) float32 in 0..1 for each prompt. Raises ValueError if one is too long."""
     ids = [pipeline.encode_prompt(prompt) for prompt in prompts]
-    drawn = pictures(pipeline, ids, list(seeds), settings, batch=batch)
+    drawn = pictures(pipeline, ids, list(seeds), settings, batch)
     bar = tqdm(drawn, "drawing", len(ids), unit="picture", disable=None)
     return [image.movedim(-1, 0) for image in bar]
 

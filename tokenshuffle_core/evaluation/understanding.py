@@ -14,7 +14,6 @@ the background. A picture is right if all of it is there. The parts, for a promp
 - background: as `compositional.background_of`.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import combinations
@@ -24,11 +23,11 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..bulk import read_text
 from ..config import GenerationConfig
 from ..data.buckets import Size
 from ..data.emoji.compose import ROWS, Box, roomiest
 from ..data.emoji.pictures import BACKGROUNDS
+from ..files import json_lines
 from ..pipeline import Pipeline
 from .compositional import background_of
 from .intervals import Estimate, mean, proportion
@@ -36,6 +35,7 @@ from .matching import SCALES, SMALL, References, colour_of, pixels
 from .retrieval import features, generate
 
 BY_HAND = Path(__file__).with_name("prompts_by_hand.jsonl")
+EXPECTED = 'an object such as {"prompt": "a cat", "subjects": ["cat"]}'
 BORDER, LETTERS, SHEET = 3, 14, 2000  # pixels of a sheet: of its borders, its lines, its width
 CLEAR = 0.25  # by eye: hardly any thing below is in doubt, and about half of those above
 NARROWEST = 1 / 16  # side of a place, as a share of the picture's: it has some pixels
@@ -96,8 +96,8 @@ class Prompt:
     @classmethod
     def of(cls, entry: dict) -> "Prompt":
         """From a line of a file. Raises ValueError."""
-        if not isinstance(entry, dict) or not {"prompt", "subjects"} <= entry.keys():
-            raise ValueError('expected an object such as {"prompt": "a cat", "subjects": ["cat"]}')
+        if not {"prompt", "subjects"} <= entry.keys():
+            raise ValueError(f"expected {EXPECTED}")
         names = [field.name for field in fields(cls)]
         if unknown := [key for key in entry if key not in names]:
             raise ValueError(f"there is no key {unknown[0]!r}, only {', '.join(names)}")
@@ -143,9 +143,9 @@ def read_prompts(path: Path, references: References) -> list[Prompt]:
     """
     known = {"subject": set(references.subjects), "style": {*references.styles, None}}
     prompts = []
-    for i, line in enumerate(read_text(path).removesuffix("\n").split("\n")):
+    for i, entry in json_lines(path, EXPECTED):
         try:
-            prompt = Prompt.of(json.loads(line))
+            prompt = Prompt.of(entry)
             asked = [("subject", s) for names in prompt.subjects for s in names]
             for what, name in [*asked, ("style", prompt.style)]:
                 if name not in known[what]:

@@ -11,12 +11,24 @@ import torch
 from ..files import atomic_path
 from .distributed import world_size
 
+LOG = "log.csv"
+HEAD = ("step", "name", "value")
+
+
+def is_log(path: Path) -> bool:
+    """Whether a file is the log of a training, or there is none."""
+    if not path.exists():
+        return True
+    with open(path, "rb") as file:
+        head = file.read(100).decode("utf-8", "replace").splitlines()[:1]
+    return head in ([], [",".join(HEAD)])
+
 
 class Log:
     """log.csv with the columns step, name, value; also for TensorBoard if it is installed."""
 
     def __init__(self, directory: Path, first: int):
-        path = directory / "log.csv"
+        path = directory / LOG
         kept = []
         if first and path.exists():
             with open(path, newline="") as file:
@@ -24,7 +36,7 @@ class Log:
             # A killed process may have left part of a row.
             kept = [row for row in rows if len(row) == 3 and int(row[0]) <= first]
         with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
-            csv.writer(file).writerows([("step", "name", "value"), *kept])
+            csv.writer(file).writerows([HEAD, *kept])
         self.file = open(path, "a", newline="")  # noqa: SIM115
         self.writer = csv.writer(self.file)
         try:

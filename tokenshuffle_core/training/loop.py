@@ -7,12 +7,13 @@ number of processes.
 """
 
 import copy
+import shutil
 import signal
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -22,12 +23,14 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ..files import atomic_path
+from ..files import atomic_path, remove_leftovers
+from ..lock import lock
 from ..shuffle import FuseBlock
+from ..stopping import handled
 from ..transformer import Block
 from . import state
 from .distributed import in_any, mean_of_all, rank, spread, world_size
-from .log import Log, Speed
+from .log import LOG, Log, Speed, is_log
 from .muon import Muon
 from .schedule import Schedule
 from .settings import LoopConfig
@@ -87,20 +90,28 @@ def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resu
     Within `distributed.process_group` every process calls it with the same arguments. Writes into
     `directory`: `state/` (all that resuming needs, on any number of processes), `log.csv`,
     TensorBoard events if `tensorboard` is installed, `sheet-STEP.png`, and by `task.save`
-    `latest.safetensors` with each state, at the end `final.safetensors` in its place. On Ctrl-C it
-    finishes the step, saves and raises KeyboardInterrupt. With `config.minutes` all of this takes
-    that long.
+    `latest.safetensors` with each state, at the end `final.safetensors` in its place. On Ctrl-C,
+    SIGTERM and SIGHUP it finishes the step, saves and raises KeyboardInterrupt. With
+    `config.minutes` all of this takes that long.
 
-    Raises FileExistsError where `directory` has a training and `resume` is false,
-    FileNotFoundError where there is nothing to resume, ValueError for settings that do not fit the
-    processes, the device, the module or the saved state, FloatingPointError where the training
-    diverges.
+    Raises FileExistsError where `directory` has a training and `resume` is false, or weights or a
+    log that would be replaced; FileNotFoundError where there is nothing to resume, BlockingIOError
+    where another process trains there, ValueError for settings that do not fit the processes, the
+    device, the module or the saved state, FloatingPointError where the training diverges.
     """
+    check_loop(config, next(module.parameters()).device)
+    _state_to_resume(directory, resume)
+    directory.mkdir(parents=True, exist_ok=True)
+    with lock(directory) if rank() == 0 else nullcontext():
+        return _fit(module, task, config, directory, _state_to_resume(directory, resume))
+
+
+def _fit(
+    module: nn.Module, task: Task, config: LoopConfig, directory: Path, path: Path | None
+) -> Path:
+    """As `fit`, from the saved state at `path`, in a folder that no other process writes to."""
     device = next(module.parameters()).device
     schedule = Schedule(config, device)
-    check_loop(config, device)
-    path = _state_to_resume(directory, resume)
-    directory.mkdir(parents=True, exist_ok=True)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     speed = Speed(task, config.batch, device, dtype)
     skeleton = _without_weights(module)
@@ -124,6 +135,8 @@ def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resu
         schedule.resume(*state.restore(path, tensors, config, task.about))
     first = schedule.first
     is_first = rank() == 0
+    if is_first:
+        _tidy(directory)
     log = Log(directory, first) if is_first else None
     saved = time.monotonic()
     speed.restart(first)
@@ -178,7 +191,7 @@ def fit(module: nn.Module, task: Task, config: LoopConfig, directory: Path, resu
                 saved = time.monotonic()
                 speed.restart(done)
             if interrupted:
-                raise KeyboardInterrupt
+                interrupt.stop(done)
     final = directory / FINAL
     with averaged(skeleton, module, ema) as weights:
         if is_first:
@@ -234,7 +247,22 @@ def _state_to_resume(directory: Path, resume: bool) -> Path | None:
         )
     if resume and not path:
         raise FileNotFoundError(f"{directory} has no saved state, so there is nothing to resume")
+    weights = [directory / name for name in (FINAL, LATEST) if (directory / name).exists()]
+    log = directory / LOG
+    if not path and (weights or not is_log(log)):
+        raise FileExistsError(
+            f"{[*weights, log][0]} would be replaced, and there is no saved state of its training "
+            "to continue from: choose another folder, or move it away"
+        )
     return path
+
+
+def _tidy(directory: Path) -> None:
+    """Remove what killed processes left half written."""
+    remove_leftovers(directory / name for name in (FINAL, LATEST, LOG))
+    for sheet in directory.glob(".sheet-*.png.*.part"):
+        sheet.unlink()
+    shutil.rmtree(directory / "state" / ".unfinished", ignore_errors=True)
 
 
 def _without_weights(module: nn.Module) -> nn.Module:
@@ -330,19 +358,41 @@ def _finite(norm: Tensor, step: int) -> float:
 
 
 class _Interrupt:
-    """Lets the current step finish after Ctrl-C, so that no half of it is saved; a second Ctrl-C
-    raises KeyboardInterrupt at once."""
+    """Lets the current step finish after Ctrl-C, SIGTERM or SIGHUP, so that no half of it is saved.
+
+    A second Ctrl-C raises KeyboardInterrupt at once; under torchrun, which passes on to its
+    processes what the terminal or a scheduler has already sent to them, it does not.
+    """
 
     def __enter__(self) -> "_Interrupt":
-        self.pressed = False
-        self.before = signal.signal(signal.SIGINT, self._press)
+        self.number = 0
+        self.handlers = ExitStack()
+        self.handlers.enter_context(handled(self._press))
         return self
 
-    def _press(self, *_) -> None:
-        self.pressed = True
-        signal.signal(signal.SIGINT, self.before)
+    @property
+    def pressed(self) -> bool:
+        return self.number > 0
+
+    def _press(self, number: int, _) -> None:
+        alone = not torch.distributed.is_torchelastic_launched()
+        if self.pressed and number == signal.SIGINT and alone:
+            raise KeyboardInterrupt(number)
+        if not self.pressed and rank() == 0:
+            again = "; Ctrl-C again stops without saving" if alone else ""
+            _say(f"stopping after this step{again}")
+        self.number = self.number or number
+
+    def stop(self, done: int) -> None:
+        """Raises KeyboardInterrupt, in a process that got no signal as well."""
         if rank() == 0:
-            print("stopping after this step; Ctrl-C again stops without saving", file=sys.stderr)
+            _say(f"saved after {done} steps")
+        raise KeyboardInterrupt(self.number or signal.SIGINT)
 
     def __exit__(self, *_) -> None:
-        signal.signal(signal.SIGINT, self.before)
+        self.handlers.close()
+
+
+def _say(text: str) -> None:
+    with suppress(OSError, RuntimeError):  # a terminal that is closed, or in the middle of a line
+        print(text, file=sys.stderr)

@@ -7,11 +7,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from reprlib import repr as short
 from types import UnionType
 from typing import Any, get_args, get_origin
 
 PRECISIONS = ("fp32", "bf16")
 OPTIMIZERS = ("adamw", "muon")
+MOST = 2**53  # of a number; beyond it, a float skips whole numbers
 PRESET = "small"  # of `config.PRESETS`
 KINDS: dict[Any, tuple[tuple, str]] = {  # of a field -> types of its value in TOML, their name
     bool: ((bool,), "true or false"),
@@ -20,6 +22,14 @@ KINDS: dict[Any, tuple[tuple, str]] = {  # of a field -> types of its value in T
     str: ((str,), "text"),
     Path: ((str,), "text"),
 }
+
+
+def _check_numbers(settings) -> None:
+    """Raises ValueError for a number that is not finite, or too large to count or to seed with."""
+    for name, value in vars(settings).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and not abs(number) < MOST:
+                raise ValueError(f"{name} must be a number below {MOST:.0e}, not {short(number)}")
 
 
 def setting(default, help: str, **more):
@@ -73,6 +83,7 @@ class LoopConfig:
     shard: bool = setting(False, "divide the weights among the processes of torchrun (FSDP)")
 
     def __post_init__(self):
+        _check_numbers(self)
         for name in ("steps", "batch", "validate_every", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -141,6 +152,7 @@ class Recipe:
     )
 
     def __post_init__(self):
+        _check_numbers(self)
         for name in ("drop_prompt", "context_noise"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be a share from 0 to 1, not {getattr(self, name)}")
@@ -184,13 +196,14 @@ def check_table(where: str, given: Any, *parts: type) -> None:
     with values of their types."""
     known = {name: kind for part in parts for name, kind in settings_of(part).items()}
     if not isinstance(given, dict):
-        raise ValueError(f"{where} must be a table, not {given!r}")
+        raise ValueError(f"{where} must be a table, not {short(given)}")
     if unknown := sorted(given.keys() - known):
-        raise ValueError(f"{where} has no key {unknown[0]!r}, only {', '.join(sorted(known))}")
+        name = short(unknown[0])
+        raise ValueError(f"{where} has no key {name}, only {', '.join(sorted(known))}")
     for name, value in given.items():
         kind, fits = _kind(known[name])
         if not fits(value):
-            raise ValueError(f"{where}: {name} must be {kind}, not {value!r}")
+            raise ValueError(f"{where}: {name} must be {kind}, not {short(value)}")
 
 
 def item_kind(annotation) -> type | None:

@@ -28,6 +28,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from .. import checkpoints
 from ..config import PRESETS, Config
 from ..data.shards import CodeShards
 from ..files import write_text
+from ..lock import lock
 from ..pipeline import Pipeline
 from . import state
 from .distributed import barrier, rank
@@ -44,6 +46,7 @@ from .model import CPU, check_codes, frozen_names, train_model
 from .settings import PRESET, LoopConfig, Recipe, Stage, check_table, settings_of
 from .start import Changes, new_pipeline, open_codes, trained_pipeline
 
+LARGEST, DEEPEST = 2**18, 1000  # bytes of a recipe, dots in a line
 PLAN = "stage.json"  # in a stage's folder: the recipe up to this stage
 # Fields of LoopConfig that do not change the result: they may differ when a stage is resumed.
 FREE = ("validate_every", "save_minutes", "accumulation", "compile", "checkpointing", "shard")
@@ -75,12 +78,21 @@ def read_stages(path: str | Path) -> Stages:
 
 
 def parse_toml(path: Path) -> dict:
-    """Raises ValueError where the file is not TOML."""
+    """Raises ValueError where the file is not TOML, or large enough to take long to parse."""
     try:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
         import tomli as tomllib
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"it is larger than {LARGEST} bytes: it is no recipe")
+    text = path.read_text(encoding="utf-8-sig")
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") > DEEPEST:  # a key of n parts takes the parser n * n bytes
+            raise ValueError(f"line {number} has a key of too many parts")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def parse_stages(recipe: dict[str, Any]) -> Stages:
@@ -107,7 +119,7 @@ def parse_stages(recipe: dict[str, Any]) -> Stages:
 
 def _preset(name: str, model: dict, generation: dict) -> Config:
     if not isinstance(name, str) or name not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {name!r}")
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {short(name)}")
     preset = PRESETS[name]
     check_table("[model]", model, type(preset.model))
     check_table("[generation]", generation, type(preset.generation))
@@ -120,7 +132,7 @@ def _preset(name: str, model: dict, generation: dict) -> Config:
 
 def _stage(shared: dict[str, Any], table: dict[str, Any], number: int) -> Stage:
     if not isinstance(table, dict):
-        raise ValueError(f"stage {number} must be a table, not {table!r}")
+        raise ValueError(f"stage {number} must be a table, not {short(table)}")
     given = shared | table
     name = str(given.get("name", number))
     given["name"] = name
@@ -149,10 +161,20 @@ def train_stages(recipe: Stages, directory: Path, device: torch.device = CPU) ->
     """Train each stage in `directory`/NAME and return the path of the last one's checkpoint.
 
     Finished stages are kept and an interrupted one is resumed. Raises ValueError where a stage was
-    started with another recipe, and as `train_model`; all stages are checked before the first one
-    starts.
+    started with another recipe, BlockingIOError where another process trains there, and as
+    `train_model`; all stages are checked before the first one starts.
     """
     opened = _check(recipe, device)
+    if rank() > 0:
+        return _train_stages(recipe, opened, directory, device)
+    directory.mkdir(parents=True, exist_ok=True)
+    with lock(directory):
+        return _train_stages(recipe, opened, directory, device)
+
+
+def _train_stages(
+    recipe: Stages, opened: dict[Path, CodeShards], directory: Path, device: torch.device
+) -> Path:
     final, plan = recipe.init, {"start": dataclasses.asdict(replace(recipe, stages=()))}
     for i, stage in enumerate(recipe.stages):
         folder = directory / stage.name

@@ -144,10 +144,11 @@ def render_all(draw: Callable, jobs: list[tuple], workers: int, doing: str) -> N
 
 
 def _is_rendered(path: Path, size: Size) -> bool:
-    if not path.exists():
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            return image.size == size
+    except OSError:  # there is none, or something else
         return False
-    with Image.open(path) as image:
-        return image.size == size
 
 
 def _save(draw: Callable, job: tuple) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor
 from ...files import sha256
 from ...image_tokenizer import ImageTokenizer
 from ..buckets import Size
-from ..shards import Extraction, Shard, check_counts, settings_of, split_of, write_shards
+from ..shards import Shard
+from ..writing import Extraction, check_counts, settings_of, split_of, write_shards
 from .build import read_manifest
 from .compose import Composition, square_in
 from .folder import Descriptions, size_of

@@ -12,6 +12,7 @@ from ..buckets import Size
 from . import captions
 from .build import read_manifest, render_all, write_lines
 from .compose import Composition, arrange, render
+from .pictures import read, read_rgba
 from .plan import KINDS, plan
 
 FOLDER = "composed"  # in the folder of the data set
@@ -52,8 +53,7 @@ def build(
 
 def size_of(data: Path, records: list[dict]) -> Size:
     """That of the data set's pictures."""
-    with Image.open(data / records[0]["image"]) as image:
-        return image.size
+    return read(data, records[0]).size
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,4 @@ def _draw(
     return render(composition, {key: _read(path) for key, path in sources.items()}, size)
 
 
-@lru_cache(maxsize=256)
-def _read(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGBA")
+_read = lru_cache(maxsize=256)(read_rgba)

@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...images import open_picture
+
 WHITE = (255, 255, 255)
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": WHITE,
@@ -30,9 +32,14 @@ def load_rgba(directory: Path, records: list[dict]) -> Tensor:
 
 
 def read(directory: Path, record: dict) -> Image.Image:
-    """The picture of a record, RGBA."""
-    with Image.open(directory / record["image"]) as image:
-        return image.convert("RGBA")
+    """The picture of a record, RGBA. Raises as `read_rgba`."""
+    return read_rgba(directory / record["image"])
+
+
+def read_rgba(path: Path) -> Image.Image:
+    """Raises OSError, and ValueError as `images.open_picture`."""
+    with open(path, "rb") as file:
+        return open_picture(file, str(path)).convert("RGBA")
 
 
 def stacked(pictures: Iterable[Image.Image]) -> Tensor:
