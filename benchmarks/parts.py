@@ -106,7 +106,7 @@ def image_tokenizer(options):
         images, codes, picture = vq16(size, options.device)
         whole_maps = {
             "decode": lambda: images.pixels(images.quantizer.vectors(codes)),  # noqa: B023
-            "encode": lambda: images.quantizer.nearest(images.latent(picture)),  # noqa: B023
+            "encode": lambda: images.codes_of(images.latent(picture)),  # noqa: B023
         }
         for part, argument in (("decode", codes), ("encode", picture)):
             seconds, memory = in_a_process(alone, part, size, options.device)

@@ -33,10 +33,11 @@ class Codebook:
             )
 
     def nearest(self, samples: Tensor) -> Tensor:
-        """samples (B, dim, h, w) of any length -> codes int64 (B, h, w), as
-        `VectorQuantizer.nearest`, but row by row: its products with the codebook are large."""
+        """samples (B, dim, h, w) -> the codes of the nearest vectors, int64 (B, h, w); row by row,
+        since the products with the codebook are large."""
+        half_squares = self.vectors.square().sum(1) / 2
         rows = samples.float().cpu().movedim(1, -1).split(1, 1)
-        return torch.cat([(row @ self.vectors.T).argmax(-1) for row in rows], 1)
+        return torch.cat([(row @ self.vectors.T - half_squares).argmax(-1) for row in rows], 1)
 
 
 def latent_of(codes: Tensor, codebook: Codebook | None) -> dict:

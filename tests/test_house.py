@@ -25,7 +25,7 @@ CORE = [path for path in SOURCES if "tokenshuffle_core" in path.parts]
 # From the prompt to the picture, in the order in which to read them.
 STORY = (
     *("config", "pipeline", "text_tokenizer", "class_names", "sampler", "guidance", "model"),
-    *("shuffle", "transformer", "image_tokenizer"),
+    *("shuffle", "transformer", "image_tokenizer", "quantizers"),
 )
 
 

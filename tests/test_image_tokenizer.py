@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 from tokenshuffle_core.config import LLAMAGEN_VQ8, LLAMAGEN_VQ16, PRESETS
 from tokenshuffle_core.engine import strips
-from tokenshuffle_core.image_tokenizer import ImageTokenizer, VectorQuantizer
+from tokenshuffle_core.image_tokenizer import ImageTokenizer
+from tokenshuffle_core.quantizers import VectorQuantizer
 
 TINY = PRESETS["tiny"].image_tokenizer
 

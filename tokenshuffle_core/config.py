@@ -6,11 +6,13 @@ Every dataclass validates itself on construction and raises a `ValueError` that 
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 
 from .checks import check_choice, check_flag, check_number, check_whole
 
 SCHEDULES = ("constant", "linear", "half-linear")
+QUANTIZERS = ("normalised", "dot", "fsq")
 WEIGHT_KINDS = ("int8", "fp8", "int4")  # the kinds of quantised weights
 FAMILIES = ("llamagen", "janus", "llama", "vq")  # checkpoints published by other projects
 MAX_PIXELS = 8192 * 8192
@@ -34,7 +36,11 @@ def _check_whole(config, least: int, *names: str) -> None:
 
 @dataclass(frozen=True)
 class ImageTokenizerConfig:
-    """Shape of the VQGAN image tokenizer. The defaults are LlamaGen's VQ-16 (arXiv 2406.06525)."""
+    """Shape of the VQGAN image tokenizer. The defaults are LlamaGen's VQ-16 (arXiv 2406.06525).
+
+    `quantizer` is one of QUANTIZERS: a codebook of vectors of length 1, one of vectors as they are,
+    or finite scalar quantisation with so many `levels` in each dimension.
+    """
 
     channels: int = 128
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
@@ -43,6 +49,8 @@ class ImageTokenizerConfig:
     latent_channels: int = 256
     codebook_size: int = 16384
     codebook_dim: int = 8
+    quantizer: str = "normalised"
+    levels: tuple[int, ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
@@ -59,6 +67,19 @@ class ImageTokenizerConfig:
                 channels % self.norm_groups == 0,
                 f"norm_groups {self.norm_groups} must divide the {channels} channels of each level",
             )
+        check_choice("quantizer", self.quantizer, QUANTIZERS)
+        object.__setattr__(self, "levels", tuple(self.levels))
+        for level in self.levels:
+            check_whole("each of levels", level, 2, 2**16)
+        if self.quantizer == "fsq":
+            _require(
+                math.prod(self.levels) == self.codebook_size
+                and len(self.levels) == self.codebook_dim,
+                f"levels {self.levels!r:.80} must be codebook_dim numbers whose product is "
+                "codebook_size",
+            )
+        else:
+            _require(not self.levels, "levels are those of the quantizer fsq")
 
     @property
     def blocks(self) -> int:

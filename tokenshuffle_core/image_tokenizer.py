@@ -6,9 +6,7 @@ small l2-normalised vectors, so that the nearest vector is the one with the larg
 
 import logging
 import math
-from contextlib import nullcontext
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from .checks import check_sides
 from .config import MAX_PIXELS, ImageTokenizerConfig
 from .engine import strips
+from .quantizers import Quantized, quantizer_of
 
 # Values in the largest feature map that a CPU holds twice; elsewhere, in 16 bits, that is held
 # between any two layers.
@@ -195,45 +194,6 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
-class Quantized(NamedTuple):
-    vectors: Tensor  # (B, codebook_dim, h, w), straight-through gradient to the latent
-    codes: Tensor  # (B, h, w) int64
-    loss: Tensor  # scalar: codebook + beta * commitment
-
-
-class VectorQuantizer(nn.Module):
-    """Nearest vector of an l2-normalised codebook (van den Oord et al., arXiv 1711.00937;
-    normalisation as in ViT-VQGAN, arXiv 2110.04627)."""
-
-    beta = 0.25
-
-    def __init__(self, size: int, dim: int):
-        super().__init__()
-        self.codebook = nn.Embedding(size, dim)
-
-    def vectors(self, codes: Tensor) -> Tensor:
-        """codes (B, h, w) int64 -> unit vectors (B, dim, h, w)."""
-        return F.normalize(self.codebook(codes), dim=-1).movedim(-1, 1)
-
-    def nearest(self, latent: Tensor) -> Tensor:
-        """latent (B, dim, h, w), of any norm -> codes (B, h, w) int64."""
-        every = torch.arange(self.codebook.num_embeddings, device=latent.device)
-        book = F.normalize(self.codebook(every), dim=-1)
-        # In bfloat16 the nearest two often tie; not every device supports autocast.
-        kind = latent.device.type
-        cast = torch.is_autocast_enabled(kind)
-        with torch.autocast(kind, enabled=False) if cast else nullcontext():
-            return (latent.float().movedim(1, -1) @ book.float().T).argmax(-1)
-
-    def forward(self, latent: Tensor) -> Quantized:
-        latent = F.normalize(latent, dim=1)
-        codes = self.nearest(latent)
-        vectors = self.vectors(codes)
-        commitment = F.mse_loss(latent, vectors.detach())
-        loss = F.mse_loss(vectors, latent.detach()) + self.beta * commitment
-        return Quantized(latent + (vectors - latent).detach(), codes, loss)
-
-
 class ImageTokenizer(nn.Module):
     """Images (B, 3, H, W) float in 0..1 <-> codes (B, H / stride, W / stride) int64.
 
@@ -249,7 +209,7 @@ class ImageTokenizer(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.codebook_dim, 1)
-        self.quantizer = VectorQuantizer(config.codebook_size, config.codebook_dim)
+        self.quantizer = quantizer_of(config)
         self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.latent_channels, 1)
         self.decoder = Decoder(config)
 
@@ -306,6 +266,10 @@ class ImageTokenizer(nn.Module):
         """(B, 3, H, W) in 0..1 -> latent (B, codebook_dim, h, w) before quantisation."""
         return self.quant_conv(self.encoder(images * 2 - 1, plan))
 
+    def codes_of(self, latent: Tensor) -> Tensor:
+        """latent (B, codebook_dim, h, w) -> codes (B, h, w) int64."""
+        return self.quantizer.nearest(self.quantizer.project(latent))
+
     def pixels(self, vectors: Tensor, plan: strips.Plan | None = None) -> Tensor:
         """Codebook vectors (B, codebook_dim, h, w) -> (B, 3, H, W), roughly 0..1, not clamped."""
         return (self.decoder(self.post_quant_conv(vectors), plan) + 1) / 2
@@ -325,7 +289,7 @@ class ImageTokenizer(nn.Module):
         check_sides(width, height, stride)
         plan = self._plan(images.device, images.dtype)
         parts = images.split(self._at_once(len(images), height * width, plan))
-        return torch.cat([self.quantizer.nearest(self.latent(part, plan)) for part in parts])
+        return torch.cat([self.codes_of(self.latent(part, plan)) for part in parts])
 
     def decode(self, codes: Tensor, save_memory: bool = False) -> Tensor:
         """Codes (B, h, w) int64 -> images (B, 3, h * stride, w * stride) in 0..1.

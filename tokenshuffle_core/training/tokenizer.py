@@ -184,6 +184,8 @@ def train_tokenizer(
     else:
         module = ImageTokenizer(config)
         nn.init.normal_(module.quantizer.codebook.weight)
+    if (kind := module.config.quantizer) != "normalised":
+        raise ValueError(f"an image tokenizer with the quantizer {kind} cannot be trained further")
     stride = module.config.stride
     for name, size in (("crop", crop), ("side", side)):
         if size < 1 or size % stride or size < crop:

@@ -182,7 +182,7 @@ def encoders(image_tokenizer: ImageTokenizer, device: torch.device) -> list[Enco
     def in_half(images: Tensor) -> tuple[Tensor, Tensor]:
         images = images.half().contiguous(memory_format=torch.channels_last)
         latent = half.latent(images).float()
-        return image_tokenizer.quantizer.nearest(latent), latent.isfinite().all()
+        return image_tokenizer.codes_of(latent), latent.isfinite().all()
 
     return [in_half, whole]
 
