@@ -39,7 +39,10 @@ class ImageTokenizerConfig:
     """Shape of the VQGAN image tokenizer. The defaults are LlamaGen's VQ-16 (arXiv 2406.06525).
 
     `quantizer` is one of QUANTIZERS: a codebook of vectors of length 1, one of vectors as they are,
-    or finite scalar quantisation with so many `levels` in each dimension.
+    or finite scalar quantisation with so many `levels` in each dimension. Squares of `patch` x
+    `patch` pixels are packed into channels before the first layer. `level_attention` follows each
+    block at the lowest resolution; `video` has what one picture needs of a tokenizer of videos:
+    a pointwise layer in the middle, and one before the decoder's second upsampling.
     """
 
     channels: int = 128
@@ -51,6 +54,9 @@ class ImageTokenizerConfig:
     codebook_dim: int = 8
     quantizer: str = "normalised"
     levels: tuple[int, ...] = ()
+    patch: int = 1
+    level_attention: bool = True
+    video: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
@@ -68,6 +74,10 @@ class ImageTokenizerConfig:
                 f"norm_groups {self.norm_groups} must divide the {channels} channels of each level",
             )
         check_choice("quantizer", self.quantizer, QUANTIZERS)
+        check_choice("patch", self.patch, (1, 2, 4, 8))
+        check_flag("level_attention", self.level_attention)
+        check_flag("video", self.video)
+        _require(levels > 2 or not self.video, "video needs three channel_multipliers or more")
         object.__setattr__(self, "levels", tuple(self.levels))
         for level in self.levels:
             check_whole("each of levels", level, 2, 2**16)
@@ -89,7 +99,7 @@ class ImageTokenizerConfig:
     @property
     def stride(self) -> int:
         """Pixels per code along each side."""
-        return 2 ** (len(self.channel_multipliers) - 1)
+        return self.patch * 2 ** (len(self.channel_multipliers) - 1)
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,18 @@ class AttentionBlock(nn.Module):
         return x + self.proj_out(h.squeeze(1).transpose(1, 2).reshape(x.shape))
 
 
+class PointwiseBlock(nn.Module):
+    """A residual layer that mixes channels: attention over a single frame."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.conv = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(self.norm(x))
+
+
 class Downsample(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
@@ -91,16 +103,18 @@ class Upsample(nn.Module):
         return strips.upsample(self.conv, x, plan)
 
 
-def _middle(channels: int, groups: int) -> nn.Sequential:
+def _middle(channels: int, config: ImageTokenizerConfig) -> nn.Sequential:
+    groups = config.norm_groups
     return nn.Sequential(
         ResnetBlock(channels, channels, groups),
         AttentionBlock(channels, groups),
+        *([PointwiseBlock(channels, groups)] if config.video else []),
         ResnetBlock(channels, channels, groups),
     )
 
 
 def _levels(
-    first: int, channels: list[int], blocks: int, groups: int, lowest: int, resample: type
+    first: int, channels: list[int], blocks: int, groups: int, lowest: int | None, resample: type
 ) -> nn.ModuleList:
     """Levels with these `channels`, resampled between them; `first` channels enter, and each block
     of level `lowest` is followed by attention."""
@@ -124,7 +138,7 @@ def _run(
     for layer in (layer for level in levels for layer in level):
         if not _in_strips(x, plan):
             x = layer(x)
-        elif isinstance(layer, AttentionBlock):  # needs the whole map at once
+        elif isinstance(layer, (AttentionBlock, nn.Conv2d)):  # have the whole map at once
             x = layer(strips.hold(x))
         else:
             x = _large(layer, x, plan)
@@ -155,16 +169,18 @@ class Encoder(nn.Module):
     def __init__(self, config: ImageTokenizerConfig):
         super().__init__()
         channels = [config.channels * m for m in config.channel_multipliers]
-        groups, lowest = config.norm_groups, len(channels) - 1
+        groups, lowest = config.norm_groups, len(channels) - 1 if config.level_attention else None
         shape = config.channels, channels, config.res_blocks
-        self.conv_in = nn.Conv2d(3, config.channels, 3, padding=1)
+        self.patch = config.patch
+        self.conv_in = nn.Conv2d(3 * config.patch**2, config.channels, 3, padding=1)
         self.levels = _levels(*shape, groups, lowest, Downsample)
-        self.mid = _middle(channels[-1], groups)
+        self.mid = _middle(channels[-1], config)
         self.norm_out = nn.GroupNorm(groups, channels[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(channels[-1], config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor, plan: strips.Plan | None = None) -> Tensor:
         """Without a `plan`, whole maps are computed, also for gradients."""
+        x = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
         values = x[:, 0].numel() * self.conv_in.out_channels
         if plan is None or plan.hold or values <= strips.whole(x.device):
             h = self.conv_in(x)
@@ -180,18 +196,24 @@ class Decoder(nn.Module):
         super().__init__()
         channels = [config.channels * m for m in reversed(config.channel_multipliers)]
         groups, shape = config.norm_groups, (channels[0], channels, config.res_blocks + 1)
+        lowest = 0 if config.level_attention else None
+        self.patch = config.patch
         self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
-        self.mid = _middle(channels[0], groups)
-        self.levels = _levels(*shape, groups, 0, Upsample)
+        self.mid = _middle(channels[0], config)
+        self.levels = _levels(*shape, groups, lowest, Upsample)
+        if config.video:
+            self.levels[1].insert(-1, nn.Conv2d(channels[1], channels[1], 1))
         self.norm_out = nn.GroupNorm(groups, channels[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(channels[-1], 3, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels[-1], 3 * config.patch**2, 3, padding=1)
 
     def forward(self, z: Tensor, plan: strips.Plan | None = None) -> Tensor:
         """`plan` as in the encoder."""
         h = _run(self.levels, self.mid(self.conv_in(z)), plan)
         if _in_strips(h, plan):
-            return strips.hold(strips.output(self.norm_out, self.conv_out, strips.as_map(h)))
-        return self.conv_out(F.silu(self.norm_out(h)))
+            x = strips.hold(strips.output(self.norm_out, self.conv_out, strips.as_map(h)))
+        else:
+            x = self.conv_out(F.silu(self.norm_out(h)))
+        return F.pixel_shuffle(x, self.patch) if self.patch > 1 else x
 
 
 class ImageTokenizer(nn.Module):
@@ -241,15 +263,18 @@ class ImageTokenizer(nn.Module):
         return values * dtype.itemsize
 
     def _base(self, pixels: int) -> int:
-        return pixels * self.config.channels * self.config.channel_multipliers[0]
+        places = pixels // self.config.patch**2
+        return places * self.config.channels * self.config.channel_multipliers[0]
 
     def _largest(self, pixels: int) -> int:
         # Upsample reaches the full size with the channels of the level below.
-        return pixels * self.config.channels * max(self.config.channel_multipliers[:2])
+        places = pixels // self.config.patch**2
+        return places * self.config.channels * max(self.config.channel_multipliers[:2])
 
     def _held(self, pixels: int, room: int) -> int:
         """Values in the maps of a decoder that are held at the same time, at most."""
         multipliers, most = self.config.channel_multipliers, 0
+        pixels //= self.config.patch**2
         for level, (own, below) in enumerate(pairwise(multipliers)):
             size = pixels * self.config.channels >> 2 * level
             own, upsampled = own * size, below * size
