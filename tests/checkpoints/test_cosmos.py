@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 
 from tests.support.cosmos import Cosmos
 from tests.support.published import randomise
+from tokenshuffle_core import checkpoints
 from tokenshuffle_core.checkpoints import cosmos
 from tokenshuffle_core.checkpoints.checkpoint import fill, skeleton
 from tokenshuffle_core.checkpoints.source import Source
@@ -37,6 +38,25 @@ def test_it_computes_what_the_published_layers_do(theirs, ours, height, width):
     vectors = ours.quantizer.vectors(codes)
     expected = (theirs.pixels(vectors.double()) + 1) / 2
     torch.testing.assert_close(ours.pixels(vectors.double()), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_converted_it_is_an_image_tokenizer_as_any_other(theirs, tmp_path):
+    published, converted = tmp_path / "cosmos.safetensors", tmp_path / "ours.safetensors"
+    save_file({name: x.bfloat16() for name, x in theirs.state_dict().items()}, published)
+    checkpoints.convert(published, converted)
+    pictures = torch.rand(1, 3, 32, 48)
+    expected = checkpoints.load_image_tokenizer(published).encode(pictures)
+    ours = checkpoints.load_image_tokenizer(converted)
+    assert torch.equal(ours.encode(pictures), expected)
+    assert ours.decode(expected).shape == pictures.shape
+
+
+def test_another_number_of_levels_is_refused(theirs, tmp_path):
+    weights = theirs.state_dict()
+    weights["quant_conv.conv3d.weight"] = weights["quant_conv.conv3d.weight"][:4].clone()
+    save_file(weights, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="codes of 4 numbers instead of 6"):
+        checkpoints.load_image_tokenizer(tmp_path / "a.safetensors")
 
 
 def test_at_its_true_size_it_is_a_quarter_smaller():

@@ -13,7 +13,7 @@ import torch
 from ..config import FAMILIES
 from ..files import Planned, write_safetensors
 from ..image_tokenizer import ImageTokenizer
-from . import janus, llama, llamagen, native, vq
+from . import cosmos, janus, llama, llamagen, native, vq
 from .checkpoint import Checkpoint, checked, fill, named, named_shapes, skeleton
 from .native import SIZES, check_size, is_trained_at, save, save_image_tokenizer, trained_sizes
 from .source import PICKLES, WRAPPERS, Source, whole_of
@@ -21,6 +21,7 @@ from .source import PICKLES, WRAPPERS, Source, whole_of
 __all__ = ["BUNDLED", "Checkpoint", "convert", "load_image_tokenizer", "read", "save", "skeleton"]
 
 BUNDLED = Path(__file__).parent.parent / "weights" / "emoji.safetensors"
+IMAGE_TOKENIZERS = {"vq": vq, "cosmos": cosmos}
 MODELS = {"llamagen": llamagen, "janus": janus, "llama": llama}  # recognised in this order
 
 
@@ -63,9 +64,12 @@ def load_image_tokenizer(
     are those of `read`."""
     with named(path):
         family = family or _family_of(path)
-        if family not in (None, "vq"):
+        if family and family not in IMAGE_TOKENIZERS:
             return read(path, family).load_image_tokenizer(device)
-        config, weights = vq.read(path) if family else native.read_image_tokenizer(path)
+        if family:
+            config, weights = IMAGE_TOKENIZERS[family].read(path)
+        else:
+            config, weights = native.read_image_tokenizer(path)
         return fill(skeleton(config), weights, f"{path}: image_tokenizer.", device, torch.float32)
 
 
@@ -86,7 +90,7 @@ def convert(
     cannot be written.
     """
     family = family or _family_of(source)
-    if family == "vq":
+    if family in IMAGE_TOKENIZERS:
         return save_image_tokenizer(output, load_image_tokenizer(source, family=family))
     checkpoint = read(source, family, image_tokenizer=image_tokenizer, side=side, windows=windows)
     if checkpoint.kind:
@@ -129,7 +133,7 @@ def _family_of(path: str | Path) -> str | None:
     """Which of FAMILIES it is, by tensor names that only this family has; None for any other
     safetensors file, such as our own. Raises FileNotFoundError or ValueError."""
     source = Source(path, (*WRAPPERS, "ema"))
-    for family, module in (MODELS | {"vq": vq}).items():
+    for family, module in (MODELS | IMAGE_TOKENIZERS).items():
         if any(mark in source for mark in module.MARKS):
             if family in ("janus", "llama") and not source.path.is_dir():
                 raise ValueError(f"{path} is one file of a model that is a folder{whole_of(path)}")

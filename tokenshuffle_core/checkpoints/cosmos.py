@@ -6,6 +6,8 @@ over time, which the convolution over space before it absorbs; attention over on
 value; and the Haar wavelets at both ends are linear in the pixels of a patch.
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,11 @@ MARKS = ("encoder.conv_in.0.conv3d.weight",)
 LEVELS = (8, 8, 8, 5, 5, 5)
 PATCH = 4  # pixels along the side of what the wavelets transform at once
 BITS = [(t, h, w) for t in (0, 1) for h in (0, 1) for w in (0, 1)]  # which axes a band is high in
+
+
+def read(path: str | Path) -> tuple[ImageTokenizerConfig, Weights]:
+    """The published tensors in one file. Raises FileNotFoundError or ValueError."""
+    return image_tokenizer(Source(path))
 
 
 def image_tokenizer(source: Source) -> tuple[ImageTokenizerConfig, Weights]:
