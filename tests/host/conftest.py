@@ -31,7 +31,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 NEWEST_ALONE = (
     "test_page", "test_nodes", "test_preview", "test_search", "test_canvas", "test_panels",
     "test_prompts", "test_joints", "test_wrong_inputs", "test_translations",
-    "test_client", "test_files",
+    "test_client", "test_files", "test_workflows", "test_published",
 )  # fmt: skip
 
 

@@ -160,6 +160,7 @@ def entries_seeded(folder, seed) -> list[dict]:
     return entries_of(folder)
 
 
+@pytest.mark.slow
 def test_all_compositions_there_are_and_not_one_more(data, tmp_path):
     """Nine pictures, one of them held out, on ten backgrounds: 90 singles, 8 * 4 * 10 counts, 8 * 2
     * 10 small or big ones; two styles of three subjects and one of two make 6 + 6 + 2 ordered
