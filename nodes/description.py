@@ -11,14 +11,13 @@ from ..tokenshuffle_core.reading import Reader
 from ..tokenshuffle_core.text_tokenizer import PromptEncoder
 from ..tokenshuffle_core.vocabulary import Vocabulary
 
-# `version`, another text whenever the file is written, is for the cache: it is read again then.
 # The fields of a card that the page shows; strings.js has their titles.
 CARD = (
     "title", "description", "usage_hint", "sizes", "scores", "limits", "data", "training",
     "license", "author", "date",
 )  # fmt: skip
 # A stranger's file may hold a hundred megabytes of text, of which the page gets no more than:
-MAX_TEXT = 10_000  # characters of a field of the card
+MAX_FIELD = 10_000  # characters of a field of the card
 MAX_NAME = 100  # characters
 MAX_NAMES = 5_000  # and sizes
 
@@ -32,6 +31,7 @@ class Metadata(NamedTuple):
     vocabulary: Vocabulary | None
 
 
+# `version`, another text whenever the file is written, is for the cache: it is read again then.
 @lru_cache(maxsize=4)
 def _read(path: Path, version: str) -> Metadata:
     found = checkpoints.read(path)
@@ -77,7 +77,7 @@ def describe(path: Path, version: str, language: str) -> dict:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"
+    return text if len(text) <= MAX_FIELD else text[:MAX_FIELD] + "…"
 
 
 def read_prompt(path: Path, version: str, text: str, language: str) -> dict:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
-    """That of an image tokenizer: `vectors` float32 (codes, dim) of length 1, on the CPU, the
+    """That of an image tokenizer: `vectors` float32 (codes, dim), on the CPU, the
     name of the `model` that it came with, and how many pixels a code stands for on each side, its
     `stride`. Two are the same where their vectors are."""
 

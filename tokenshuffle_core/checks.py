@@ -48,14 +48,14 @@ def check_text(name: str, value: object) -> None:
     """Text that can be tokenised, written into a file and used in a file's name."""
     if not isinstance(value, str):
         raise ValueError(f"{name} must be text, not {reprlib.repr(value)}")
-    if any("\ud800" <= c <= "\udfff" for c in value):  # half of a pair, as from a broken paste
-        raise ValueError(f"{name} contains a lone surrogate, which is not a character")
-    if "\0" in value:
-        raise ValueError(f"{name} contains the character NUL, which no text has")
     if len(value) > MAX_TEXT:
         raise ValueError(
             f"{name} has {len(value)} characters, at most {MAX_TEXT} are read: shorten it"
         )
+    if any("\ud800" <= c <= "\udfff" for c in value):  # half of a pair, as from a broken paste
+        raise ValueError(f"{name} contains a lone surrogate, which is not a character")
+    if "\0" in value:
+        raise ValueError(f"{name} contains the character NUL, which no text has")
 
 
 def check_sides(width: int, height: int, unit: int) -> None:

@@ -20,9 +20,8 @@ from torch import Tensor
 
 RESERVED = ("CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$")  # names of devices in Windows
 PART = ".part"
-PREFIX = (
-    60  # characters of a file's name in that of its temporary file: with four bytes each, it fits
-)
+# Characters of a file's name in that of its temporary file: with four bytes each, it fits.
+PREFIX = 60
 
 
 def target_of(path: str | Path) -> Path:

@@ -54,7 +54,7 @@ def say(text: str) -> None:
 
 
 def _speed(step: Progress, seconds: float) -> str:
-    """Short enough for a node as narrow as a new one. web/strings.js translates it."""
+    """Short enough for a node as narrow as a new one. web/texts.js translates it."""
     rate = step.position / seconds
     done = f"{step.position} / {step.positions}"
     if step.position == step.positions:

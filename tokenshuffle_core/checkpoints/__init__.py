@@ -66,10 +66,8 @@ def load_image_tokenizer(
         family = family or _family_of(path)
         if family and family not in IMAGE_TOKENIZERS:
             return read(path, family).load_image_tokenizer(device)
-        if family:
-            config, weights = IMAGE_TOKENIZERS[family].read(path)
-        else:
-            config, weights = native.read_image_tokenizer(path)
+        reader = IMAGE_TOKENIZERS[family].read if family else native.read_image_tokenizer
+        config, weights = reader(path)
         return fill(skeleton(config), weights, f"{path}: image_tokenizer.", device, torch.float32)
 
 

@@ -22,7 +22,7 @@ DTYPES = (
     torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.uint8,
     torch.float8_e4m3fn, torch.float8_e5m2,
 )  # fmt: skip
-MAX_TEXT = 600  # characters of a sentence about a file
+MAX_SENTENCE = 600  # characters of a sentence about a file
 Weights = dict[str, Callable[[], Tensor]]  # our name -> function that reads the tensor
 
 
@@ -77,7 +77,9 @@ def named(path: str | Path) -> Iterator[None]:
     except (ValueError, RecursionError, OverflowError, SafetensorError) as error:
         text = " ".join(str(error).split())
         text = text if str(path) in text else f"{path}: {text}"
-        raise ValueError(text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}...") from None
+        raise ValueError(
+            text if len(text) <= MAX_SENTENCE else f"{text[:MAX_SENTENCE]}..."
+        ) from None
 
 
 def check_parts(shape: ModelConfig | ImageTokenizerConfig, weights: Collection[str]) -> None:

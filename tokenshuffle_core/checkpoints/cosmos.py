@@ -6,18 +6,21 @@ over time, which the convolution over space before it absorbs; attention over on
 value; and the Haar wavelets at both ends are linear in the pixels of a patch.
 """
 
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..config import ImageTokenizerConfig
+from ..quantizers import ScalarQuantizer
 from .checkpoint import Weights, check_parts, skeleton
 from .source import Source
 
 MARKS = ("encoder.conv_in.0.conv3d.weight",)
 LEVELS = (8, 8, 8, 5, 5, 5)
 PATCH = 4  # pixels along the side of what the wavelets transform at once
+Affine = tuple[Tensor, Tensor]  # weight (out, in, h, w) and bias (out,), float64
 BITS = [(t, h, w) for t in (0, 1) for h in (0, 1) for w in (0, 1)]  # which axes a band is high in
 
 
@@ -42,21 +45,19 @@ def image_tokenizer(source: Source) -> tuple[ImageTokenizerConfig, Weights]:
         quantizer="fsq", levels=LEVELS, patch=PATCH, level_attention=False, video=True,
     )  # fmt: skip
     check_parts(config, source.shapes)
-    weights: Weights = {"quantizer.codebook.weight": _table}
+    weights: Weights = {
+        "quantizer.codebook.weight": lambda: ScalarQuantizer(LEVELS).codebook.weight
+    }
+
+    @lru_cache(maxsize=1)  # a weight is read right before its bias
+    def folded(module: str) -> Affine:
+        return _folded(source, config, module)
+
     for name in skeleton(config).state_dict():
         if name not in weights:
             module, _, part = name.rpartition(".")
-            weights[name] = lambda m=module, p=part: _folded(source, config, m)[p == "bias"]
+            weights[name] = lambda m=module, p=part: folded(m)[p == "bias"]
     return config, weights
-
-
-def _table() -> Tensor:
-    from ..quantizers import ScalarQuantizer
-
-    return ScalarQuantizer(LEVELS).codebook.weight
-
-
-Affine = tuple[Tensor, Tensor]  # weight (out, in, h, w) and bias (out,), float64
 
 
 def _folded(source: Source, config: ImageTokenizerConfig, module: str) -> Affine:
@@ -95,13 +96,12 @@ def _folded(source: Source, config: ImageTokenizerConfig, module: str) -> Affine
     if theirs.endswith("attn_1.1.conv"):  # attention over time
         block = theirs.removesuffix(".conv")
         return _then(spatial(f"{block}.v"), spatial(f"{block}.proj_out"))
-    level = int(theirs.split(".")[2]) if ".downsample" in theirs or ".upsample" in theirs else 0
     if ".downsample" in theirs:
         first = spatial(f"{theirs}.conv1")
         mean = torch.zeros_like(first[0])
         mean[:, :, :2, :2] = torch.eye(len(mean), dtype=mean.dtype)[:, :, None, None] / 4
         both = first[0] + mean, first[1]
-        if level == 0:  # over time as well
+        if theirs.startswith("encoder.down.0."):  # over time as well
             both = _then(both, _plus_identity(spatial(f"{theirs}.conv2")))
         return _then(both, spatial(f"{theirs}.conv3"))
     if theirs.endswith("upsample.mix"):

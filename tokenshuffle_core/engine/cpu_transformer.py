@@ -79,10 +79,10 @@ class CpuTransformer(Swapped):
             h = h.view(*shape[:2], -1, config.head_size).transpose(1, 2)
             qk = h[:, :rotated]
             if config.qk_norm:
-                scales = (attention.q_norm.weight, attention.k_norm.weight)
-                counts = (config.heads, config.kv_heads)
-                parts = [w.expand(n, 1, -1) for w, n in zip(scales, counts, strict=True)]
-                qk = self._normalised(qk, torch.cat(parts))
+                q, k = qk.split((config.heads, config.kv_heads), 1)
+                q = self._normalised(q, attention.q_norm.weight)
+                k = self._normalised(k, attention.k_norm.weight)
+                qk = torch.cat([q, k], 1)
             qk = rotate(qk, *angles)
             k, v = cache.update(layer, qk[:, config.heads :], h[:, rotated:])
             h = F.scaled_dot_product_attention(

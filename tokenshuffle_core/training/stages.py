@@ -26,6 +26,7 @@ Paths are relative to where the command runs. A stage has the fields of `Stage`,
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from reprlib import repr as short
@@ -165,10 +166,8 @@ def train_stages(recipe: Stages, directory: Path, device: torch.device = CPU) ->
     `train_model`; all stages are checked before the first one starts.
     """
     opened = _check(recipe, device)
-    if rank() > 0:
-        return _train_stages(recipe, opened, directory, device)
     directory.mkdir(parents=True, exist_ok=True)
-    with lock(directory):
+    with lock(directory) if rank() == 0 else nullcontext():
         return _train_stages(recipe, opened, directory, device)
 
 
