@@ -295,7 +295,9 @@ def draw(
     given: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Codes (count, H, W) int64 of pictures drawn before the user's eyes."""
-    ids, negative_ids = read(model, positive), read(model, negative) if negative else []
+    ids = read(model, positive)
+    negative = negative or replace(positive, text="")
+    negative_ids = read(model, negative, negative=True)
     pipeline = model.pipeline
     rows, columns = pipeline.grid(settings)
     untrained = not checkpoints.is_trained_at(pipeline.config, pipeline.card, settings)
@@ -320,12 +322,13 @@ def draw(
     return codes
 
 
-def read(model: host.Loaded, prompt: PromptText) -> list[int]:
-    """Token ids of a prompt, whichever model it was made with. Raises ValueError."""
+def read(model: host.Loaded, prompt: PromptText, *, negative: bool = False) -> list[int]:
+    """Token ids of a prompt or a negative one, whichever model it was made with. Raises
+    ValueError."""
     kind = model.pipeline.text_tokenizer.kind
     if prompt.kind != kind:
         raise ValueError(
             f"the prompt was made with {prompt.model}, which reads {prompt.kind}, and {model.name} "
             f"reads {kind}: connect both nodes to the same model"
         )
-    return model.pipeline.encode_prompt(prompt.text)
+    return model.pipeline.encode_prompt(prompt.text, negative=negative)

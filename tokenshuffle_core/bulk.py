@@ -161,8 +161,7 @@ def draw_all(
     alike: dict[tuple[GenerationConfig, str], list[Job]] = {}
     for job in jobs:
         alike.setdefault((job.settings, job.negative), []).append(job)
-    name = "the negative prompt"
-    negatives = {negative: pipeline.encode_prompt(negative, name) for _, negative in alike}
+    negatives = {text: pipeline.encode_prompt(text, negative=True) for _, text in alike}
     steps = sum(prod(pipeline.grid(settings)) * len(part) for (settings, _), part in alike.items())
     with tqdm(total=steps, desc="drawing", unit="position", disable=None) as bar:
         done = 0
@@ -248,7 +247,7 @@ def fitting(pipeline: Pipeline, settings: GenerationConfig) -> int:
     """How many pictures to sample at once: they take at most half of the memory that is free."""
     model, weight = pipeline.config.model, pipeline.model.code_embedding.weight
     rows, columns = pipeline.grid(settings)
-    positions = model.max_prompt + rows * columns
+    positions = model.max_prompt + model.positions(rows, columns)
     with_guidance = 1 if settings.cfg == 1 else 2
     cache = KVCache.nbytes(model, with_guidance, positions, weight.dtype)
     return max(1, min(MOST, free_memory(weight.device) // 2 // (cache + WORKING)))

@@ -38,7 +38,7 @@ class ClassNames:
     def __len__(self) -> int:
         return len(self.names) + 1
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, negative: bool = False) -> list[int]:
         """The class with this number, this name or the only name that starts so; [] for "".
 
         Raises ValueError, which suggests similar names.
@@ -71,7 +71,7 @@ class ClassNames:
         """`encode` of each text."""
         return [self.encode(text) for text in texts]
 
-    def frame(self, ids: list[int], rows: int, columns: int, length: int = 0) -> list[int]:
+    def frame(self, ids: list[int], *_, **__) -> list[int]:
         """As TextTokenizer.frame, without a template."""
         return ids or [self.pad]
 

@@ -118,6 +118,7 @@ class ModelConfig:
     from the text embedding. `head_dim` is the size of an attention head, dim / heads if None;
     `qkv_bias` gives the projections to queries, keys and values biases (as in Qwen2), and `qk_norm`
     normalises each head of queries and keys by RMSNorm before the rotary embedding (as in Qwen3).
+    `row_end` is the id of a text token that follows each row of windows but the last.
     """
 
     text_vocabulary: int
@@ -142,6 +143,7 @@ class ModelConfig:
     head_dim: int | None = None
     qkv_bias: bool = False
     qk_norm: bool = False
+    row_end: int | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "windows", tuple(self.windows))
@@ -179,6 +181,9 @@ class ModelConfig:
                 self.dim % window**2 == 0,
                 f"dim {self.dim} must be a multiple of window squared ({window**2})",
             )
+        if self.row_end is not None:
+            check_whole("row_end", self.row_end, 0, self.text_vocabulary - 1)
+            _require(self.rope_axes == 1, "row_end needs rope_axes 1")
         check_number("rope_theta", self.rope_theta, 1, 1e12)
         check_number("norm_eps", self.norm_eps, 1e-12, 1)
         if self.rope_scaling is not None:
@@ -208,19 +213,26 @@ class ModelConfig:
 
     @property
     def max_positions(self) -> int:
-        """Windows of the largest picture that fits beside the longest prompt."""
+        """Positions of the largest picture that fits beside the longest prompt."""
         return self.context - self.max_prompt - 4  # begin, rows, columns, image start
+
+    def positions(self, rows: int, columns: int) -> int:
+        """Those of a picture of so many windows."""
+        return rows * columns + (0 if self.row_end is None else rows - 1)
 
 
 @dataclass(frozen=True)
 class PromptConfig:
     """How a prompt is framed.
 
-    One piece of `template` is text with {prompt} in it; the others are special tokens, in which
-    {rows} and {columns} are the picture's size in windows. `pad` is the token that pads shorter
-    prompts on the left. With `padded_negative`, the unconditional prompt is the conditional one
-    with all tokens except the first and last replaced by `pad`; otherwise it is the template
-    without text.
+    The pieces of `template` are special tokens, <...>, and text; one piece of text has {prompt} in
+    it. In the others, {rows} and {columns} are the picture's size in windows, {height} and {width}
+    that in pixels. `pad` is the token that pads shorter prompts on the left.
+
+    The unconditional prompt is the template without the piece of {prompt}; or with
+    `padded_negative`, the conditional prompt with all tokens except the first and last replaced by
+    `pad`; or, where there is a template of its own, `negative`, with the negative prompt in it, for
+    which `negative_text` stands if it is empty.
     """
 
     template: tuple[str, ...] = (
@@ -228,10 +240,13 @@ class PromptConfig:
     )  # fmt: skip
     pad: str = "<|pad|>"
     padded_negative: bool = False
+    negative: tuple[str, ...] = ()
+    negative_text: str = ""
 
     def __post_init__(self):
         object.__setattr__(self, "template", tuple(self.template))
-        texts = self.pad, *self.template
+        object.__setattr__(self, "negative", tuple(self.negative))
+        texts = self.pad, self.negative_text, *self.template, *self.negative
         _require(
             {type(text) for text in texts} == {str}
             and len(texts) + sum(map(len, texts)) <= MOST["template"],
@@ -239,9 +254,18 @@ class PromptConfig:
             "most",
         )
         check_flag("padded_negative", self.padded_negative)
+        for template in (self.template, self.negative)[: 2 if self.negative else 1]:
+            _require(
+                [piece.count("{prompt}") for piece in template if "{prompt}" in piece] == [1],
+                f"the prompt's template must contain {{prompt}} once, not {template!r:.200}",
+            )
         _require(
-            [piece.count("{prompt}") for piece in self.template if "{prompt}" in piece] == [1],
-            f"the prompt's template must contain {{prompt}} once, not {self.template!r:.200}",
+            not self.negative or not self.padded_negative,
+            "padded_negative is for a prompt without a negative template",
+        )
+        _require(
+            bool(self.negative) or not self.negative_text,
+            "negative_text needs a negative template",
         )
 
 

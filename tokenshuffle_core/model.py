@@ -83,13 +83,22 @@ class TokenShuffleModel(nn.Module):
         codes (B, H, W) int64 have sides divisible by the window. `targets`, also codes, are what a
         window head sees of the window that it predicts, `codes` if None.
         """
-        windows = self.embed_codes(codes, window)[:, :-1]
-        x = torch.cat([self.embed_text(text, window), windows], dim=1)
+        windows = self.embed_codes(codes, window)
+        columns = codes.shape[2] // (window or self.config.window)
+        if self.config.row_end is not None:
+            rows = windows.unflatten(1, (-1, columns))
+            end = self.row_end().expand(*rows.shape[:2], 1, -1)
+            windows = torch.cat([rows, end], dim=2).flatten(1, 2)[:, :-1]
+        x = torch.cat([self.embed_text(text, window), windows[:, :-1]], dim=1)
         layout = self.layout(text.shape[1], codes.shape[2], window)
         hidden = self.transformer(x, padding, layout=layout)
         last = text.shape[1] - 1
         text_logits = self.text_logits(hidden[:, : last + 1]) if with_text else None
-        states = self.code_states(hidden[:, last:], window)
+        hidden = hidden[:, last:]
+        if self.config.row_end is not None:  # after the last window of a row, its end is known
+            rows = F.pad(hidden, (0, 0, 0, 1)).unflatten(1, (-1, columns + 1))
+            hidden = rows[:, :, :columns].flatten(1, 2)
+        states = self.code_states(hidden, window)
         seen = self.targets(codes if targets is None else targets, window)
         return Logits(self.code_logits(states, window, seen), text_logits)
 
@@ -116,6 +125,10 @@ class TokenShuffleModel(nn.Module):
         index = self.config.windows.index(window or self.config.window)
         last = x[:, -1:] + self.window_embedding.weight[index]
         return torch.cat([x[:, :-1], last], dim=1)
+
+    def row_end(self) -> Tensor:
+        """The embedding (d,) of the token between two rows."""
+        return self.text_embedding.weight[self.config.row_end]
 
     def embed_codes(self, codes: Tensor, window: int | None = None) -> Tensor:
         """Codes (B, H, W) -> fused tokens (B, windows, d)."""
@@ -161,13 +174,22 @@ class TokenShuffleModel(nn.Module):
         hidden = self.transformer(self.embed_text(text, window), cache=cache)
         return self.code_states(hidden[:, -1:], window)
 
-    def step(self, cache: KVCache, codes: Tensor, window: int | None = None) -> Tensor:
-        """Append windows of codes (B, n, s, s).
+    def step(
+        self,
+        cache: KVCache,
+        codes: Tensor,
+        window: int | None = None,
+        row_ends: Tensor | None = None,
+    ) -> Tensor:
+        """Append windows of codes (B, n, s, s), with a row's end in the place of those where
+        `row_ends` (n,) is true.
 
         The cache may have a multiple of B rows: prompts that share their codes, as with guidance.
         Returns the code states (rows, n, s * s, d) of the window after each.
         """
         x = self.embed_codes(codes.flatten(0, 1), window).view(*codes.shape[:2], -1)
+        if row_ends is not None:
+            x = torch.where(row_ends[:, None], self.row_end(), x)
         x = x.repeat(len(cache.padding) // len(x), 1, 1)
         return self.code_states(self.transformer(x, cache=cache), window)
 

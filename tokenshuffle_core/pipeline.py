@@ -3,6 +3,7 @@ and the ComfyUI nodes use."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,7 +99,7 @@ class Pipeline:
         result holds all codes, for `decode`."""
         settings, seeds = settings or self.config.generation, seeds_from(seed, count)
         prompts = [self.encode_prompt(prompt)] * count
-        negative_ids = self.encode_prompt(negative, "the negative prompt")
+        negative_ids = self.encode_prompt(negative, negative=True)
         return self.sample(prompts, negative_ids, settings, seeds)
 
     def sample(
@@ -130,11 +131,15 @@ class Pipeline:
             window, codes = self.window(settings), self.config.model.codebook_size
             check_given(given, (len(seeds), *(side * window for side in grid)), codes, window)
             given = given.to(device)
-        framed = [self.text_tokenizer.frame(ids, *grid) for ids in prompts]
+        frame = partial(
+            self.text_tokenizer.frame, rows=grid[0], columns=grid[1],
+            pixels=self.config.image_tokenizer.stride * self.window(settings),
+        )  # fmt: skip
+        framed = [frame(ids) for ids in prompts]
         return sample(
             self.model,
             framed,
-            [self.text_tokenizer.frame(negative, *grid, len(each)) for each in framed],
+            [frame(negative, length=len(each), negative=True) for each in framed],
             grid,
             settings,
             generators,
@@ -144,14 +149,15 @@ class Pipeline:
             engine,
         )
 
-    def encode_prompt(self, text: str, name: str = "the prompt") -> list[int]:
-        """Token ids of a prompt; "" asks for any picture. A model that reads classes takes the
-        number or the name of one.
+    def encode_prompt(self, text: str, *, negative: bool = False) -> list[int]:
+        """Token ids of a prompt, or of a negative one; "" asks for any picture. A model that reads
+        classes takes the number or the name of one.
 
-        Raises ValueError, with `name`, for what is no text or has more tokens than the model reads.
+        Raises ValueError for what is no text or has more tokens than the model reads.
         """
+        name = "the negative prompt" if negative else "the prompt"
         check_text(name, text)
-        ids, most = self.text_tokenizer.encode(text), self.config.model.max_prompt
+        ids, most = self.text_tokenizer.encode(text, negative), self.config.model.max_prompt
         if len(ids) > most:
             raise ValueError(
                 f"{name} has {len(ids)} tokens, this model reads at most {most}: shorten it"
@@ -162,7 +168,8 @@ class Pipeline:
         """As `encode_prompt`, for what only a model that reads classes may draw."""
         if self.text_tokenizer.kind != "classes":
             raise ValueError("this model reads text, not classes: give it a prompt")
-        return self.encode_prompt(name, "the class")
+        check_text("the class", name)
+        return self.encode_prompt(name)
 
     def read_prompt(self, text: str, language: str | None = None) -> Reading:
         """What a model with a closed vocabulary recognises in a prompt, with the names of subjects
@@ -195,11 +202,12 @@ class Pipeline:
                     f"{unit * model.max_grid} pixels"
                 )
         rows, columns = height // unit, width // unit
-        if rows * columns > model.max_positions:
-            share = (model.max_positions / (rows * columns)) ** 0.5
+        positions = model.positions(rows, columns)
+        if positions > model.max_positions:
+            share = (model.max_positions / positions) ** 0.5
             sides = [max(1, int(side * share)) * unit for side in (columns, rows)]
             raise ValueError(
-                f"{width}x{height} takes {rows * columns} positions, this model's context has "
+                f"{width}x{height} takes {positions} positions, this model's context has "
                 f"{model.max_positions} beside the prompt: choose a smaller size, such as "
                 f"{sides[0]}x{sides[1]}, or a larger window"
             )

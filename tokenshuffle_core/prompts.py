@@ -89,6 +89,6 @@ def _job(
     check_seed(job.seed)
     pipeline.grid(job.settings)
     check_fits(job.path, job.about)
-    for text in (job.prompt, job.negative):
-        pipeline.encode_prompt(text)
+    pipeline.encode_prompt(job.prompt)
+    pipeline.encode_prompt(job.negative, negative=True)
     return job

@@ -121,6 +121,7 @@ class Shape:
     grid: tuple[int, int]
     window: int
     prompt: int
+    row_ends: bool
     layout: Layout | None
     settings: GenerationConfig
     has_given: bool
@@ -135,6 +136,15 @@ class Shape:
     def rows(self) -> int:
         """Of the transformer's batch: with guidance, each picture also has an unconditional one."""
         return self.batch * (1 if self.settings.cfg == 1 else 2)
+
+    def place(self, window: int | Tensor) -> int | Tensor:
+        """Where a window is in the sequence of the picture, in which each row but the last may be
+        followed by its end."""
+        return window + window // self.grid[1] if self.row_ends else window
+
+    def tokens(self, count: int) -> int:
+        """The most that a step of so many windows appends, wherever it starts."""
+        return count + (-(-count // self.grid[1]) if self.row_ends else 0)
 
 
 class Decoding:
@@ -156,7 +166,7 @@ class Decoding:
         self.shape, self.ahead, device = shape, ahead, shape.device
         settings, window, positions = shape.settings, shape.window, shape.positions
         padding = torch.zeros(shape.rows, dtype=torch.int64, device=device)
-        capacity = shape.prompt + positions + ahead
+        capacity = shape.prompt + shape.place(positions) + shape.tokens(ahead)
         self.cache = cache(config, padding, capacity, shape.dtype, shape.layout)
         self.offsets = torch.arange(2 * ahead, device=device)
         self.done = torch.zeros((), dtype=torch.int64, device=device)
@@ -211,9 +221,10 @@ class Decoding:
         if done == positions:
             return done, done
         if done:
-            states = model.step(self.cache, self.codes[:, :done], window)[:, -1:]
+            places = torch.arange(self.shape.place(done), device=self.done.device)
+            states = self._append(model, places)[:, -1:]
         self.draw(done + 1)
-        self._sample(model, states, self.done + self.offsets[:1])
+        self._sample(model, states, self.done + self.offsets[:1], 0)
         return done, self.checked(float(self.finished()))
 
     def finished(self) -> Tensor:
@@ -236,18 +247,35 @@ class Decoding:
         if self.noise:
             self.noise.draw(windows)
 
-    def step(self, model: TokenShuffleModel, count: int) -> None:
+    def step(self, model: TokenShuffleModel, count: int, done: int | None = None) -> None:
         """Sample `count` windows from the first unfinished one on; their noise must be drawn.
 
         The first depends on finished codes, the others on guesses. All windows up to the first
-        wrong guess are finished.
+        wrong guess are finished. `done`, if the host knows it, saves tokens after the last window.
         """
-        index = self.done + self.offsets[:count]
-        before = self.codes.index_select(1, index - 1)
-        self._sample(model, model.step(self.cache, before, self.shape.window), index)
+        shape, index = self.shape, self.done + self.offsets[:count]
+        first, tokens = shape.place(self.done - 1), shape.tokens(count)
+        if done is not None:
+            tokens = shape.place(done + count - 1) - shape.place(done - 1)
+        states = self._append(model, first + self.offsets[:tokens])
+        if shape.row_ends:
+            states = states.index_select(1, shape.place(index) - 1 - first)
+        self._sample(model, states, index, tokens)
 
-    def _sample(self, model: TokenShuffleModel, states: Tensor, index: Tensor) -> None:
-        """From the code states of the windows `index`."""
+    def _append(self, model: TokenShuffleModel, places: Tensor) -> Tensor:
+        """Append what is at these places of the picture's sequence. Returns the code states
+        (rows, n, s * s, d) of the window after each."""
+        row_ends, index, columns = None, places, self.shape.grid[1]
+        if self.shape.row_ends:
+            row_ends = places % (columns + 1) == columns
+            index = places - places // (columns + 1)
+        codes = self.codes.index_select(1, index)
+        return model.step(self.cache, codes, self.shape.window, row_ends)
+
+    def _sample(
+        self, model: TokenShuffleModel, states: Tensor, index: Tensor, appended: int
+    ) -> None:
+        """From the code states of the windows `index`, for which a step has `appended` tokens."""
         shape, count = self.shape, len(index)
         noise = None if self.noise is None else self.noise.at(index)
         scale = None if self.scales is None else self.scales.index_select(0, index)
@@ -268,8 +296,9 @@ class Decoding:
             guess = codes[:, -1:].expand(-1, self.ahead, -1, -1)
             guess = self._unless_kept(after, guess) if shape.has_given else guess
             self.codes.index_copy_(1, after, guess)
-        if count > 1:
-            self.cache.drop(count - finished)
+        if appended > 1:  # keep what is before the last finished window
+            kept = shape.place(self.done + finished - 1) - shape.place(self.done - 1)
+            self.cache.drop(appended - kept)
         self.done += finished
 
     def _unless_kept(self, index: Tensor, codes: Tensor) -> Tensor:
@@ -295,7 +324,7 @@ class Steps:
         self.decoding.draw(done + count)
         started = time.perf_counter()
         with self.threads(self.decoding.shape.rows * count):
-            self.decoding.step(model, count)
+            self.decoding.step(model, count, done)
         finished = self.decoding.checked(float(self.decoding.finished()))
         self.pace.note(count, finished - done, time.perf_counter() - started)
         return finished
@@ -344,6 +373,7 @@ def sample(
         grid=grid,
         window=window,
         prompt=-(-text.shape[1] // PROMPT_UNIT) * PROMPT_UNIT,
+        row_ends=model.config.row_end is not None,
         layout=model.layout(text.shape[1], grid[1] * window, window),
         settings=settings,
         has_given=given is not None,

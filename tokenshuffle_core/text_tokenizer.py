@@ -11,7 +11,7 @@ models have their own templates (PromptConfig).
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -20,6 +20,7 @@ from .config import PromptConfig
 from .known_tokenizers import parse, sentences
 from .normalizer import normalizer
 
+PIXELS = re.compile(r"\{(height|width)\}")
 BEGIN, IMAGE_START, IMAGE_END, PAD = "<|begin|>", "<|image_start|>", "<|image_end|>", "<|pad|>"
 
 
@@ -35,11 +36,26 @@ class PromptEncoder(Protocol):
     kind: ClassVar[str]  # "text" or "classes", stored in a checkpoint
     pad: int  # the id that pads shorter prompts on the left
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, negative: bool = False) -> list[int]: ...
     def encode_all(self, texts: list[str]) -> list[list[int]]: ...
-    def frame(self, ids: list[int], rows: int, columns: int, length: int = 0) -> list[int]: ...
+    def frame(
+        self, ids: list[int], rows: int, columns: int, length: int = 0,
+        *, pixels: int = 0, negative: bool = False,
+    ) -> list[int]: ...  # fmt: skip
     def to_json(self) -> str: ...
     def __len__(self) -> int: ...
+
+
+class Template(NamedTuple):
+    """A prompt's template, taken apart: pieces before and after that of the prompt; ids of what
+    special tokens separate from it there; and text that is encoded with it."""
+
+    begins: tuple[str, ...]
+    lead: list[int]
+    before: str
+    after: str
+    trail: list[int]
+    ends: tuple[str, ...]
 
 
 class TextTokenizer:
@@ -59,18 +75,17 @@ class TextTokenizer:
         self.tokenizer, self.prompt = tokenizer, prompt or PromptConfig()
         self.rows = max(tokenizer.get_vocab().values(), default=-1) + 1
         self.pad = self._token(self.prompt.pad)
-        (place,) = (i for i, piece in enumerate(self.prompt.template) if "{prompt}" in piece)
-        self.begins, self.ends = self.prompt.template[:place], self.prompt.template[place + 1 :]
         # Special tokens split text: whatever is between them and the prompt is encoded with it.
         special = [re.escape(t.content) for t in tokenizer.get_added_tokens_decoder().values()]
-        special = re.compile("|".join(sorted(special, key=len, reverse=True)) or "(?!)")
-        before, after = self.prompt.template[place].split("{prompt}")
-        split = max((match.end() for match in special.finditer(before)), default=0)
-        self.lead, self.glued_before = self._mixed(before[:split], special), before[split:]
-        split = min((match.start() for match in special.finditer(after)), default=len(after))
-        self.glued_after, self.trail = after[:split], self._mixed(after[split:], special)
-        if not self.frame([], 1, 1):  # then there is nothing to predict a picture from
-            raise ValueError("the prompt's template needs a special token beside the prompt")
+        self.special = re.compile("|".join(sorted(special, key=len, reverse=True)) or "(?!)")
+        self.template = self._parsed(self.prompt.template)
+        self.negative = self._parsed(self.prompt.negative) if self.prompt.negative else None
+        for template in filter(None, (self.template, self.negative)):
+            # Of sizes in pixels, not every one has tokens.
+            pieces = [x for x in (*template.begins, *template.ends) if not PIXELS.search(x)]
+            tokens = [token for piece in pieces for token in self._piece(piece, 1, 1, 0)]
+            if not (tokens or template.lead or template.trail):  # nothing to predict a picture from
+                raise ValueError("the prompt's template needs a special token beside the prompt")
 
     @classmethod
     def train(cls, captions: Iterable[str], vocabulary: int, max_grid: int) -> "TextTokenizer":
@@ -119,17 +134,21 @@ class TextTokenizer:
         """The rows that a table of all ids has: the largest id and one."""
         return self.rows
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, negative: bool = False) -> list[int]:
         """Ids of the text and of the template's text next to it. Surrounding white space is
-        ignored; empty text has no ids. Raises ValueError as `check_text`."""
+        ignored; empty text has no ids, unless it is `negative` and has a template of its own.
+        Raises ValueError as `check_text`."""
         text = text.strip()
         check_text("the text", text)
-        return self._plain(self.glued_before + text + self.glued_after) if text else []
+        if negative and self.negative:
+            text = text or self.prompt.negative_text
+            return self._plain(self.negative.before + text + self.negative.after)
+        return self._plain(self.template.before + text + self.template.after) if text else []
 
     def encode_all(self, texts: list[str]) -> list[list[int]]:
         """`encode` of each text, on all cores; what is longer than MAX_TEXT is cut off."""
         texts = [text.strip()[:MAX_TEXT] for text in texts]
-        whole = [self.glued_before + text + self.glued_after for text in texts]
+        whole = [self.template.before + text + self.template.after for text in texts]
         with sentences("the text tokenizer"):
             encoded = self.tokenizer.encode_batch(whole, add_special_tokens=False)
         return [found.ids if text else [] for found, text in zip(encoded, texts, strict=True)]
@@ -147,23 +166,56 @@ class TextTokenizer:
         with sentences("the text tokenizer"):
             return self.tokenizer.decode(ids).strip()
 
-    def frame(self, ids: list[int], rows: int, columns: int, length: int = 0) -> list[int]:
-        """Ids from `encode` put into the template, for a picture of rows x columns windows.
+    def frame(
+        self,
+        ids: list[int],
+        rows: int,
+        columns: int,
+        length: int = 0,
+        *,
+        pixels: int = 0,
+        negative: bool = False,
+    ) -> list[int]:
+        """Ids from `encode` put into the template, for a picture of rows x columns windows of
+        `pixels` x `pixels` each.
 
         Without ids it is the unconditional prompt; with `padded_negative` that is padded to
         `length`, the length of the conditional one. Raises ValueError if the vocabulary has no
         token for this size.
         """
-        begins = [self._token(name) for name in self.begins]
-        ends = [self._token(name, rows=rows, columns=columns) for name in self.ends]
+        template = (negative and self.negative) or self.template
+        begins, ends = (
+            [token for piece in pieces for token in self._piece(piece, rows, columns, pixels)]
+            for pieces in (template.begins, template.ends)
+        )
         if ids or not self.prompt.padded_negative:
-            return [*begins, *self.lead, *ids, *self.trail, *ends]
+            return [*begins, *template.lead, *ids, *template.trail, *ends]
         return [*begins[:1], *[self.pad] * (length - 2), *ends[-1:]]
 
-    def _mixed(self, text: str, special: re.Pattern) -> list[int]:
+    def _parsed(self, pieces: tuple[str, ...]) -> Template:
+        (place,) = (i for i, piece in enumerate(pieces) if "{prompt}" in piece)
+        before, after = pieces[place].split("{prompt}")
+        split = max((match.end() for match in self.special.finditer(before)), default=0)
+        lead, before = self._mixed(before[:split]), before[split:]
+        split = min((match.start() for match in self.special.finditer(after)), default=len(after))
+        after, trail = after[:split], self._mixed(after[split:])
+        return Template(pieces[:place], lead, before, after, trail, pieces[place + 1 :])
+
+    def _piece(self, piece: str, rows: int, columns: int, pixels: int) -> list[int]:
+        """The ids of a piece other than that of the prompt."""
+        sizes = {"rows": rows, "columns": columns}
+        sizes |= {"height": rows * pixels, "width": columns * pixels}
+        sized = re.sub(r"\{(rows|columns|height|width)\}", lambda m: str(sizes[m[1]]), piece)
+        if not (piece.startswith("<") and piece.endswith(">")):
+            return self._mixed(sized)
+        if sized != piece and self.tokenizer.token_to_id(sized) is None:
+            raise ValueError(f"this model has no size tokens for {columns}x{rows} windows")
+        return [self._token(sized)]
+
+    def _mixed(self, text: str) -> list[int]:
         """The ids of special tokens and of text between them."""
         ids, end = [], 0
-        for match in special.finditer(text):
+        for match in self.special.finditer(text):
             ids += [*self._plain(text[end : match.start()]), self._token(match.group())]
             end = match.end()
         return ids + self._plain(text[end:])
@@ -172,11 +224,8 @@ class TextTokenizer:
         with sentences("the text tokenizer"):
             return self.tokenizer.encode(text, add_special_tokens=False).ids if text else []
 
-    def _token(self, name: str, rows: int = 0, columns: int = 0) -> int:
-        sized = name.replace("{rows}", str(rows)).replace("{columns}", str(columns))
-        token = self.tokenizer.token_to_id(sized)
-        if token is not None:
-            return token
-        if sized != name:
-            raise ValueError(f"this model has no size tokens for {columns}x{rows} windows")
-        raise ValueError(f"the text tokenizer has no token {name}")
+    def _token(self, name: str) -> int:
+        token = self.tokenizer.token_to_id(name)
+        if token is None:
+            raise ValueError(f"the text tokenizer has no token {name}")
+        return token

@@ -109,7 +109,8 @@ class Loaded(VAE):
         rows, columns = self.pipeline.grid(settings)
         dtype = self.pipeline.model.code_embedding.weight.dtype
         # Each picture with and without its prompt.
-        memory = KVCache.nbytes(shape, 2 * count, shape.max_prompt + rows * columns, dtype)
+        positions = shape.max_prompt + shape.positions(rows, columns)
+        memory = KVCache.nbytes(shape, 2 * count, positions, dtype)
         patchers = [self.model]
         if previews_wanted():
             patchers.append(self.vq)

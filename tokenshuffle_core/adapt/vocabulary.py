@@ -16,10 +16,12 @@ def change_text_tokenizer(parent: Pipeline, tokenizer: TextTokenizer) -> Pipelin
 
     Fast vocabulary transfer (arXiv 2402.09977): a token that exists in both keeps its embedding; a
     new one starts at the mean of the old tokens that its text splits into. Raises ValueError for a
-    class-conditional parent.
+    class-conditional parent, and for one with row ends.
     """
     if not isinstance(parent.text_tokenizer, TextTokenizer):
         raise ValueError("a class-conditional model does not read text")
+    if parent.config.model.row_end is not None:
+        raise ValueError("a model that reads the ends of rows as text keeps its text tokenizer")
     shape = replace(parent.config.model, text_vocabulary=len(tokenizer))
     model = TokenShuffleModel(shape)
     weights = parent.model.state_dict()

@@ -128,7 +128,7 @@ def pace(model: "TokenShuffleModel", shape: "Shape") -> Pace:
         return Pace(8)  # a fixed number, since in 16 bits another one may change pictures
     with LOCK:
         known = PACES.setdefault(model, {})
-        counts = [count for count in FINISHED if count * shape.rows <= ROWS]
+        counts = [n for n in FINISHED if n == 1 or shape.tokens(n) * shape.rows <= ROWS]
         return known.setdefault((shape.device, shape.rows, shape.window), Pace(*counts))
 
 

@@ -124,10 +124,11 @@ class CapturedSteps:
         """Launch a step unless enough are in flight. Returns how many windows are known to be
         finished; `done` is what the call before returned."""
         decoding, cache, pending = self.decoding, self.decoding.cache, self.pending
-        positions = decoding.shape.positions
+        shape = decoding.shape
+        positions = shape.positions
         if cache.reach is None:
             cache.hold()
-            self.before = cache.length - done
+            self.before = cache.length - decoding.shape.place(done - 1) - 1
             self.known[()] = done
             pending.clear()
         count, began = self.pace.count, time.perf_counter()
@@ -135,9 +136,10 @@ class CapturedSteps:
             # The end of the last window that the step may sample, if all guesses are right.
             end = done + (len(pending) + 1) * decoding.ahead
             decoding.draw(min(end, positions))
-            reach = -(-(self.before + end) // CHUNK) * CHUNK
-            layer = model.transformer
-            if isinstance(layer, Swapped) and layer.stops_at_length(count * decoding.shape.rows):
+            end = self.before + shape.place(end) + shape.row_ends
+            reach = -(-end // CHUNK) * CHUNK
+            layer, tokens = model.transformer, shape.tokens(count) * shape.rows
+            if isinstance(layer, Swapped) and layer.stops_at_length(tokens):
                 reach = cache.capacity  # one graph is enough
             cache.reach = min(reach, cache.capacity)
             self._launch(model, count)

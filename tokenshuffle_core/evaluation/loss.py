@@ -1,6 +1,7 @@
 """Validation loss: nats per code of pictures given as codes."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -45,9 +46,11 @@ def picture_nats(pipeline: Pipeline, prompts: Sequence[str], codes: Tensor, wind
     """-log p(codes | prompt) of each picture, codes (B, H, W) -> float64 (B,) on the CPU."""
     model, tokenizer = pipeline.model, pipeline.text_tokenizer
     rows, columns = codes.shape[1] // window, codes.shape[2] // window
+    pixels = window * pipeline.config.image_tokenizer.stride
     device = model.head.weight.device
     longest = pipeline.config.model.max_prompt  # longer prompts are cut, as in training
-    framed = [tokenizer.frame(tokenizer.encode(p)[:longest], rows, columns) for p in prompts]
+    frame = partial(tokenizer.frame, rows=rows, columns=columns, pixels=pixels)
+    framed = [frame(tokenizer.encode(prompt)[:longest]) for prompt in prompts]
     text, padding = pad_left(framed, tokenizer.pad, device)
     codes = codes.to(device)
     logits = model(text, padding, codes, window).codes.float()

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import chain, islice
 
 import numpy as np
@@ -47,16 +48,17 @@ class Captions:
         self.first, self.start = (
             np.cumsum([0, *each], dtype=np.int64) for each in (counts, lengths)
         )
-        self._frames: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
+        self._frames: dict[tuple, tuple[list[int], list[int]]] = {}
 
-    def prompt(self, picture: int, grid: tuple[int, int]) -> list[int]:
-        """The first caption of a picture, framed for `grid` (rows, columns) of windows."""
+    def prompt(self, picture: int, grid: tuple[int, int], pixels: int = 0) -> list[int]:
+        """The first caption of a picture, framed for `grid` (rows, columns) of windows, each of
+        `pixels` x `pixels`."""
         caption = self.first[picture]
         ids = self.ids[self.start[caption] : self.start[caption + 1]].tolist()
-        return self.tokenizer.frame(ids, *grid)
+        return self.tokenizer.frame(ids, *grid, pixels=pixels)
 
     def rows(
-        self, captions: np.ndarray, grid: tuple[int, int], multiple: int = 1
+        self, captions: np.ndarray, grid: tuple[int, int], multiple: int = 1, pixels: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Captions (B,) int64, -1 for none -> framed ids (B, T) int32, padded on the left, and the
         padding tokens of each row (B,) int64.
@@ -64,17 +66,18 @@ class Captions:
         T is the length of the longest row, or the next length that is one more than a multiple of
         `multiple`: together with the n - 1 windows that follow, few lengths of sequences.
         """
-        if grid not in self._frames:
-            framed = self.tokenizer.frame([-1], *grid)
-            self._frames[grid] = framed[: framed.index(-1)], framed[framed.index(-1) + 1 :]
-        before, after = self._frames[grid]
+        frame, key = partial(self.tokenizer.frame, pixels=pixels), (*grid, pixels)
+        if key not in self._frames:
+            framed = frame([-1], *grid)
+            self._frames[key] = framed[: framed.index(-1)], framed[framed.index(-1) + 1 :]
+        before, after = self._frames[key]
         start = self.start[captions]
         counts = np.where(captions < 0, 0, self.start[captions + 1] - start)
         empty = counts == 0
-        longest = len(self.tokenizer.frame([], *grid))
+        longest = len(frame([], *grid))
         if not empty.all():
             longest = max(longest, len(before) + int(counts.max()) + len(after))
-        negative = self.tokenizer.frame([], *grid, longest)
+        negative = frame([], *grid, longest)
         width = 1 - (1 - longest) // multiple * multiple
         text = np.full((len(captions), width), self.tokenizer.pad, dtype=np.int32)
         first = width - len(after) - counts  # the column of each caption's first id

@@ -96,7 +96,8 @@ class Feed:
         number, indices = self.batches.at(step)
         size = list(self.visits)[number]
         window = int(random.choice(self.windows, p=self.mix))
-        columns, rows = (side // (self.shards.stride * window) for side in size)
+        pixels = self.shards.stride * window
+        columns, rows = (side // pixels for side in size)
         pictures, count = indices.numpy(), len(indices)
         first, last = self.captions.first[pictures], self.captions.first[pictures + 1]
         captions = first + (random.random(count) * (last - first)).astype(np.int64)
@@ -106,7 +107,7 @@ class Feed:
             share = self.recipe.context_noise * random.random((count, 1, 1), dtype=np.float32)
             foreign = random.random((count, rows, columns), dtype=np.float32) < share
             foreign = torch.from_numpy(foreign)
-        text, padding = self.captions.rows(captions, (rows, columns), self.multiple)
+        text, padding = self.captions.rows(captions, (rows, columns), self.multiple, pixels)
         return Draw(window, size, indices, text, padding, foreign)
 
     def piece(self, step: int, piece: int, pieces: int) -> Piece:

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -133,11 +134,13 @@ class ModelTask(Task):
         total, count = 0.0, 0
         for size in self.shards.sizes:
             of_size, grid = self._of_size(indices, size), self._grid(size, window)
+            pixels = self.shards.stride * window
             batch = max(1, min(16, VALIDATION_CODES * self.shards.stride**2 // math.prod(size)))
             for start in range(0, len(of_size), batch):
                 part = of_size[start : start + batch]
                 captions = self.feed.captions.first[part]
-                tensors = *self.feed.captions.rows(captions, grid), self.shards.gather(part)
+                framed = self.feed.captions.rows(captions, grid, pixels=pixels)
+                tensors = *framed, self.shards.gather(part)
                 text, padding, codes = (tensor.to(self.device).long() for tensor in tensors)
                 logits = module(text, padding, codes, window).codes.flatten(0, 2)
                 targets = shuffle(codes[..., None], window).flatten()
@@ -149,17 +152,18 @@ class ModelTask(Task):
         """Pictures sampled from the first captions of twelve trained and four held-out pictures of
         the first size (of fewer if they are large), with the default settings."""
         size, window = next(iter(self.feed.visits)), self.windows[0]
-        grid = self._grid(size, window)
+        grid, pixels = self._grid(size, window), self.shards.stride * window
         quarter = max(1, min(4, SHEET_POSITIONS // (4 * math.prod(grid))))
         prompts = []
         for pool, count in ((self.trained, 3 * quarter), (self.held_out, quarter)):
             of_size = self._of_size(pool, size)[:count]
-            prompts += [self.feed.captions.prompt(index, grid) for index in of_size]
-        frame = self.pipeline.text_tokenizer.frame
+            prompts += [self.feed.captions.prompt(index, grid, pixels) for index in of_size]
+        frame = partial(self.pipeline.text_tokenizer.frame, pixels=pixels, negative=True)
+        negative = self.pipeline.encode_prompt("", negative=True)
         generators = [torch.Generator(self.device).manual_seed(i) for i in range(len(prompts))]
         settings = replace(self.pipeline.config.generation, window=window)
         *_, last = sample(
-            module, prompts, [frame([], *grid, len(prompt)) for prompt in prompts], grid, settings,
+            module, prompts, [frame(negative, *grid, len(prompt)) for prompt in prompts], grid, settings,
             generators, self.pipeline.text_tokenizer.pad, ahead=1,
         )  # fmt: skip
         engine.release(module)
@@ -204,7 +208,9 @@ def check_codes(
                     f"pictures of {width}x{height} do not fit window {window}: extract the codes "
                     f"at sizes that are multiples of {unit}"
                 )
-            if max(rows, columns) > shape.max_grid or rows * columns > shape.max_positions:
+            if max(rows, columns) > shape.max_grid or (
+                shape.positions(rows, columns) > shape.max_positions
+            ):
                 raise ValueError(
                     f"pictures of {width}x{height} are {columns} x {rows} positions at window "
                     f"{window}, but the model takes {shape.max_grid} per side and "
