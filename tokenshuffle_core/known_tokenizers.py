@@ -51,16 +51,18 @@ ENDINGS = "'s|'t|'re|'ve|'m|'ll|'d"
 NUMBERS = (r"\p{N}{1,3}", r"\p{N}", r"\p{N}+")
 WORD = r"[^\r\n\p{L}\p{N}]?"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+LIKE_QWEN = [  # Llama 3, Qwen 2 and MiniCPM
+    rf"(?i:{ENDINGS})|{WORD}\p{{L}}+|{numbers}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{SPACES}"
+    for numbers in NUMBERS
+]
+QWEN = LIKE_QWEN[1]
 SPLITS = {
     ENDINGS + r"| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2
     *(
         start + ENDINGS + r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
         for start in ("", r"<\|startoftext\|>|<\|endoftext\|>|")  # CLIP
     ),
-    *(  # Llama 3, Qwen 2 and MiniCPM
-        rf"(?i:{ENDINGS})|{WORD}\p{{L}}+|{numbers}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{SPACES}"
-        for numbers in NUMBERS
-    ),
+    *LIKE_QWEN,
     rf"(?i:{ENDINGS})|{WORD}[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*"
     rf"|{SPACES}",  # Qwen 3.5
     *(  # GPT-4o and Llama 4; Mistral's Tekken

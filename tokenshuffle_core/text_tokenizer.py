@@ -106,14 +106,19 @@ class TextTokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path, max_grid: int) -> "TextTokenizer":
-        """Any Hugging Face `tokenizer.json`; special tokens that it lacks are appended.
-
-        Raises FileNotFoundError, or ValueError if the file is not a tokenizer.
-        """
+        """`extended` with any Hugging Face `tokenizer.json`. Raises FileNotFoundError as well."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist or is not a file")
-        tokenizer = parse(Path(path).read_bytes(), str(path))
-        with sentences(str(path)):
+        return cls.extended(Path(path).read_bytes(), max_grid, str(path))
+
+    @classmethod
+    def extended(cls, text: str | bytes, max_grid: int, name: str) -> "TextTokenizer":
+        """The text of a tokenizer.json, to which the special tokens that it lacks are appended.
+
+        Raises ValueError, beginning with `name`, if it is not a tokenizer.
+        """
+        tokenizer = parse(text, name)
+        with sentences(name):
             before = set(tokenizer.get_vocab().values())
             added = set(special_tokens(max_grid)) - tokenizer.get_vocab().keys()
             tokenizer.add_special_tokens(special_tokens(max_grid))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.support.published import llama, llamagen_vq, write_llama
+from tests.support.published import llama, llamagen_vq, write_llama, write_merges
 from tokenshuffle_core import checkpoints
 from tokenshuffle_core.pipeline import load
 
@@ -64,6 +64,22 @@ def test_the_start_can_be_trained(vq, tmp_path):
         logits.codes.flatten(0, 2), made.model.targets(codes).flatten()
     ).backward()
     assert made.model.code_embedding.weight.grad.abs().sum() > 0
+
+
+def test_a_qwen_with_vocab_and_merges_alone(vq, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    folder = write_llama(llama(True, "Qwen2"), tmp_path / "qwen")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no text tokenizer: tokenizer\.json, vocab"):
+        checkpoints.read(folder, image_tokenizer=vq)
+    write_merges(folder, ["a red apple, 一个红苹果"] * 3, "added_tokens.json")
+    checkpoints.convert(folder, tmp_path / "start.safetensors", image_tokenizer=vq)
+    ours = load(tmp_path / "start.safetensors").text_tokenizer
+    theirs = transformers.Qwen2Tokenizer.from_pretrained(folder, split_special_tokens=True)
+    for text in ("a red apple", "一个红苹果 café <|t2i|> 123"):
+        assert ours.encode(text) == theirs.encode(text)
+    assert len(ours) > len(theirs)  # ours come after theirs
+    assert ours.frame([], 2, 2)[0] == len(theirs) + 1
 
 
 @pytest.mark.parametrize(

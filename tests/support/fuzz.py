@@ -38,7 +38,9 @@ from tests.support.published import (
     write_janus,
     write_llama,
     write_llamagen,
+    write_merges,
     write_original_janus,
+    write_ranks,
 )
 from tokenshuffle_core import checkpoints
 from tokenshuffle_core.adapt.lora import merge_lora
@@ -63,6 +65,10 @@ def write(folder: Path) -> Path:
     write_janus(janus(), folder / "janus")
     write_original_janus(janus(), folder / "original")
     write_llama(llama(False), folder / "llama", 3)
+    for name in ("merges", "ranks"):
+        (write_llama(llama(False), folder / name) / "tokenizer.json").unlink()
+    write_merges(folder / "merges", ["a red apple"] * 3, "added_tokens.json")
+    write_ranks(folder / "ranks", ["a red apple"] * 3)
     torch.save({"model": llamagen_vq()}, folder / "vq.pt")
     write_llamagen(folder / "llamagen")
     words = {"flat": {"en": "flat style", "de": "flach"}}
@@ -150,6 +156,9 @@ KINDS: dict[str, tuple[str, str, Callable[[Path, Chance], None], Callable[[Path,
     "code in original janus": ("original", "*.bin", of_pickle, draw),
     "llama": ("llama", "*", of_bytes, convert),
     "llama's JSON": ("llama", "*.json", of_json_file, convert),
+    "merges": ("merges", "merges.txt", of_bytes, convert),
+    "vocabulary's JSON": ("merges", "[av]*.json", of_json_file, convert),
+    "ranks": ("ranks", "*.tiktoken", of_bytes, convert),
     "llamagen": ("llamagen", "*", of_bytes, draw),
     "code in llamagen": ("llamagen", "*.pt", of_pickle, draw),
     "image tokenizer": ("vq.pt", "*", of_bytes, decode),

@@ -1,14 +1,22 @@
 """Random weights in the layouts that other projects published, small unless told otherwise."""
 
+import base64
 import json
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
+from tokenshuffle_core.checkpoints.tokenizer_files import BYTES
+from tokenshuffle_core.known_tokenizers import QWEN
+
 SPECIAL = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>"]
+
+
+# Of a Qwen, and of SimpleAR.
+ADDED = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|t2i|>", "<|soi|>", "<tool_call>"]
 
 
 def write_tokenizer(path: Path, special: list[str]) -> None:
@@ -20,6 +28,44 @@ def write_tokenizer(path: Path, special: list[str]) -> None:
     )  # fmt: skip
     tokenizer.train_from_iterator(["<|User|>: a red apple\n\n<|Assistant|>:"] * 3, trainer)
     tokenizer.save(str(path))
+
+
+def write_merges(folder: Path, texts: list[str], listed: str = "") -> Tokenizer:
+    """vocab.json and merges.txt of a Qwen trained on the texts; ADDED is in the file `listed`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(QWEN), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])  # fmt: skip
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000, initial_alphabet=alphabet, show_progress=False, min_frequency=2
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.model.save(str(folder))
+    ids = {token: tokenizer.get_vocab_size() + i for i, token in enumerate(ADDED)}
+    if listed == "added_tokens.json":
+        (folder / listed).write_text(json.dumps(ids))
+        special = json.dumps({"additional_special_tokens": ADDED})
+        (folder / "special_tokens_map.json").write_text(special)
+    elif listed:
+        decoder = {id: {"content": token, "special": True} for token, id in ids.items()}
+        config = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": decoder}
+        (folder / listed).write_text(json.dumps(config))
+    return tokenizer
+
+
+def write_ranks(folder: Path, texts: list[str]) -> dict[bytes, int]:
+    """The same vocabulary as Emu's ranks."""
+    vocabulary = write_merges(folder, texts).get_vocab()
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    byte = {character: byte for byte, character in BYTES.items()}
+    ranks = {bytes(byte[c] for c in token): rank for token, rank in vocabulary.items()}
+    lines = (f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items())
+    (folder / "emu3.tiktoken").write_text("".join(lines))
+    return ranks
 
 
 def randomise(module: nn.Module, std: float = 0.1) -> nn.Module:

@@ -18,6 +18,7 @@ from . import vq
 from .checkpoint import Checkpoint
 from .llama import llama_layers, shape_from
 from .source import Source
+from .tokenizer_files import text_tokenizer_of
 
 # Our names for the parts -> theirs.
 ORIGINAL = {
@@ -68,7 +69,7 @@ def read(
         **shape, codebook_size=codes, windows=(1,), head_hidden=hidden, max_prompt=MAX_PROMPT,
         max_grid=64,
     )  # fmt: skip
-    text = source.file("tokenizer.json").read_text(encoding="utf-8")
+    text = text_tokenizer_of(source)
     pro = '"<|User|>"' in text or "pro" in source.path.resolve().name.lower()
     prompt = PROMPT if pro else JANUS_PROMPT
     text_tokenizer = TextTokenizer.from_json(text, prompt)

@@ -13,6 +13,7 @@ from ..text_tokenizer import TextTokenizer
 from . import native, vq
 from .checkpoint import Checkpoint, Weights
 from .source import Source
+from .tokenizer_files import text_tokenizer_of
 
 MARKS = ("model.embed_tokens.weight",)
 MAX_GRID, MAX_PROMPT = 256, 512
@@ -28,14 +29,15 @@ def read(
     side: int | None = None,
     windows: tuple[int, ...] = (2,),
 ) -> Checkpoint:
-    """A folder with config.json, tokenizer.json and weights, and the file of the image tokenizer,
+    """A folder with config.json, a text tokenizer and weights, and the file of the image tokenizer,
     ours or a published one, whose codes the model will predict. Raises FileNotFoundError or
     ValueError."""
     if image_tokenizer is None:
         raise ValueError(f"{source.path} is a LLaMA: name the image tokenizer to use")
     ours = image_tokenizer.suffix.lower() == ".safetensors"
     images, image_weights = (native.read_image_tokenizer if ours else vq.read)(image_tokenizer)
-    text_tokenizer = TextTokenizer.from_file(source.file("tokenizer.json"), MAX_GRID)
+    name = f"{source.path}: its text tokenizer"
+    text_tokenizer = TextTokenizer.extended(text_tokenizer_of(source), MAX_GRID, name)
     shape = shape_from(source, source.config, "model.")
     shape["text_vocabulary"] = max(shape["text_vocabulary"], len(text_tokenizer))
     model = ModelConfig(
