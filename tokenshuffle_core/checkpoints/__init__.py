@@ -13,7 +13,7 @@ import torch
 from ..config import FAMILIES
 from ..files import Planned, write_safetensors
 from ..image_tokenizer import ImageTokenizer
-from . import cosmos, janus, llama, llamagen, native, vq
+from . import image_tokenizers, janus, llama, llamagen, native
 from .checkpoint import Checkpoint, checked, fill, named, named_shapes, skeleton
 from .native import SIZES, check_size, is_trained_at, save, save_image_tokenizer, trained_sizes
 from .source import PICKLES, WRAPPERS, Source, whole_of
@@ -21,7 +21,7 @@ from .source import PICKLES, WRAPPERS, Source, whole_of
 __all__ = ["BUNDLED", "Checkpoint", "convert", "load_image_tokenizer", "read", "save", "skeleton"]
 
 BUNDLED = Path(__file__).parent.parent / "weights" / "emoji.safetensors"
-IMAGE_TOKENIZERS = {"vq": vq, "cosmos": cosmos}
+IMAGE_TOKENIZERS = image_tokenizers.FAMILIES
 MODELS = {"llamagen": llamagen, "janus": janus, "llama": llama}  # recognised in this order
 
 
@@ -89,7 +89,8 @@ def convert(
     """
     family = family or _family_of(source)
     if family in IMAGE_TOKENIZERS:
-        return save_image_tokenizer(output, load_image_tokenizer(source, family=family))
+        card = {"modelspec.title": Source(source).name}
+        return save_image_tokenizer(output, load_image_tokenizer(source, family=family), card)
     checkpoint = read(source, family, image_tokenizer=image_tokenizer, side=side, windows=windows)
     if checkpoint.kind:
         raise ValueError(

@@ -6,6 +6,7 @@ over time, which the convolution over space before it absorbs; attention over on
 value; and the Haar wavelets at both ends are linear in the pixels of a patch.
 """
 
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,20 +14,39 @@ import torch
 from torch import Tensor
 
 from ..config import ImageTokenizerConfig
+from ..files import open_safetensors
 from ..quantizers import ScalarQuantizer
 from .checkpoint import Weights, check_parts, skeleton
 from .source import Source
 
 MARKS = ("encoder.conv_in.0.conv3d.weight",)
+OF_SIMPLEAR = "1.0"  # the version whose codes SimpleAR draws
 LEVELS = (8, 8, 8, 5, 5, 5)
 PATCH = 4  # pixels along the side of what the wavelets transform at once
 Affine = tuple[Tensor, Tensor]  # weight (out, in, h, w) and bias (out,), float64
+# As NVIDIA's folders are called; the first had no number.
+NAME = re.compile(r"cosmos[-_](?:(\d\.\d)[-_])?tokenize(r|1)[-_]dv8x16x16", re.IGNORECASE)
 BITS = [(t, h, w) for t in (0, 1) for h in (0, 1) for w in (0, 1)]  # which axes a band is high in
 
 
 def read(path: str | Path) -> tuple[ImageTokenizerConfig, Weights]:
-    """The published tensors in one file. Raises FileNotFoundError or ValueError."""
+    """The published folder, one of its `encoder.jit` and `decoder.jit` with the other beside it, or
+    their tensors in one file. Raises FileNotFoundError or ValueError."""
     return image_tokenizer(Source(path))
+
+
+def version_of(path: str | Path) -> str | None:
+    """ "1.0", "0.1" or "Tokenize1": which of NVIDIA's tokenizers of this shape it is, by what its
+    files, its folder or, once converted, its card call it; None if nothing does. Only names tell
+    them apart, and codes of one are noise to another."""
+    path = Path(path)
+    title = ""
+    if path.suffix.lower() == ".safetensors" and path.is_file():
+        title = (open_safetensors(path).metadata() or {}).get("modelspec.title", "")
+    for name in (title, *path.absolute().parts[::-1], *path.resolve().parts[::-1]):
+        if match := NAME.search(name):
+            return match[1] or ("0.1" if match[2] == "r" else "Tokenize1")
+    return None
 
 
 def image_tokenizer(source: Source) -> tuple[ImageTokenizerConfig, Weights]:
@@ -51,7 +71,12 @@ def image_tokenizer(source: Source) -> tuple[ImageTokenizerConfig, Weights]:
 
     @lru_cache(maxsize=1)  # a weight is read right before its bias
     def folded(module: str) -> Affine:
-        return _folded(source, config, module)
+        try:
+            return _folded(source, config, module)
+        except (RuntimeError, IndexError):
+            raise ValueError(
+                f"{source.path}: the weights of {module} do not fit together"
+            ) from None
 
     for name in skeleton(config).state_dict():
         if name not in weights:
@@ -63,8 +88,12 @@ def image_tokenizer(source: Source) -> tuple[ImageTokenizerConfig, Weights]:
 def _folded(source: Source, config: ImageTokenizerConfig, module: str) -> Affine:
     """The weight and bias of one of our layers; those of norms have the shape (channels,)."""
 
-    def spatial(name: str) -> Affine:
-        """A convolution over space, or none."""
+    def spatial(name: str, square: bool = False) -> Affine:
+        """A convolution over space, or none. Of two in a row one is square, so that both together
+        are no larger than the file."""
+        after, before = source.shape_of(f"{name}.conv3d.weight", 5)[:2]
+        if source.shape_of(f"{name}.conv3d.bias", 1) != (after,) or (square and after != before):
+            raise ValueError(f"{source.path}: the shapes of {name}.conv3d do not fit together")
         weight, bias = (source[f"{name}.conv3d.{part}"].double() for part in ("weight", "bias"))
         return weight.sum(2), bias
 
@@ -72,7 +101,7 @@ def _folded(source: Source, config: ImageTokenizerConfig, module: str) -> Affine
         return source[f"{name}.norm.weight"].double(), source[f"{name}.norm.bias"].double()
 
     def pair(name: str) -> Affine:
-        return _then(spatial(f"{name}.0"), spatial(f"{name}.1"))
+        return _then(spatial(f"{name}.0"), spatial(f"{name}.1", square=True))
 
     side, _, rest = module.partition(".")
     if side in ("quant_conv", "post_quant_conv"):
@@ -95,19 +124,20 @@ def _folded(source: Source, config: ImageTokenizerConfig, module: str) -> Affine
         return pair(theirs)
     if theirs.endswith("attn_1.1.conv"):  # attention over time
         block = theirs.removesuffix(".conv")
-        return _then(spatial(f"{block}.v"), spatial(f"{block}.proj_out"))
+        return _then(spatial(f"{block}.v"), spatial(f"{block}.proj_out", square=True))
     if ".downsample" in theirs:
-        first = spatial(f"{theirs}.conv1")
+        first = spatial(f"{theirs}.conv1", square=True)
         mean = torch.zeros_like(first[0])
         mean[:, :, :2, :2] = torch.eye(len(mean), dtype=mean.dtype)[:, :, None, None] / 4
         both = first[0] + mean, first[1]
         if theirs.startswith("encoder.down.0."):  # over time as well
-            both = _then(both, _plus_identity(spatial(f"{theirs}.conv2")))
-        return _then(both, spatial(f"{theirs}.conv3"))
+            both = _then(both, _plus_identity(spatial(f"{theirs}.conv2", square=True)))
+        return _then(both, spatial(f"{theirs}.conv3", square=True))
     if theirs.endswith("upsample.mix"):
-        return _plus_identity(spatial(theirs.replace("mix", "conv1")))
+        return _plus_identity(spatial(theirs.replace("mix", "conv1"), square=True))
     if ".upsample" in theirs:
-        return _then(_plus_identity(spatial(f"{theirs}.conv2")), spatial(f"{theirs}.conv3"))
+        both = _plus_identity(spatial(f"{theirs}.conv2", square=True))
+        return _then(both, spatial(f"{theirs}.conv3", square=True))
     return spatial(theirs)
 
 

@@ -70,12 +70,12 @@ def read(
         max_grid=64,
     )  # fmt: skip
     text = text_tokenizer_of(source)
-    pro = '"<|User|>"' in text or "pro" in source.path.resolve().name.lower()
+    pro = '"<|User|>"' in text or "pro" in source.name.lower()
     prompt = PROMPT if pro else JANUS_PROMPT
     text_tokenizer = TextTokenizer.from_json(text, prompt)
     side = side or SIDE
     card = {
-        "modelspec.title": source.path.resolve().name,
+        "modelspec.title": source.name,
         "modelspec.author": "DeepSeek",
         "modelspec.description": "Janus: the prompt describes the picture.",
         "modelspec.resolution": f"{side}x{side}",

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..config import Config, GenerationConfig, ModelConfig
 from ..model import TokenShuffleModel
 from ..text_tokenizer import TextTokenizer
-from . import native, vq
+from . import image_tokenizers
 from .checkpoint import Checkpoint, Weights
 from .source import Source
 from .tokenizer_files import text_tokenizer_of
@@ -29,13 +29,12 @@ def read(
     side: int | None = None,
     windows: tuple[int, ...] = (2,),
 ) -> Checkpoint:
-    """A folder with config.json, a text tokenizer and weights, and the file of the image tokenizer,
-    ours or a published one, whose codes the model will predict. Raises FileNotFoundError or
-    ValueError."""
+    """A folder with config.json, a text tokenizer and weights, and the file or folder of the image
+    tokenizer, ours or a published one, whose codes the model will predict. Raises FileNotFoundError
+    or ValueError."""
     if image_tokenizer is None:
         raise ValueError(f"{source.path} is a LLaMA: name the image tokenizer to use")
-    ours = image_tokenizer.suffix.lower() == ".safetensors"
-    images, image_weights = (native.read_image_tokenizer if ours else vq.read)(image_tokenizer)
+    images, image_weights = image_tokenizers.read(image_tokenizer)
     name = f"{source.path}: its text tokenizer"
     text_tokenizer = TextTokenizer.extended(text_tokenizer_of(source), MAX_GRID, name)
     shape = shape_from(source, source.config, "model.")
@@ -54,7 +53,7 @@ def read(
             source["lm_head.weight"], model.text_vocabulary
         )
     card = {
-        "modelspec.title": source.path.resolve().name,
+        "modelspec.title": source.name,
         "modelspec.description": "A LLaMA not yet trained on image codes.",
     }
     return Checkpoint(source.path, config, text_tokenizer, card, weights, image_weights)

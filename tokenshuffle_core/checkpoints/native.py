@@ -131,9 +131,12 @@ def save(
     _write(path, {"model": model, "image_tokenizer": image_tokenizer}, metadata, dtype)
 
 
-def save_image_tokenizer(path: str | Path, module: ImageTokenizer) -> None:
+def save_image_tokenizer(
+    path: str | Path, module: ImageTokenizer, card: dict[str, str] | None = None
+) -> None:
     """Write an image tokenizer without a model."""
-    _write(path, {"image_tokenizer": module}, {IMAGE_TOKENIZER: _to_json(module.config)}, None)
+    metadata = {**(card or {}), IMAGE_TOKENIZER: _to_json(module.config)}
+    _write(path, {"image_tokenizer": module}, metadata, None)
 
 
 def metadata_of(

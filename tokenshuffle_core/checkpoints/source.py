@@ -1,8 +1,9 @@
 """The tensors of an untrusted checkpoint, in any of the formats that are published.
 
-Reads safetensors, and pickles saved by PyTorch as zip files, only with `weights_only=True`; one
-file, or a folder with an index of several. Files are memory-mapped, and a tensor is read on demand.
-A file that claims more data than it has, or whose pickle asks for code to run, is refused with a
+Reads safetensors; pickles saved by PyTorch as zip files, only with `weights_only=True`; and the
+tensors of TorchScript archives, which are not run. One file, or a folder with several, such as one
+of Hugging Face's cache. Files are memory-mapped or read in parts, and a tensor is read on demand. A
+file that claims more data than it has, or whose pickle asks for code to run, is refused with a
 sentence that names it.
 """
 
@@ -11,7 +12,6 @@ import json
 import pickletools
 import re
 import threading
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..files import open_safetensors
+from . import torchscript
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 # Keys that wrap a state dict in such a file, and prefixes that training adds to its names.
@@ -27,10 +28,12 @@ WRAPPERS = ("model", "module", "state_dict")
 PREFIXES = ("_fsdp_wrapped_module.", "_orig_mod.", "module.")
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
+PROGRAMS = ("encoder.jit", "decoder.jit")  # the two halves of one model
+# What is read as tensors alone, whose names and shapes must fit.
+WEIGHTS = (".safetensors", *PICKLES, torchscript.SUFFIX)
 MODELS_INSIDE = (
     "final.safetensors", "latest.safetensors", "*.safetensors", *(f"*{end}" for end in PICKLES),
-    "snapshots/*/config.json", "models--*/snapshots/*/config.json", "*/config.json",
-    "*/final.safetensors",
+    "models--*/snapshots/*/config.json", "*/config.json", "*/final.safetensors",
 )  # fmt: skip
 # What a pickle of tensors may import; argparse's Namespace is harmless, and training scripts save
 # their options in one.
@@ -44,25 +47,29 @@ LOCK = threading.Lock()  # PyTorch's list of safe globals is shared by all threa
 class Source:
     """Names -> tensors. Raises FileNotFoundError, or ValueError with one sentence.
 
-    Attributes: `path`, the `shapes` of all tensors, and `config`, a folder's config.json.
+    Attributes: `path`, with the snapshot in the place of a model's folder in Hugging Face's cache,
+    the model's `name` there, or that of its file or folder, the `shapes` of all tensors, and
+    `config`, a folder's config.json.
     """
 
     def __init__(self, path: str | Path, wrappers: tuple[str, ...] = WRAPPERS):
-        self.path = Path(path)
+        self.path = snapshot_of(Path(path))
         if not self.path.exists():
             raise FileNotFoundError(f"{path} does not exist")
         if not self.path.is_dir() and not self.path.is_file():  # a pipe is read without end
             raise ValueError(f"{path} is not a file")
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._readers: dict[str, Callable[[], Tensor]] = {}
-        for file in self._files():
+        files = list(self._files())
+        for file in files:
             for name, shape, reader in _tensors(file, wrappers):
                 if name in self.shapes:
                     raise ValueError(f"{file}: {name} is also in another file of this folder")
                 self.shapes[name], self._readers[name] = shape, reader
         if not self.shapes:
             raise ValueError(f"{path} holds no weights")
-        self.config = self.json("config.json") if self.path.is_dir() else {}
+        programs = any(file.suffix.lower() == torchscript.SUFFIX for file in files)
+        self.config = self.json("config.json") if self.path.is_dir() and not programs else {}
 
     def __contains__(self, name: str) -> bool:
         return name in self.shapes
@@ -105,9 +112,19 @@ class Source:
             raise ValueError(f"{file} is not a JSON object")
         return values
 
+    @property
+    def name(self) -> str:
+        folder = self.path.parent if self.path.name.lower() in PROGRAMS else self.path
+        if not folder.is_dir():
+            return folder.stem
+        real = folder.resolve()
+        cached = real.parent.name == "snapshots" and real.parent.parent.name.startswith("models--")
+        return real.parent.parent.name.rpartition("--")[2] if cached else real.name
+
     def file(self, name: str) -> Path:
-        """A file of the folder by its name. Neither the name nor a link may lead out of the folder,
-        except for the links of Hugging Face's cache. Raises as the class does."""
+        """A file of the folder by its name, which may not lead out of it. A link may, if it is to
+        weights, to a blob of Hugging Face's cache or to a file of the same name. Raises as the
+        class does."""
         if name in ("", "..") or Path(name).name != name:
             raise ValueError(f"{self.path}: the name {name!r:.100} leads out of the folder")
         if len(name) > 200:
@@ -115,16 +132,22 @@ class Source:
         file, folder = self.path / name, self.path.resolve()
         if not file.is_file():
             raise FileNotFoundError(f"{file} does not exist or is not a file")
-        homes = [folder]
-        if folder.parent.name == "snapshots":
-            homes.append(folder.parent.parent / "blobs")
-        if file.resolve().parent not in homes:
-            raise ValueError(f"{file} is a link out of its folder: replace it with the file")
+        # Whoever packed a folder chose its links, and who unpacked it owns them. Texts are copied
+        # into what is converted, so none may come from a file that is not what its name says.
+        if not name.lower().endswith(WEIGHTS):
+            target = file.resolve()
+            cached = target.parent.name == "blobs" and target.parent.parent.name[:8] == "models--"
+            if target.parent != folder and target.name != name and not cached:
+                raise ValueError(
+                    f"{file} is a link to another folder and name: replace it with the file"
+                )
         return file
 
     def _files(self) -> Iterator[Path]:
         if not self.path.is_dir():
             yield self.path
+            if self.path.name.lower() in PROGRAMS:
+                yield _other_half(self.path)
             return
         for name in INDICES:
             if (self.path / name).is_file():
@@ -139,9 +162,37 @@ class Source:
             if (self.path / name).is_file():
                 yield self.file(name)
                 return
+        if any((self.path / name).is_file() for name in PROGRAMS):
+            yield from (self.file(name) for name in PROGRAMS)
+            return
         if instead := _instead_of(self.path):
             raise FileNotFoundError(f"{self.path} is not a model: give {instead}")
         raise FileNotFoundError(f"{self.path} has none of {', '.join((*INDICES, *WHOLE))}")
+
+
+def _other_half(program: Path) -> Path:
+    """The file of the decoder beside that of the encoder, or the other way round."""
+    (other,) = {*PROGRAMS} - {program.name.lower()}
+    for file in program.parent.iterdir():
+        if file.name.lower() == other and file.is_file():
+            return file
+    raise FileNotFoundError(f"{program} is one half of a model: put its {other} beside it")
+
+
+def snapshot_of(path: Path) -> Path:
+    """The snapshot in a model's folder of Hugging Face's cache, which `main` refers to if there are
+    several; any other path as it is. Raises ValueError if nothing says which."""
+    if not path.is_dir() or not (path / "snapshots").is_dir() or (path / "config.json").exists():
+        return path
+    found = sorted(each for each in (path / "snapshots").iterdir() if each.is_dir())
+    main = path / "refs" / "main"
+    named = main.read_bytes()[:200].decode(errors="replace").strip() if main.is_file() else ""
+    chosen = [each for each in found if each.name == named] or found
+    if len(chosen) == 1:
+        return chosen[0]
+    if not chosen:
+        raise FileNotFoundError(f"{path} has no snapshot: download the model again")
+    raise ValueError(f"{path} has {len(chosen)} snapshots: give one of them, such as {chosen[0]}")
 
 
 def _instead_of(folder: Path) -> Path | None:
@@ -166,6 +217,9 @@ def _tensors(
     if file.suffix.lower() in PICKLES:
         for name, tensor in read_pickle(file, wrappers).items():
             yield name, tuple(tensor.shape), lambda tensor=tensor: tensor
+        return
+    if file.suffix.lower() == torchscript.SUFFIX:
+        yield from torchscript.tensors(file)
         return
     opened = open_safetensors(file)
     for name in opened.keys():  # noqa: SIM118
@@ -206,21 +260,9 @@ def read_pickle(path: Path, wrappers: tuple[str, ...] = WRAPPERS) -> dict[str, T
 
 
 def _check_zip(path: Path) -> None:
-    """PyTorch stores its records uncompressed, so one that expands would be a zip bomb. A pickle of
-    tensors imports nothing except what PLAIN lists."""
-    size = path.stat().st_size
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-            if compressed or sum(entry.file_size for entry in entries) > size:
-                raise ValueError(f"{path} claims more data than its {size} bytes")
-            pickles = [archive.read(entry) for entry in entries if entry.filename.endswith(".pkl")]
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
-        raise ValueError(
-            f"{path} is not in PyTorch's zip format ({error}): it may be damaged or cut short, or "
-            "older than PyTorch 1.6"
-        ) from None
+    """A pickle of tensors imports nothing except what PLAIN lists."""
+    with torchscript.opened(path) as archive:
+        pickles = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
     if len(pickles) != 1:  # TorchScript, which is a program, has two
         raise ValueError(f"{path} has {len(pickles)} pickles: it is not a state dict")
     try:

@@ -28,11 +28,13 @@ def add(commands) -> None:
 
 
 def _info(options) -> None:
-    from ..checkpoints import BUNDLED, read, skeleton
+    from ..checkpoints import BUNDLED, image_tokenizers, read
 
     card, vocabulary, config = {}, None, PRESETS.get(options.model)
     if config is None:
         try:
+            if image_tokenizers.is_alone(options.model or BUNDLED):
+                return _image_tokenizer(options.model)
             checkpoint = read(options.model or BUNDLED)
         except FileNotFoundError:
             if options.model and Path(options.model).exists():
@@ -57,10 +59,30 @@ def _info(options) -> None:
     for key, value in (_known(vocabulary, options.language) if vocabulary else {}).items():
         print(f"{key}: {value}")
     for name, part in ("model", config.model), ("image tokenizer", config.image_tokenizer):
-        parameters = sum(parameter.numel() for parameter in skeleton(part).parameters())
-        print(f"{name}: {parameters / 1e6:.1f} M parameters; {_fields(part)}")
+        print(_part(name, part))
     print(f"generation: {_fields(config.generation)}")
     print(f"size: width and height in multiples of {config.pixels_per_window} pixels")
+
+
+def _image_tokenizer(path: str) -> None:
+    """Describes one that is alone."""
+    from ..checkpoints import cosmos, image_tokenizers
+
+    config, _ = image_tokenizers.read(path)
+    print(_part("image tokenizer", config))
+    if config.video:
+        version = cosmos.version_of(path)
+        print(f"version: {version or 'nothing says which'}")
+        if version != cosmos.OF_SIMPLEAR:
+            wanted = f"Cosmos-{cosmos.OF_SIMPLEAR}-Tokenizer-DV8x16x16"
+            print(f"note: SimpleAR needs {wanted}, which has the same shapes and other weights")
+
+
+def _part(name: str, part) -> str:
+    from ..checkpoints import skeleton
+
+    parameters = sum(parameter.numel() for parameter in skeleton(part).parameters())
+    return f"{name}: {parameters / 1e6:.1f} M parameters; {_fields(part)}"
 
 
 def _line(key: str, value: str) -> str:

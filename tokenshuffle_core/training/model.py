@@ -162,9 +162,10 @@ class ModelTask(Task):
         negative = self.pipeline.encode_prompt("", negative=True)
         generators = [torch.Generator(self.device).manual_seed(i) for i in range(len(prompts))]
         settings = replace(self.pipeline.config.generation, window=window)
+        negatives = [frame(negative, *grid, len(prompt)) for prompt in prompts]
         *_, last = sample(
-            module, prompts, [frame(negative, *grid, len(prompt)) for prompt in prompts], grid, settings,
-            generators, self.pipeline.text_tokenizer.pad, ahead=1,
+            module, prompts, negatives, grid, settings, generators,
+            self.pipeline.text_tokenizer.pad, ahead=1,
         )  # fmt: skip
         engine.release(module)
         images = [

@@ -1,0 +1,36 @@
+"""Image tokenizers in files of their own, ours or published: which one a file or folder holds."""
+
+from pathlib import Path
+
+from ..config import ImageTokenizerConfig
+from ..files import open_safetensors
+from . import cosmos, native, vq
+from .checkpoint import Weights, named
+from .source import WRAPPERS, Source
+
+FAMILIES = {"vq": vq, "cosmos": cosmos}
+
+
+def read(path: str | Path) -> tuple[ImageTokenizerConfig, Weights]:
+    """An image tokenizer's shape and weights: a published one, or one of ours, with or without a
+    model. Raises FileNotFoundError or ValueError."""
+    family = family_of(Source(path, (*WRAPPERS, "ema")))
+    return (FAMILIES[family].read if family else native.read_image_tokenizer)(path)
+
+
+def family_of(source: Source) -> str | None:
+    """Which of FAMILIES it is, by tensor names that only this family has."""
+    for family, module in FAMILIES.items():
+        if any(mark in source for mark in module.MARKS):
+            return family
+    return None
+
+
+def is_alone(path: str | Path) -> bool:
+    """Whether it is an image tokenizer without a model. Raises as `read`."""
+    with named(path):
+        source = Source(path, (*WRAPPERS, "ema"))
+        if family_of(source) or source.path.suffix.lower() != ".safetensors":
+            return family_of(source) is not None
+        metadata = open_safetensors(path).metadata() or {}
+        return native.IMAGE_TOKENIZER in metadata and native.CONFIG not in metadata
