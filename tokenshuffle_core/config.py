@@ -14,7 +14,14 @@ from .checks import check_choice, check_flag, check_number, check_whole
 SCHEDULES = ("constant", "linear", "half-linear")
 QUANTIZERS = ("normalised", "dot", "fsq")
 WEIGHT_KINDS = ("int8", "fp8", "int4")  # the kinds of quantised weights
-FAMILIES = ("llamagen", "janus", "llama", "vq", "cosmos")  # checkpoints published by other projects
+FAMILIES = (
+    "llamagen",
+    "janus",
+    "llama",
+    "vq",
+    "ibq",
+    "cosmos",
+)  # checkpoints published by other projects
 MAX_PIXELS = 8192 * 8192
 # Without these limits an untrusted file could make its reader run forever.
 MAX_LAYERS, MAX_COUNT = 10_000, 2**28
@@ -40,9 +47,10 @@ class ImageTokenizerConfig:
 
     `quantizer` is one of QUANTIZERS: a codebook of vectors of length 1, one of vectors as they are,
     or finite scalar quantisation with so many `levels` in each dimension. Squares of `patch` x
-    `patch` pixels are packed into channels before the first layer. `level_attention` follows each
-    block at the lowest resolution; `video` has what one picture needs of a tokenizer of videos:
-    a pointwise layer in the middle, and one before the decoder's second upsampling.
+    `patch` pixels are packed into channels before the first layer. Attention follows each block of
+    the `attention_levels`, of which 0 is the lowest resolution; `video` has what one picture needs
+    of a tokenizer of videos: a pointwise layer in the middle, and one before the decoder's second
+    upsampling.
     """
 
     channels: int = 128
@@ -55,7 +63,7 @@ class ImageTokenizerConfig:
     quantizer: str = "normalised"
     levels: tuple[int, ...] = ()
     patch: int = 1
-    level_attention: bool = True
+    attention_levels: tuple[int, ...] = (0,)
     video: bool = False
 
     def __post_init__(self):
@@ -75,7 +83,9 @@ class ImageTokenizerConfig:
             )
         check_choice("quantizer", self.quantizer, QUANTIZERS)
         check_choice("patch", self.patch, (1, 2, 4, 8))
-        check_flag("level_attention", self.level_attention)
+        object.__setattr__(self, "attention_levels", tuple(self.attention_levels))
+        for level in self.attention_levels:
+            check_whole("each of attention_levels", level, 0, levels - 1)
         check_flag("video", self.video)
         _require(levels > 2 or not self.video, "video needs three channel_multipliers or more")
         object.__setattr__(self, "levels", tuple(self.levels))
@@ -90,6 +100,15 @@ class ImageTokenizerConfig:
             )
         else:
             _require(not self.levels, "levels are those of the quantizer fsq")
+
+    @classmethod
+    def from_fields(cls, fields: dict) -> "ImageTokenizerConfig":
+        """What a file stores. Raises ValueError, or TypeError for unknown fields."""
+        fields = {**fields}
+        if (lowest := fields.pop("level_attention", None)) is not None:  # in older files
+            check_flag("level_attention", lowest)
+            fields["attention_levels"] = (0,) if lowest else ()
+        return cls(**fields)
 
     @property
     def blocks(self) -> int:
@@ -313,7 +332,7 @@ class Config:
             if "width" in model and "dim" not in model:  # its name in older files
                 model["dim"] = model.pop("width")
             return cls(
-                ImageTokenizerConfig(**parts["image_tokenizer"]),
+                ImageTokenizerConfig.from_fields(parts["image_tokenizer"]),
                 ModelConfig(**model),
                 GenerationConfig(**parts["generation"]),
                 PromptConfig(**parts.get("prompt", {})),

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from .config import ImageTokenizerConfig
 
+PRODUCTS = 2**24  # of points with a codebook's vectors, at the same time
+
 
 class Quantized(NamedTuple):
     vectors: Tensor  # (B, codebook_dim, h, w), straight-through gradient to the latent
@@ -47,7 +49,9 @@ class VectorQuantizer(nn.Module):
         kind = latent.device.type
         cast = torch.is_autocast_enabled(kind)
         with torch.autocast(kind, enabled=False) if cast else nullcontext():
-            return (latent.float().movedim(1, -1) @ book.float().T).argmax(-1)
+            book, points = book.float().T, latent.float().movedim(1, -1)
+            parts = points.flatten(0, -2).split(max(1, PRODUCTS // len(every)))
+            return torch.cat([(part @ book).argmax(-1) for part in parts]).view(points.shape[:-1])
 
     def forward(self, latent: Tensor) -> Quantized:
         latent = self._scaled(latent, 1)

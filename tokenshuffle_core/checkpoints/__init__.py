@@ -13,7 +13,7 @@ import torch
 from ..config import FAMILIES
 from ..files import Planned, write_safetensors
 from ..image_tokenizer import ImageTokenizer
-from . import cosmos, janus, llama, llamagen, native, vq
+from . import cosmos, ibq, janus, llama, llamagen, native, vq
 from .checkpoint import Checkpoint, checked, fill, named, named_shapes, skeleton
 from .native import SIZES, check_size, is_trained_at, save, save_image_tokenizer, trained_sizes
 from .source import PICKLES, WRAPPERS, Source, whole_of
@@ -21,7 +21,7 @@ from .source import PICKLES, WRAPPERS, Source, whole_of
 __all__ = ["BUNDLED", "Checkpoint", "convert", "load_image_tokenizer", "read", "save", "skeleton"]
 
 BUNDLED = Path(__file__).parent.parent / "weights" / "emoji.safetensors"
-IMAGE_TOKENIZERS = {"vq": vq, "cosmos": cosmos}
+IMAGE_TOKENIZERS = {"ibq": ibq, "vq": vq, "cosmos": cosmos}
 MODELS = {"llamagen": llamagen, "janus": janus, "llama": llama}  # recognised in this order
 
 
@@ -132,7 +132,8 @@ def _family_of(path: str | Path) -> str | None:
     safetensors file, such as our own. Raises FileNotFoundError or ValueError."""
     source = Source(path, (*WRAPPERS, "ema"))
     for family, module in (MODELS | IMAGE_TOKENIZERS).items():
-        if any(mark in source for mark in module.MARKS):
+        found = ibq.is_one(source) if module is ibq else any(m in source for m in module.MARKS)
+        if found:
             if family in ("janus", "llama") and not source.path.is_dir():
                 raise ValueError(f"{path} is one file of a model that is a folder{whole_of(path)}")
             return family

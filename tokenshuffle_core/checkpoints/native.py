@@ -106,7 +106,7 @@ def read_image_tokenizer(path: str | Path) -> tuple[ImageTokenizerConfig, Weight
     if IMAGE_TOKENIZER not in metadata:
         raise ValueError(f"{path} does not hold a Token-Shuffle image tokenizer")
     try:
-        config = ImageTokenizerConfig(**json.loads(metadata[IMAGE_TOKENIZER]))
+        config = ImageTokenizerConfig.from_fields(json.loads(metadata[IMAGE_TOKENIZER]))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"the image tokenizer's configuration: {error}") from None
     weights = _weights(file, "image_tokenizer.")

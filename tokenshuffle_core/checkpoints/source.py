@@ -14,6 +14,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 WRAPPERS = ("model", "module", "state_dict")
 PREFIXES = ("_fsdp_wrapped_module.", "_orig_mod.", "module.")
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-WHOLE = ("model.safetensors", "pytorch_model.bin")
+WHOLE = ("model.safetensors", "pytorch_model.bin", "model.ckpt")
 MODELS_INSIDE = (
     "final.safetensors", "latest.safetensors", "*.safetensors", *(f"*{end}" for end in PICKLES),
     "snapshots/*/config.json", "models--*/snapshots/*/config.json", "*/config.json",
@@ -44,7 +45,7 @@ LOCK = threading.Lock()  # PyTorch's list of safe globals is shared by all threa
 class Source:
     """Names -> tensors. Raises FileNotFoundError, or ValueError with one sentence.
 
-    Attributes: `path`, the `shapes` of all tensors, and `config`, a folder's config.json.
+    Attributes: `path`, and the `shapes` of all tensors.
     """
 
     def __init__(self, path: str | Path, wrappers: tuple[str, ...] = WRAPPERS):
@@ -62,7 +63,11 @@ class Source:
                 self.shapes[name], self._readers[name] = shape, reader
         if not self.shapes:
             raise ValueError(f"{path} holds no weights")
-        self.config = self.json("config.json") if self.path.is_dir() else {}
+
+    @cached_property
+    def config(self) -> dict:
+        """A folder's config.json. Raises as the class does."""
+        return self.json("config.json") if self.path.is_dir() else {}
 
     def __contains__(self, name: str) -> bool:
         return name in self.shapes

@@ -299,16 +299,18 @@ def output(norm: nn.GroupNorm | None, conv: nn.Conv2d, x: Map) -> Map:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Single-head attention (B, 1, N, C), on other devices than CPUs without all (N, N) weights.
+    """Single-head attention (B, 1, N, C) without all (N, N) weights of a large map.
 
     PyTorch's fused kernels need a unit stride in the last dimension. The memory-efficient one for
     NVIDIA's cards takes any number of channels; elsewhere there may be none that takes so many, so
     that the queries come in pieces.
     """
+    most = strip_of(q.device)
     if q.device.type in HOLDING:
-        return F.scaled_dot_product_attention(q, k, v)
-    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    if q.device.type == "cuda" and torch.version.cuda:
-        return F.scaled_dot_product_attention(q, k, v)
-    pieces = q.split(max(1, strip_of(q.device) // (len(q) * k.shape[2])), 2)
+        most *= 16  # which computes the same, bit by bit, for any number
+    else:
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        if q.device.type == "cuda" and torch.version.cuda:
+            return F.scaled_dot_product_attention(q, k, v)
+    pieces = q.split(max(1, most // (len(q) * k.shape[2])), 2)
     return torch.cat([F.scaled_dot_product_attention(piece, k, v) for piece in pieces], 2)
