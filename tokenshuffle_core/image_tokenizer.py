@@ -266,7 +266,9 @@ class ImageTokenizer(nn.Module):
             values += maps * (pictures * largest > small) * pictures * largest
         else:
             values += self._held(at_once * pixels, plan.room) + 6 * pictures * pixels
-        return values * dtype.itemsize
+        values = max(values, 10 * at_once * self._attended(pixels) + 6 * pictures * pixels)
+        codes = at_once * pixels // self.config.stride**2
+        return values * dtype.itemsize + encode * self.quantizer.working_nbytes(codes)
 
     def _base(self, pixels: int) -> int:
         places = pixels // self.config.patch**2
@@ -276,6 +278,14 @@ class ImageTokenizer(nn.Module):
         # Upsample reaches the full size with the channels of the level below.
         places = pixels // self.config.patch**2
         return places * self.config.channels * max(self.config.channel_multipliers[:2])
+
+    def _attended(self, pixels: int) -> int:
+        """Values in the largest map with attention, which has it whole, and its queries, keys,
+        values and copies."""
+        places, config = pixels // self.config.patch**2, self.config
+        depths = (len(config.channel_multipliers) - 1 - level for level in config.attention_levels)
+        sizes = (places * config.channels * config.channel_multipliers[d] >> 2 * d for d in depths)
+        return max(sizes, default=0)
 
     def _held(self, pixels: int, room: int) -> int:
         """Values in the maps of a decoder that are held at the same time, at most."""

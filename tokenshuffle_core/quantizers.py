@@ -30,6 +30,11 @@ class VectorQuantizer(nn.Module):
         self.codebook = nn.Embedding(size, dim)
         self.normalised = normalised
 
+    def working_nbytes(self, codes: int) -> int:
+        """What `nearest` needs for so many, at most: two copies of the codebook, and products."""
+        size, dim = self.codebook.weight.shape
+        return 4 * (2 * size * dim + min(codes * size, max(PRODUCTS, size)))
+
     def _scaled(self, x: Tensor, dim: int) -> Tensor:
         return F.normalize(x, dim=dim) if self.normalised else x
 
@@ -74,6 +79,10 @@ class ScalarQuantizer(nn.Module):
         halves = torch.tensor(levels, device=digits.device) // 2
         self.codebook = nn.Embedding.from_pretrained((digits - halves) / halves)
         self.levels = levels
+
+    def working_nbytes(self, codes: int) -> int:
+        """As that of `VectorQuantizer`: no more than the encoder needs already."""
+        return 0
 
     def _per_level(self, x: Tensor, function) -> Tensor:
         """A number for each dimension, (dim, 1, 1) as `x`."""

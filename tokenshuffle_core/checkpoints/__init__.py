@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..config import FAMILIES
+from ..config import FAMILIES, ImageTokenizerConfig
 from ..files import Planned, write_safetensors
 from ..image_tokenizer import ImageTokenizer
 from . import cosmos, ibq, janus, llama, llamagen, native, vq
@@ -69,6 +69,14 @@ def load_image_tokenizer(
         reader = IMAGE_TOKENIZERS[family].read if family else native.read_image_tokenizer
         config, weights = reader(path)
         return fill(skeleton(config), weights, f"{path}: image_tokenizer.", device, torch.float32)
+
+
+def image_tokenizer_alone(path: str | Path) -> ImageTokenizerConfig | None:
+    """The shape of an image tokenizer in a file of its own; None for a model. Raises as `read`."""
+    with named(path):
+        if family := _family_of(path):
+            return IMAGE_TOKENIZERS[family].read(path)[0] if family in IMAGE_TOKENIZERS else None
+        return native.read_image_tokenizer(path)[0] if native.has_no_model(path) else None
 
 
 def convert(

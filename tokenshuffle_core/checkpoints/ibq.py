@@ -29,9 +29,9 @@ def is_one(source: Source) -> bool:
     size, _ = source.shape_of(f"{prefix}{vq.MARKS[0]}", 2)
     if size < LEAST:
         raise ValueError(
-            f"{source.path} is a VQGAN with {size} codes, and its weights do not tell whether a code "
-            "is the nearest vector, which is not supported, or as in IBQ: if so, convert it with "
-            "--family ibq"
+            f"{source.path} is a VQGAN with {size} codes, and its weights do not tell whether a "
+            "code is the nearest vector, which is not supported, or as in IBQ: if so, convert it "
+            "with --family ibq"
         )
     return True
 

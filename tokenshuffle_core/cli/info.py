@@ -28,12 +28,14 @@ def add(commands) -> None:
 
 
 def _info(options) -> None:
-    from ..checkpoints import BUNDLED, read, skeleton
+    from ..checkpoints import BUNDLED, image_tokenizer_alone, read, skeleton
 
-    card, vocabulary, config = {}, None, PRESETS.get(options.model)
+    card, vocabulary, config, alone = {}, None, PRESETS.get(options.model), None
     if config is None:
         try:
-            checkpoint = read(options.model or BUNDLED)
+            path = options.model or BUNDLED
+            alone = image_tokenizer_alone(path)
+            checkpoint = None if alone else read(path)
         except FileNotFoundError:
             if options.model and Path(options.model).exists():
                 raise  # it says what to give in its place
@@ -41,8 +43,9 @@ def _info(options) -> None:
             raise FileNotFoundError(
                 f"{options.model} is neither an existing file nor a preset ({presets})"
             ) from None
-        config, card, vocabulary = checkpoint.config, checkpoint.card, checkpoint.vocabulary
-        if checkpoint.kind:
+        if checkpoint:
+            config, card, vocabulary = checkpoint.config, checkpoint.card, checkpoint.vocabulary
+        if checkpoint and checkpoint.kind:
             card = {"tokenshuffle.weights": checkpoint.kind} | card
     for name in ("subjects", "language"):
         if getattr(options, name) and not vocabulary:
@@ -56,11 +59,15 @@ def _info(options) -> None:
         print(_line(key, lines[key]))
     for key, value in (_known(vocabulary, options.language) if vocabulary else {}).items():
         print(f"{key}: {value}")
-    for name, part in ("model", config.model), ("image tokenizer", config.image_tokenizer):
+    shapes = {"model": config.model} if config else {}
+    shapes["image tokenizer"] = alone or config.image_tokenizer
+    for name, part in shapes.items():
         parameters = sum(parameter.numel() for parameter in skeleton(part).parameters())
         print(f"{name}: {parameters / 1e6:.1f} M parameters; {_fields(part)}")
-    print(f"generation: {_fields(config.generation)}")
-    print(f"size: width and height in multiples of {config.pixels_per_window} pixels")
+    if config:
+        print(f"generation: {_fields(config.generation)}")
+    unit = config.pixels_per_window if config else alone.stride
+    print(f"size: width and height in multiples of {unit} pixels")
 
 
 def _line(key: str, value: str) -> str:
