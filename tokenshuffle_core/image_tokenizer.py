@@ -193,7 +193,8 @@ class Encoder(nn.Module):
             h = self.conv_in(x)
         else:
             h = strips.output(None, self.conv_in, strips.as_map(x))
-        return self.conv_out(F.silu(self.norm_out(self.mid(_run(self.levels, h, plan)))))
+        h = self.mid(strips.hold(_run(self.levels, h, plan)))
+        return self.conv_out(F.silu(self.norm_out(h)))
 
 
 class Decoder(nn.Module):
@@ -266,7 +267,8 @@ class ImageTokenizer(nn.Module):
             values += maps * (pictures * largest > small) * pictures * largest
         else:
             values += self._held(at_once * pixels, plan.room) + 6 * pictures * pixels
-        values = max(values, 10 * at_once * self._attended(pixels) + 6 * pictures * pixels)
+        attended = self._attended(at_once, pixels, device)
+        values = max(values, attended + 6 * pictures * pixels)
         codes = at_once * pixels // self.config.stride**2
         return values * dtype.itemsize + encode * self.quantizer.working_nbytes(codes)
 
@@ -279,13 +281,16 @@ class ImageTokenizer(nn.Module):
         places = pixels // self.config.patch**2
         return places * self.config.channels * max(self.config.channel_multipliers[:2])
 
-    def _attended(self, pixels: int) -> int:
-        """Values in the largest map with attention, which has it whole, and its queries, keys,
-        values and copies."""
-        places, config = pixels // self.config.patch**2, self.config
-        depths = (len(config.channel_multipliers) - 1 - level for level in config.attention_levels)
-        sizes = (places * config.channels * config.channel_multipliers[d] >> 2 * d for d in depths)
-        return max(sizes, default=0)
+    def _attended(self, pictures: int, pixels: int, device: torch.device) -> int:
+        """Values that attention needs, which has a map whole, and its queries, keys and values."""
+        most, config = 0, self.config
+        for level in config.attention_levels:
+            depth = len(config.channel_multipliers) - 1 - level
+            places = pixels // config.patch**2 >> 2 * depth
+            channels = config.channels * config.channel_multipliers[depth]
+            products = strips.attention_values(pictures, places, device)
+            most = max(most, 10 * pictures * places * channels + products)
+        return most
 
     def _held(self, pixels: int, room: int) -> int:
         """Values in the maps of a decoder that are held at the same time, at most."""

@@ -275,7 +275,8 @@ def test_encoding_takes_no_more_memory_than_it_says(levels, strip, codes, tmp_pa
     changes = {"attention_levels": levels, "codebook_size": codes}
     module = random_tokenizer(replace(small(LLAMAGEN_VQ16).config, **changes))
     bound = module.working_nbytes(1, 96 * 64, CPU, encode=True)
-    found = peak(lambda: module.encode(torch.rand(1, 3, 96, 64)), tmp_path / "encode.json")
+    picture = torch.rand(1, 3, 96, 64)
+    found = peak(lambda: module.encode(picture), tmp_path / "encode.json")
     assert found <= bound
 
 

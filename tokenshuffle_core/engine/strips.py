@@ -298,6 +298,16 @@ def output(norm: nn.GroupNorm | None, conv: nn.Conv2d, x: Map) -> Map:
     return Map(shape, min(x.step, _step(shape, x.like.device)), rows, x.like)
 
 
+def _products(device: torch.device) -> int:
+    """Those of queries with keys at the same time, at most, for which a CPU has room."""
+    return strip_of(device) * (16 if device.type in HOLDING else 1)
+
+
+def attention_values(batch: int, positions: int, device: torch.device) -> int:
+    """How many values `attention` needs for products, at most."""
+    return 3 * min(batch * positions**2, max(_products(device), batch * positions))
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Single-head attention (B, 1, N, C) without all (N, N) weights of a large map.
 
@@ -305,12 +315,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     NVIDIA's cards takes any number of channels; elsewhere there may be none that takes so many, so
     that the queries come in pieces.
     """
-    most = strip_of(q.device)
-    if q.device.type in HOLDING:
-        most *= 16  # which computes the same, bit by bit, for any number
-    else:
+    if q.device.type not in HOLDING:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         if q.device.type == "cuda" and torch.version.cuda:
             return F.scaled_dot_product_attention(q, k, v)
-    pieces = q.split(max(1, most // (len(q) * k.shape[2])), 2)
+    pieces = q.split(max(1, _products(q.device) // (len(q) * k.shape[2])), 2)
     return torch.cat([F.scaled_dot_product_attention(piece, k, v) for piece in pieces], 2)
