@@ -42,7 +42,7 @@ class ImageTokenizerConfig:
     or finite scalar quantisation with so many `levels` in each dimension. Squares of `patch` x
     `patch` pixels are packed into channels before the first layer. Attention follows each block of
     the `attention_levels`, 0 the lowest resolution; `video` has what one picture needs of a
-    tokenizer of videos: a pointwise layer in the middle, one before the decoder's second upsampling.
+    tokenizer of videos: pointwise layers in the middle and before the decoder's second upsampling.
     """
 
     channels: int = 128
@@ -94,8 +94,7 @@ class ImageTokenizerConfig:
 
     @classmethod
     def from_fields(cls, fields: dict) -> "ImageTokenizerConfig":
-        """What a file stores. Raises ValueError, or TypeError for unknown fields."""
-        fields = {**fields}
+        """What a file stores, which it changes. Raises ValueError, or TypeError for others."""
         if "level_attention" in fields:  # in older files
             fields["attention_levels"] = (0,) if fields.pop("level_attention") else ()
         return cls(**fields)
