@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .config import ImageTokenizerConfig
 
-PRODUCTS = 2**24  # of points with a codebook's vectors, at the same time
+PRODUCTS = 2**24  # of points with a codebook's vectors at the same time: 64 MiB
 
 
 class Quantized(NamedTuple):
