@@ -102,6 +102,29 @@ def test_strips_are_the_whole_picture(tokenizer, strip, size, room, monkeypatch)
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("levels", [(), (0, 1), (2,)])
+@pytest.mark.parametrize("room", [0, 10**9])
+@pytest.mark.parametrize("hold", [True, False])
+def test_strips_with_attention_at_other_levels(levels, room, hold, monkeypatch):
+    config = dataclasses.replace(TINY, attention_levels=levels)
+    module, whole = ImageTokenizer(config).eval(), torch.rand(2, 3, 36, 20)
+    for parameter in module.parameters():
+        parameter += 0.1 * torch.randn_like(parameter)
+    latent, pixels = module.latent(whole), module.pixels(F.normalize(module.latent(whole), dim=1))
+    monkeypatch.setattr(strips, "STRIP", 200)  # so that attention comes in pieces as well
+    plan = strips.Plan(room, bf16=False, hold=hold)
+    torch.testing.assert_close(module.latent(whole, plan), latent, rtol=1e-4, atol=1e-5)
+    found = module.pixels(F.normalize(latent, dim=1), plan)
+    torch.testing.assert_close(found, pixels, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("levels", [(3,), (-1,), (True,), (0.0,)])
+def test_attention_at_levels_that_are_not_there(levels):
+    with pytest.raises(ValueError, match="each of attention_levels must be a whole number"):
+        dataclasses.replace(TINY, attention_levels=levels)
+
+
+@torch.inference_mode()
 def test_statistics_of_strips_join_to_those_of_the_map():
     """A map whose mean is ten times its deviation, and drifts."""
     norm = torch.nn.GroupNorm(4, 8, eps=1e-6)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.support.models import TINY
+from tokenshuffle_core import quantizers
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.quantizers import ScalarQuantizer, VectorQuantizer, quantizer_of
 
@@ -68,6 +69,17 @@ def test_vectors_as_they_are():
     expected = torch.einsum("bdhw,cd->bhwc", latent, book).argmax(-1)
     assert torch.equal(codes, expected)
     assert torch.equal(quantizer.vectors(codes), book[codes].movedim(-1, 1))
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("products", [1, 100, 32 * 7])
+def test_a_large_codebook_in_parts(products, normalised, monkeypatch):
+    """Of single points, of several with a rest, and of more than a row."""
+    quantizer, latent = VectorQuantizer(32, 4, normalised), torch.randn(2, 4, 3, 5)
+    expected = quantizer.nearest(latent)
+    monkeypatch.setattr(quantizers, "PRODUCTS", products)
+    assert torch.equal(quantizer.nearest(latent), expected)
+    assert quantizer.nearest(latent[:0]).shape == (0, 3, 5)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from .checks import check_choice, check_flag, check_number, check_whole
 SCHEDULES = ("constant", "linear", "half-linear")
 QUANTIZERS = ("normalised", "dot", "fsq")
 WEIGHT_KINDS = ("int8", "fp8", "int4")  # the kinds of quantised weights
-FAMILIES = ("llamagen", "janus", "llama", "vq", "cosmos")  # checkpoints published by other projects
+FAMILIES = ("llamagen", "janus", "llama", "vq", "ibq", "cosmos")  # of other projects
 MAX_PIXELS = 8192 * 8192
 # Without these limits an untrusted file could make its reader run forever.
 MAX_LAYERS, MAX_COUNT = 10_000, 2**28
@@ -40,9 +40,9 @@ class ImageTokenizerConfig:
 
     `quantizer` is one of QUANTIZERS: a codebook of vectors of length 1, one of vectors as they are,
     or finite scalar quantisation with so many `levels` in each dimension. Squares of `patch` x
-    `patch` pixels are packed into channels before the first layer. `level_attention` follows each
-    block at the lowest resolution; `video` has what one picture needs of a tokenizer of videos:
-    a pointwise layer in the middle, and one before the decoder's second upsampling.
+    `patch` pixels are packed into channels before the first layer. Attention follows each block of
+    the `attention_levels`, 0 the lowest resolution; `video` has what one picture needs of a
+    tokenizer of videos: pointwise layers in the middle and before the decoder's second upsampling.
     """
 
     channels: int = 128
@@ -55,11 +55,12 @@ class ImageTokenizerConfig:
     quantizer: str = "normalised"
     levels: tuple[int, ...] = ()
     patch: int = 1
-    level_attention: bool = True
+    attention_levels: tuple[int, ...] = (0,)
     video: bool = False
 
     def __post_init__(self):
-        object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
+        for name in ("channel_multipliers", "levels", "attention_levels"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         _check_whole(
             self, 1, "channels", "res_blocks", "norm_groups",
             "latent_channels", "codebook_size", "codebook_dim",
@@ -75,10 +76,10 @@ class ImageTokenizerConfig:
             )
         check_choice("quantizer", self.quantizer, QUANTIZERS)
         check_choice("patch", self.patch, (1, 2, 4, 8))
-        check_flag("level_attention", self.level_attention)
+        for level in self.attention_levels:
+            check_whole("each of attention_levels", level, 0, levels - 1)
         check_flag("video", self.video)
         _require(levels > 2 or not self.video, "video needs three channel_multipliers or more")
-        object.__setattr__(self, "levels", tuple(self.levels))
         for level in self.levels:
             check_whole("each of levels", level, 2, 2**16)
         if self.quantizer == "fsq":
@@ -90,6 +91,13 @@ class ImageTokenizerConfig:
             )
         else:
             _require(not self.levels, "levels are those of the quantizer fsq")
+
+    @classmethod
+    def from_fields(cls, fields: dict) -> "ImageTokenizerConfig":
+        """What a file stores, which it changes. Raises ValueError, or TypeError for others."""
+        if "level_attention" in fields:  # in older files
+            fields["attention_levels"] = (0,) if fields.pop("level_attention") else ()
+        return cls(**fields)
 
     @property
     def blocks(self) -> int:
@@ -337,7 +345,7 @@ class Config:
             if "width" in model and "dim" not in model:  # its name in older files
                 model["dim"] = model.pop("width")
             return cls(
-                ImageTokenizerConfig(**parts["image_tokenizer"]),
+                ImageTokenizerConfig.from_fields(parts["image_tokenizer"]),
                 ModelConfig(**model),
                 GenerationConfig(**parts["generation"]),
                 PromptConfig(**parts.get("prompt", {})),

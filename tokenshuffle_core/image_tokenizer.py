@@ -6,6 +6,7 @@ small l2-normalised vectors, so that the nearest vector is the one with the larg
 
 import logging
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -48,7 +49,7 @@ class ResnetBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Single-head attention over all positions of the lowest resolution."""
+    """Single-head attention over all positions."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -114,16 +115,21 @@ def _middle(channels: int, config: ImageTokenizerConfig) -> nn.Sequential:
 
 
 def _levels(
-    first: int, channels: list[int], blocks: int, groups: int, lowest: int | None, resample: type
+    first: int,
+    channels: list[int],
+    blocks: int,
+    groups: int,
+    attended: Sequence[int],
+    resample: type,
 ) -> nn.ModuleList:
     """Levels with these `channels`, resampled between them; `first` channels enter, and each block
-    of level `lowest` is followed by attention."""
+    of a level that is `attended` is followed by attention."""
     levels = nn.ModuleList()
     for i, (before, after) in enumerate(zip([first, *channels], channels, strict=False)):
         level = nn.Sequential()
         for block in range(blocks):
             level.append(ResnetBlock(after if block else before, after, groups))
-            if i == lowest:
+            if i in attended:
                 level.append(AttentionBlock(after, groups))
         if i < len(channels) - 1:
             level.append(resample(after))
@@ -169,11 +175,12 @@ class Encoder(nn.Module):
     def __init__(self, config: ImageTokenizerConfig):
         super().__init__()
         channels = [config.channels * m for m in config.channel_multipliers]
-        groups, lowest = config.norm_groups, len(channels) - 1 if config.level_attention else None
+        groups, lowest = config.norm_groups, len(channels) - 1
+        attended = [lowest - level for level in config.attention_levels]
         shape = config.channels, channels, config.res_blocks
         self.patch = config.patch
         self.conv_in = nn.Conv2d(3 * config.patch**2, config.channels, 3, padding=1)
-        self.levels = _levels(*shape, groups, lowest, Downsample)
+        self.levels = _levels(*shape, groups, attended, Downsample)
         self.mid = _middle(channels[-1], config)
         self.norm_out = nn.GroupNorm(groups, channels[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(channels[-1], config.latent_channels, 3, padding=1)
@@ -186,7 +193,8 @@ class Encoder(nn.Module):
             h = self.conv_in(x)
         else:
             h = strips.output(None, self.conv_in, strips.as_map(x))
-        return self.conv_out(F.silu(self.norm_out(self.mid(_run(self.levels, h, plan)))))
+        h = self.mid(strips.hold(_run(self.levels, h, plan)))
+        return self.conv_out(F.silu(self.norm_out(h)))
 
 
 class Decoder(nn.Module):
@@ -196,11 +204,10 @@ class Decoder(nn.Module):
         super().__init__()
         channels = [config.channels * m for m in reversed(config.channel_multipliers)]
         groups, shape = config.norm_groups, (channels[0], channels, config.res_blocks + 1)
-        lowest = 0 if config.level_attention else None
         self.patch = config.patch
         self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
         self.mid = _middle(channels[0], config)
-        self.levels = _levels(*shape, groups, lowest, Upsample)
+        self.levels = _levels(*shape, groups, config.attention_levels, Upsample)
         if config.video:
             self.levels[1].insert(-1, nn.Conv2d(channels[1], channels[1], 1))
         self.norm_out = nn.GroupNorm(groups, channels[-1], eps=1e-6)
@@ -260,7 +267,10 @@ class ImageTokenizer(nn.Module):
             values += maps * (pictures * largest > small) * pictures * largest
         else:
             values += self._held(at_once * pixels, plan.room) + 6 * pictures * pixels
-        return values * dtype.itemsize
+        attended = self._attended(at_once, pixels, device)
+        values = max(values, attended + 6 * pictures * pixels)
+        codes = at_once * pixels // self.config.stride**2
+        return values * dtype.itemsize + encode * self.quantizer.working_nbytes(codes)
 
     def _base(self, pixels: int) -> int:
         places = pixels // self.config.patch**2
@@ -270,6 +280,17 @@ class ImageTokenizer(nn.Module):
         # Upsample reaches the full size with the channels of the level below.
         places = pixels // self.config.patch**2
         return places * self.config.channels * max(self.config.channel_multipliers[:2])
+
+    def _attended(self, pictures: int, pixels: int, device: torch.device) -> int:
+        """Values that attention needs, which has a map whole, and its queries, keys and values."""
+        most, config = 0, self.config
+        for level in config.attention_levels:
+            depth = len(config.channel_multipliers) - 1 - level
+            places = pixels // config.patch**2 >> 2 * depth
+            channels = config.channels * config.channel_multipliers[depth]
+            products = strips.attention_values(pictures, places, device)
+            most = max(most, 10 * pictures * places * channels + products)
+        return most
 
     def _held(self, pixels: int, room: int) -> int:
         """Values in the maps of a decoder that are held at the same time, at most."""

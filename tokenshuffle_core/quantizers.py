@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from .config import ImageTokenizerConfig
 
+PRODUCTS = 2**24  # of points with a codebook's vectors at the same time: 64 MiB
+
 
 class Quantized(NamedTuple):
     vectors: Tensor  # (B, codebook_dim, h, w), straight-through gradient to the latent
@@ -27,6 +29,11 @@ class VectorQuantizer(nn.Module):
         super().__init__()
         self.codebook = nn.Embedding(size, dim)
         self.normalised = normalised
+
+    def working_nbytes(self, codes: int) -> int:
+        """What `nearest` needs for so many, at most: two copies of the codebook, and products."""
+        size, dim = self.codebook.weight.shape
+        return 4 * (2 * size * dim + min(codes * size, max(PRODUCTS, size)))
 
     def _scaled(self, x: Tensor, dim: int) -> Tensor:
         return F.normalize(x, dim=dim) if self.normalised else x
@@ -47,7 +54,9 @@ class VectorQuantizer(nn.Module):
         kind = latent.device.type
         cast = torch.is_autocast_enabled(kind)
         with torch.autocast(kind, enabled=False) if cast else nullcontext():
-            return (latent.float().movedim(1, -1) @ book.float().T).argmax(-1)
+            book, points = book.float().T, latent.float().movedim(1, -1)
+            parts = points.flatten(0, -2).split(max(1, PRODUCTS // len(every)))
+            return torch.cat([(part @ book).argmax(-1) for part in parts]).view(points.shape[:-1])
 
     def forward(self, latent: Tensor) -> Quantized:
         latent = self._scaled(latent, 1)
@@ -70,6 +79,10 @@ class ScalarQuantizer(nn.Module):
         halves = torch.tensor(levels, device=digits.device) // 2
         self.codebook = nn.Embedding.from_pretrained((digits - halves) / halves)
         self.levels = levels
+
+    def working_nbytes(self, codes: int) -> int:
+        """As that of `VectorQuantizer`: no more than the encoder needs already."""
+        return 0
 
     def _per_level(self, x: Tensor, function) -> Tensor:
         """A number for each dimension, (dim, 1, 1) as `x`."""

@@ -266,6 +266,21 @@ def test_decoding_takes_no_more_memory_than_it_says(
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("levels", [(0, 1), (4,)])
+@pytest.mark.parametrize("strip", [2**20, 2**12])
+@pytest.mark.parametrize("codes", [64, 2**14])
+def test_encoding_takes_no_more_memory_than_it_says(levels, strip, codes, tmp_path, monkeypatch):
+    """With attention on large maps, and with a large codebook."""
+    monkeypatch.setattr(strips, "STRIP", strip)
+    changes = {"attention_levels": levels, "codebook_size": codes}
+    module = random_tokenizer(replace(small(LLAMAGEN_VQ16).config, **changes))
+    bound = module.working_nbytes(1, 96 * 64, CPU, encode=True)
+    picture = torch.rand(1, 3, 96, 64)
+    found = peak(lambda: module.encode(picture), tmp_path / "encode.json")
+    assert found <= bound
+
+
+@torch.inference_mode()
 def test_saving_memory_is_counted(tmp_path, monkeypatch):
     """Of two pictures; small maps have nothing to save."""
     monkeypatch.setattr(strips, "STRIP", 2**12)

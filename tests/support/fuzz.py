@@ -42,6 +42,7 @@ from tests.support.published import (
     write_original_janus,
     write_ranks,
 )
+from tests.support.vqgan import ibq, write_ibq
 from tokenshuffle_core import checkpoints
 from tokenshuffle_core.adapt.lora import merge_lora
 from tokenshuffle_core.checkpoints import native
@@ -71,6 +72,7 @@ def write(folder: Path) -> Path:
     write_ranks(folder / "ranks", ["a red apple"] * 3)
     torch.save({"model": llamagen_vq()}, folder / "vq.pt")
     write_llamagen(folder / "llamagen")
+    write_ibq(ibq(), folder / "ibq")
     words = {"flat": {"en": "flat style", "de": "flach"}}
     subjects = Subject({"en": ("apple",), "de": ("Apfel",)}, ("flat",)), Subject({"en": ("pear",)})
     pipeline = random_checkpoint()
@@ -162,6 +164,8 @@ KINDS: dict[str, tuple[str, str, Callable[[Path, Chance], None], Callable[[Path,
     "llamagen": ("llamagen", "*", of_bytes, draw),
     "code in llamagen": ("llamagen", "*.pt", of_pickle, draw),
     "image tokenizer": ("vq.pt", "*", of_bytes, decode),
+    "ibq": ("ibq", "*.ckpt", of_bytes, decode),
+    "code in ibq": ("ibq", "*.ckpt", of_pickle, decode),
     "codes": ("codes.npy", "*", of_bytes, decode),
     "lora": ("lora.safetensors", "*", of_bytes, with_lora),
     "lora's weights": ("lora.safetensors", "*", of_tensors, with_lora),

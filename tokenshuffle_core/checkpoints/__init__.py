@@ -132,11 +132,13 @@ def _family_of(path: str | Path) -> str | None:
     """Which of FAMILIES it is, by tensor names that only this family has; None for any other
     safetensors file, such as our own. Raises FileNotFoundError or ValueError."""
     source = Source(path, (*WRAPPERS, "ema"))
-    for family, module in (MODELS | IMAGE_TOKENIZERS).items():
+    for family, module in MODELS.items():
         if any(mark in source for mark in module.MARKS):
             if family in ("janus", "llama") and not source.path.is_dir():
                 raise ValueError(f"{path} is one file of a model that is a folder{whole_of(path)}")
             return family
+    if family := image_tokenizers.family_of(source):
+        return family
     if source.path.is_dir() or source.path.suffix.lower() in PICKLES:
         raise ValueError(
             f"{path} is not of a supported family ({', '.join(FAMILIES)}), with weights such as "

@@ -62,7 +62,7 @@ def image_tokenizer(source: Source) -> tuple[ImageTokenizerConfig, Weights]:
         channel_multipliers=tuple(output // channels for output in outputs),
         res_blocks=source.count("encoder.down.0.block.{}.conv2.1.conv3d.weight"),
         norm_groups=1, latent_channels=latent, codebook_size=64_000, codebook_dim=dim,
-        quantizer="fsq", levels=LEVELS, patch=PATCH, level_attention=False, video=True,
+        quantizer="fsq", levels=LEVELS, patch=PATCH, attention_levels=(), video=True,
     )  # fmt: skip
     check_parts(config, source.shapes)
     weights: Weights = {

@@ -3,12 +3,11 @@
 from pathlib import Path
 
 from ..config import ImageTokenizerConfig
-from ..files import open_safetensors
-from . import cosmos, native, vq
+from . import cosmos, ibq, native, vq
 from .checkpoint import Weights, named
 from .source import WRAPPERS, Source
 
-FAMILIES = {"vq": vq, "cosmos": cosmos}
+FAMILIES = {"ibq": ibq, "vq": vq, "cosmos": cosmos}
 
 
 def read(path: str | Path) -> tuple[ImageTokenizerConfig, Weights]:
@@ -19,7 +18,10 @@ def read(path: str | Path) -> tuple[ImageTokenizerConfig, Weights]:
 
 
 def family_of(source: Source) -> str | None:
-    """Which of FAMILIES it is, by tensor names that only this family has."""
+    """Which of FAMILIES it is, by tensor names that only this family has; None for others. Raises
+    ValueError for a VQGAN that may be one of two."""
+    if ibq.is_one(source):
+        return "ibq"
     for family, module in FAMILIES.items():
         if any(mark in source for mark in module.MARKS):
             return family
@@ -32,5 +34,4 @@ def is_alone(path: str | Path) -> bool:
         source = Source(path, (*WRAPPERS, "ema"))
         if family_of(source) or source.path.suffix.lower() != ".safetensors":
             return family_of(source) is not None
-        metadata = open_safetensors(path).metadata() or {}
-        return native.IMAGE_TOKENIZER in metadata and native.CONFIG not in metadata
+        return native.has_no_model(path)

@@ -99,6 +99,12 @@ def check_size(config: Config, card: dict[str, str], settings: GenerationConfig)
         )
 
 
+def has_no_model(path: str | Path) -> bool:
+    """Whether it is an image tokenizer in a file of its own. Raises as `read`."""
+    metadata = open_safetensors(path).metadata() or {}
+    return IMAGE_TOKENIZER in metadata and CONFIG not in metadata
+
+
 def read_image_tokenizer(path: str | Path) -> tuple[ImageTokenizerConfig, Weights]:
     """The image tokenizer of a checkpoint or of a file of its own. Raises as `read`."""
     file = open_safetensors(path)
@@ -106,7 +112,7 @@ def read_image_tokenizer(path: str | Path) -> tuple[ImageTokenizerConfig, Weight
     if IMAGE_TOKENIZER not in metadata:
         raise ValueError(f"{path} does not hold a Token-Shuffle image tokenizer")
     try:
-        config = ImageTokenizerConfig(**json.loads(metadata[IMAGE_TOKENIZER]))
+        config = ImageTokenizerConfig.from_fields(json.loads(metadata[IMAGE_TOKENIZER]))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"the image tokenizer's configuration: {error}") from None
     weights = _weights(file, "image_tokenizer.")

@@ -14,6 +14,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 WRAPPERS = ("model", "module", "state_dict")
 PREFIXES = ("_fsdp_wrapped_module.", "_orig_mod.", "module.")
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-WHOLE = ("model.safetensors", "pytorch_model.bin")
+WHOLE = ("model.safetensors", "pytorch_model.bin", "model.ckpt")
 PROGRAMS = ("encoder.jit", "decoder.jit")  # the two halves of one model
 # What is read as tensors alone, whose names and shapes must fit.
 WEIGHTS = (".safetensors", *PICKLES, torchscript.SUFFIX)
@@ -48,8 +49,7 @@ class Source:
     """Names -> tensors. Raises FileNotFoundError, or ValueError with one sentence.
 
     Attributes: `path`, with the snapshot in the place of a model's folder in Hugging Face's cache,
-    the model's `name` there, or that of its file or folder, the `shapes` of all tensors, and
-    `config`, a folder's config.json.
+    the model's `name` there, or that of its file or folder, and the `shapes` of all tensors.
     """
 
     def __init__(self, path: str | Path, wrappers: tuple[str, ...] = WRAPPERS):
@@ -68,8 +68,11 @@ class Source:
                 self.shapes[name], self._readers[name] = shape, reader
         if not self.shapes:
             raise ValueError(f"{path} holds no weights")
-        programs = any(file.suffix.lower() == torchscript.SUFFIX for file in files)
-        self.config = self.json("config.json") if self.path.is_dir() and not programs else {}
+
+    @cached_property
+    def config(self) -> dict:
+        """A folder's config.json. Raises as the class does."""
+        return self.json("config.json") if self.path.is_dir() else {}
 
     def __contains__(self, name: str) -> bool:
         return name in self.shapes

@@ -298,17 +298,26 @@ def output(norm: nn.GroupNorm | None, conv: nn.Conv2d, x: Map) -> Map:
     return Map(shape, min(x.step, _step(shape, x.like.device)), rows, x.like)
 
 
+def _products(device: torch.device) -> int:
+    """Those of queries with keys at the same time, at most, for which a CPU has room."""
+    return strip_of(device) * (16 if device.type in HOLDING else 1)
+
+
+def attention_values(batch: int, positions: int, device: torch.device) -> int:
+    """How many values `attention` needs for products, at most."""
+    return 3 * min(batch * positions**2, max(_products(device), batch * positions))
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Single-head attention (B, 1, N, C), on other devices than CPUs without all (N, N) weights.
+    """Single-head attention (B, 1, N, C) without all (N, N) weights of a large map.
 
     PyTorch's fused kernels need a unit stride in the last dimension. The memory-efficient one for
     NVIDIA's cards takes any number of channels; elsewhere there may be none that takes so many, so
     that the queries come in pieces.
     """
-    if q.device.type in HOLDING:
-        return F.scaled_dot_product_attention(q, k, v)
-    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    if q.device.type == "cuda" and torch.version.cuda:
-        return F.scaled_dot_product_attention(q, k, v)
-    pieces = q.split(max(1, strip_of(q.device) // (len(q) * k.shape[2])), 2)
+    if q.device.type not in HOLDING:
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        if q.device.type == "cuda" and torch.version.cuda:
+            return F.scaled_dot_product_attention(q, k, v)
+    pieces = q.split(max(1, _products(q.device) // (len(q) * k.shape[2])), 2)
     return torch.cat([F.scaled_dot_product_attention(piece, k, v) for piece in pieces], 2)
