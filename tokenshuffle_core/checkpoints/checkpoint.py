@@ -24,7 +24,7 @@ from ..model import TokenShuffleModel
 from ..text_tokenizer import PromptEncoder
 from ..vocabulary import Vocabulary
 
-AT_ONCE = 2**22  # numbers that are checked together
+AT_ONCE = 2**18  # numbers that are checked together where that takes a copy
 LARGEST = 1e6  # a weight that nothing was trained to, and with which what is computed overflows
 DTYPES = (
     torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.uint8,
@@ -192,12 +192,10 @@ def checked(
         raise ValueError(f"{where} is {x.dtype}, not {dtype}")
     if not x.is_floating_point():
         return x
-    # The minimum or maximum of values that are not all finite is not finite either. A part at a
-    # time, since some types are first converted to another.
-    parts = x.flatten().split(AT_ONCE)
-    extremes = torch.stack(
-        [end for part in parts for end in (part.float() if x.itemsize == 1 else part).aminmax()]
-    ).abs()
+    # Of 8 bits, torch has no extremes.
+    parts = (p.float() for p in x.flatten().split(AT_ONCE)) if x.itemsize == 1 else (x,)
+    # The minimum or maximum of values that are not all finite is not finite either.
+    extremes = torch.stack([end for part in parts for end in part.aminmax()]).abs()
     if not (extremes <= LARGEST).all():
         what = f"beyond {LARGEST:g}" if extremes.isfinite().all() else "that are not finite"
         raise ValueError(f"{where} holds numbers {what}")

@@ -22,7 +22,7 @@ from .swapped import Swapped
 # Kind -> the type of the weights' tensors, which no other tensor of a model has.
 KINDS = dict(zip(WEIGHT_KINDS, (torch.int8, torch.float8_e4m3fn, torch.uint8), strict=True))
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
-AT_ONCE = 2**22  # weights that are quantised together: 16 MB in float32
+AT_ONCE = 2**20  # weights that are quantised together: 4 MB in float32
 
 
 class QuantizedLinear(nn.Module):
