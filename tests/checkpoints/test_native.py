@@ -232,7 +232,7 @@ def test_more_than_the_disk_has_is_not_begun(tmp_path):
     path.write_text("what lay there")
     tensors = {"a": Planned((2**60,), torch.uint8, lambda: computed.append(1))}
     with pytest.raises(
-        OSError, match=r"model\.safetensors cannot be written: it takes 1,152,9.*left"
+        OSError, match=r"model\.safetensors cannot be written: it takes 1,152,9.* MB"
     ):
         write_safetensors(path, tensors, {})
     assert not computed

@@ -187,5 +187,4 @@ def test_a_block_at_full_width():
     added = [block(x, angles, None, None, 0) - x]
     added.append(quantize(block, "int4")(x, angles, None, None, 0) - x)
     error = (added[1].double() - added[0].double()).norm() / added[0].double().norm()
-    print(f"relative error {error:.4f}")
-    assert 0.02 < error < 0.2
+    assert 0.05 < error < 0.3

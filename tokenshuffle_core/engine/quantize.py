@@ -149,9 +149,13 @@ def quantized_weight(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor
     """As `quantized`, for a weight (out, in) of any float type, of which only a part is in float32
     at a time."""
     rows = max(1, AT_ONCE // weight.shape[1])
-    parts = [quantized(part.float(), dtype) for part in weight.split(rows)]
-    numbers, scales = zip(*parts, strict=True)
-    return torch.cat(numbers), torch.cat(scales)
+    with weight.device:
+        made = QuantizedLinear(*weight.shape[::-1], dtype)
+    both = made.weight.data, made.scale.data
+    for part, *places in zip(*(x.split(rows) for x in (weight, *both)), strict=True):
+        for place, numbers in zip(places, quantized(part.float(), dtype), strict=True):
+            place.copy_(numbers)
+    return both
 
 
 def quantize(model: nn.Module, kind: str) -> nn.Module:
