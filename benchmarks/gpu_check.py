@@ -26,10 +26,10 @@ from pathlib import Path
 import torch
 
 from tokenshuffle_core import engine
-from tokenshuffle_core.config import LLAMAGEN_VQ16
 from tokenshuffle_core.engine.quantize import quantize
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.pipeline import Pipeline, load
+from tokenshuffle_core.presets import LLAMAGEN_VQ16
 
 from . import decode
 from .measure import machine, seconds_of, write_json

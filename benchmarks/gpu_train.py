@@ -25,7 +25,6 @@ from PIL import Image
 from torch import nn
 
 from tokenshuffle_core import checkpoints, load
-from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.data import CodeShards
 from tokenshuffle_core.data.emoji.build import read_manifest, write_lines
 from tokenshuffle_core.data.emoji.codes import extract_compositions
@@ -35,6 +34,7 @@ from tokenshuffle_core.data.emoji.plan import plan
 from tokenshuffle_core.engine.quantize import QuantizedLinear
 from tokenshuffle_core.files import atomic_path, write_text
 from tokenshuffle_core.pipeline import Pipeline
+from tokenshuffle_core.presets import PRESETS
 from tokenshuffle_core.text_tokenizer import TextTokenizer
 from tokenshuffle_core.training.loop import FINAL, LATEST, fit
 from tokenshuffle_core.training.model import ModelTask

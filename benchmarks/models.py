@@ -3,10 +3,11 @@
 import torch
 
 from tokenshuffle_core import checkpoints
-from tokenshuffle_core.config import LLAMAGEN_VQ16, PRESETS, Config, GenerationConfig, ModelConfig
+from tokenshuffle_core.config import Config, GenerationConfig, ModelConfig
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.model import TokenShuffleModel
 from tokenshuffle_core.pipeline import Pipeline
+from tokenshuffle_core.presets import LLAMAGEN_VQ16, PRESETS
 from tokenshuffle_core.text_tokenizer import TextTokenizer
 
 # LlamaGen's B, L and XL (arXiv 2406.06525) and the paper's own: dim, layers, heads, hidden.

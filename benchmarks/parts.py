@@ -18,11 +18,12 @@ from pathlib import Path
 
 import torch
 
-from tokenshuffle_core.config import LLAMAGEN_VQ16, GenerationConfig
+from tokenshuffle_core.config import GenerationConfig
 from tokenshuffle_core.engine import prepare
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.noise import draw_gumbel
 from tokenshuffle_core.pipeline import load
+from tokenshuffle_core.presets import LLAMAGEN_VQ16
 from tokenshuffle_core.sampler import sample_windows
 from tokenshuffle_core.transformer import KVCache
 

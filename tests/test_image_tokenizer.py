@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tokenshuffle_core.config import LLAMAGEN_VQ8, LLAMAGEN_VQ16, PRESETS
 from tokenshuffle_core.engine import strips
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
+from tokenshuffle_core.presets import LLAMAGEN_VQ8, LLAMAGEN_VQ16, PRESETS
 from tokenshuffle_core.quantizers import VectorQuantizer
 
 TINY = PRESETS["tiny"].image_tokenizer

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.support.models import CONFIG, model_of
-from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.model import TokenShuffleModel
+from tokenshuffle_core.presets import PRESETS
 from tokenshuffle_core.sampler import pad_left
 from tokenshuffle_core.transformer import KVCache
 

@@ -13,7 +13,7 @@ from transformers import (
     Qwen3Model,
 )
 
-from tokenshuffle_core.config import PRESETS
+from tokenshuffle_core.presets import PRESETS
 from tokenshuffle_core.transformer import KVCache, Transformer
 
 CONFIG = PRESETS["tiny"].model

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,6 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -188,28 +190,48 @@ class Planned(NamedTuple):
 
 
 def write_safetensors(
-    path: str | Path, tensors: Mapping[str, Tensor | Planned], metadata: dict[str, str]
+    path: str | Path,
+    tensors: Mapping[str, Tensor | Planned],
+    metadata: dict[str, str],
+    progress: Callable[[int], object] = lambda nbytes: None,
 ) -> None:
-    """Write tensors one at a time, so that only one planned one is in memory.
+    """Write tensors one at a time, so that only one planned one is in memory, in the order given:
+    what is read from shards and what is computed together stays together. `progress` is called with
+    the bytes of each.
 
-    Raises OSError if the file cannot be written, such as on a full disk.
+    Raises OSError if the file cannot be written, before anything is computed if the disk lacks
+    space.
     """
     header: dict = {"__metadata__": metadata}
+    places: dict[str, int] = {}
     end = 0
     # Largest types first, as in the library, so that tensors start at a multiple of their itemsize.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     for name, x in ordered:
-        start, end = end, end + prod(x.shape) * x.dtype.itemsize
-        header[name] = {"dtype": TYPES[x.dtype], "shape": x.shape, "data_offsets": (start, end)}
+        places[name], end = end, end + prod(x.shape) * x.dtype.itemsize
+        offsets = places[name], end
+        header[name] = {"dtype": TYPES[x.dtype], "shape": x.shape, "data_offsets": offsets}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    text = len(text).to_bytes(8, "little") + text
     with atomic_path(path) as temporary:
+        disk, size = shutil.disk_usage(temporary.parent), len(text) + end
+        if disk.total and disk.free < size:  # some file systems tell neither
+            raise OSError(
+                f"{path} cannot be written: it takes {size / 1e6:,.1f} MB and its disk has "
+                f"{disk.free / 1e6:,.1f} MB left"
+            )
         try:
             with open(temporary, "wb") as file:
-                file.write(len(text).to_bytes(8, "little") + text)
-                for _, planned in ordered:
-                    x = planned.compute() if isinstance(planned, Planned) else planned
-                    x = x.detach().to("cpu", planned.dtype).contiguous()
-                    file.write(x.flatten().view(torch.uint8).numpy())
+                file.write(text)
+                for name, x in tensors.items():
+                    file.seek(len(text) + places[name])
+                    progress(file.write(_bytes_of(x)))
         except OSError as error:
             raise OSError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def _bytes_of(x: Tensor | Planned) -> np.ndarray:
+    computed = x.compute() if isinstance(x, Planned) else x
+    computed = computed.detach().to("cpu", x.dtype).contiguous()
+    return computed.flatten().view(torch.uint8).numpy()

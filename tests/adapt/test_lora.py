@@ -6,8 +6,8 @@ from safetensors.torch import load_file, save_file
 
 from tokenshuffle_core import engine
 from tokenshuffle_core.adapt.lora import METADATA, add_lora, merge_lora, read_lora, save_lora
-from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.model import TokenShuffleModel
+from tokenshuffle_core.presets import PRESETS
 from tokenshuffle_core.sampler import pad_left
 
 TEXT, PADDING = pad_left([[1, 5, 2]], 0, "cpu")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests.support.models import random_checkpoint
 from tokenshuffle_core import checkpoints
 from tokenshuffle_core.checkpoints import native
+from tokenshuffle_core.files import Planned, write_safetensors
 from tokenshuffle_core.pipeline import load
 
 
@@ -224,6 +225,18 @@ def test_what_does_not_fit_is_named(tiny, tmp_path, change, message):
 def test_older_files_call_dim_width(tiny, tmp_path):
     older = rewrite(tiny, tmp_path / "older.safetensors", change_config('"dim": 32', '"width": 32'))
     assert load(older).config == load(tiny).config
+
+
+def test_more_than_the_disk_has_is_not_begun(tmp_path):
+    path, computed = tmp_path / "model.safetensors", []
+    path.write_text("what lay there")
+    tensors = {"a": Planned((2**60,), torch.uint8, lambda: computed.append(1))}
+    with pytest.raises(
+        OSError, match=r"model\.safetensors cannot be written: it takes 1,152,9.* MB"
+    ):
+        write_safetensors(path, tensors, {})
+    assert not computed
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["what lay there"]
 
 
 def test_a_full_disk(tiny, tmp_path):

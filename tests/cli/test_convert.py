@@ -1,6 +1,7 @@
 """From a published file to a picture, on the command line."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.support.published import (
     janus,
@@ -22,6 +23,7 @@ from tests.support.published import (
 )
 from tokenshuffle_core import checkpoints
 from tokenshuffle_core.cli.main import main
+from tokenshuffle_core.engine.quantize import quantize
 from tokenshuffle_core.pipeline import load
 
 
@@ -159,14 +161,75 @@ def test_a_size_that_the_model_was_not_trained_at_is_noted(sources, tmp_path, ca
     assert "trained on 256x256, not on 16x16" in capsys.readouterr().err
 
 
-def test_weights_go_through_memory_one_by_one(tmp_path):
-    """Of 400 MB never more than 1.3 times a third, beyond what was there before."""
+@pytest.mark.parametrize("dtype", [[], ["--dtype", "bfloat16"]])
+@pytest.mark.parametrize(
+    ("family", "kind"), [("original", "int4"), ("llama", "int8"), ("llamagen", "fp8")]
+)
+def test_small_weights_on_the_way_are_those_of_quantize_afterwards(
+    family, kind, dtype, sources, tmp_path
+):
+    whole, after, at_once = (tmp_path / f"{name}.safetensors" for name in "abc")
+    options = ["--image-tokenizer", str(sources["vq"])] if family == "llama" else []
+    convert = ["convert", str(sources[family]), *options, *dtype]
+    torch.manual_seed(0)  # the new layers of a LLaMA's start are random
+    assert main([*convert, "-o", str(whole)]) == 0
+    assert main(["quantize", "--model", str(whole), "--weights", kind, "-o", str(after)]) == 0
+    torch.manual_seed(0)
+    assert main([*convert, "--weights", kind, "-o", str(at_once)]) == 0
+    contents = []
+    for path in (after, at_once):
+        with safe_open(path, "pt") as file:  # which has the metadata in no particular order
+            contents.append((file.metadata(), path.read_bytes()))
+    (before, expected), (metadata, found) = contents
+    header = 8 + int.from_bytes(expected[:8], "little")
+    assert metadata == before
+    assert found[header:] == expected[header:]
+    assert load_file(at_once).keys() == load_file(after).keys()
+    quantized = quantize(load(whole).model, kind).state_dict()
+    found = load(at_once).model.state_dict()
+    assert all(torch.equal(found[name].float(), x.float()) for name, x in quantized.items())
+
+
+def test_what_cannot_become_small_is_refused(sources, tmp_path, capsys):
+    broken = write_llamagen(tmp_path / "broken")
+    weights = torch.load(broken)
+    weights["model"]["layers.1.feed_forward.w2.weight"][3, 4] = torch.inf
+    torch.save(weights, broken)
+    output = tmp_path / "made.safetensors"
+    for source, message in (
+        (sources["vq"], "is an image tokenizer: its weights cannot be int4"),
+        (broken, "down_proj.weight holds numbers that are not finite"),
+    ):
+        assert main(["convert", str(source), "--weights", "int4", "-o", str(output)]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert message in line
+        assert str(source) in line
+        assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+@pytest.mark.parametrize("kind", [None, "int4"])
+def test_weights_go_through_memory_one_by_one(kind, tmp_path):
+    """Of 400 MB never more than 1.3 times a third, beyond what was there before; and loading takes
+    the file and one tensor."""
     wide = {"hidden": 8192, "layers": 3, "dim": 1024}
     weights = llamagen(**wide)
     torch.save({"model": weights}, tmp_path / "c2i_B_256.pt")
     torch.save({"model": llamagen_vq()}, tmp_path / "vq_ds16_c2i.pt")
     size = (tmp_path / "c2i_B_256.pt").stat().st_size
+    largest = max(x.numel() for x in weights.values())
     del weights
+    converted = tmp_path / "c2i.safetensors"
+    most = most_memory(
+        lambda: checkpoints.convert(tmp_path / "c2i_B_256.pt", converted, weights=kind)
+    )
+    assert most < 1.3 * size / 3
+    checkpoint = checkpoints.read(converted)
+    most = most_memory(lambda: checkpoint.load_model("cpu", torch.float32))
+    assert most < converted.stat().st_size + 4 * largest
+
+
+def most_memory(work: Callable[[], object]) -> int:
+    """The most bytes beyond what was there before."""
     before, most, done = anonymous(), 0, threading.Event()
 
     def watch() -> None:
@@ -176,10 +239,11 @@ def test_weights_go_through_memory_one_by_one(tmp_path):
 
     thread = threading.Thread(target=watch)
     thread.start()
-    checkpoints.convert(tmp_path / "c2i_B_256.pt", tmp_path / "c2i.safetensors")
+    kept = work()
     done.set()
     thread.join()
-    assert most - before < 1.3 * size / 3
+    del kept
+    return most - before
 
 
 def anonymous() -> int:

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from tokenshuffle_core.cli.main import main
-from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.pipeline import load
+from tokenshuffle_core.presets import PRESETS
 from tokenshuffle_core.vocabulary import Subject, Vocabulary
 
 SIZE = ("--width", "32", "--height", "16")

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from tests.support.pairs import encoded, noise, write_folder, write_metadata, write_tar
-from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.data import CodeShards, extract
 from tokenshuffle_core.data.sources import read_items
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.images import read_image
+from tokenshuffle_core.presets import PRESETS
 
 COUNT = 300  # copies of each file
 KINDS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 from tests.support.pairs import encoded, noise, write_folder
-from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.data import CodeShards, extract
 from tokenshuffle_core.data.shards import Shard
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
+from tokenshuffle_core.presets import PRESETS
 
 SIZES = [(32, 32), (48, 24)]
 

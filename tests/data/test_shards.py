@@ -22,10 +22,10 @@ from tests.support.pairs import (
 )
 from tokenshuffle_core import checkpoints
 from tokenshuffle_core.cli.main import main
-from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.data import CodeShards, extract, shards
 from tokenshuffle_core.data.shards import fingerprint
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
+from tokenshuffle_core.presets import PRESETS
 
 SIZES = [(32, 32), (48, 24), (24, 48)]
 SHAPES = [(32, 32), (64, 64), (48, 24), (96, 48), (24, 48), (40, 30)]

@@ -11,11 +11,12 @@ from tests.support.models import model_of
 from tokenshuffle_core import engine
 from tokenshuffle_core.adapt.lora import add_lora, merge_lora
 from tokenshuffle_core.checkpoints import BUNDLED
+from tokenshuffle_core.config import GenerationConfig
 from tokenshuffle_core.engine.cpu_linear import CpuLinear
 from tokenshuffle_core.engine.cpu_transformer import CpuTransformer
 from tokenshuffle_core.engine.quantize import quantize
 from tokenshuffle_core.pipeline import load
-from tokenshuffle_core.sampler import pad_left
+from tokenshuffle_core.sampler import pad_left, sample
 from tokenshuffle_core.transformer import KVCache
 
 CPU = torch.device("cpu")
@@ -156,6 +157,29 @@ def test_threads_that_prepare_one_model_leave_it_whole():
     assert isinstance(model.transformer, CpuTransformer)
     engine.release(model)
     assert dict(model.named_modules()) == before
+
+
+@pytest.mark.parametrize("changes", [{"qk_norm": True, "head_dim": 16}, {"qkv_bias": True}])
+def test_blocks_of_qwen_are_swapped_and_draw_the_same(changes):
+    model = model_of(2, **changes)
+    for parameter in model.parameters():
+        parameter.data *= 0.5
+    engine.prepare(model, CPU)
+    assert isinstance(model.transformer, CpuTransformer)
+    engine.release(model)
+    settings = GenerationConfig(cfg=2.0, temperature=0.7)
+    for seed in range(3):
+        drawn = [
+            list(
+                sample(
+                    model, [[1, 5, 6]], [[1, 2]], (4, 5), settings,
+                    [torch.Generator().manual_seed(seed)], 0, None, ahead, fast,
+                )
+            )[-1].codes
+            for ahead, fast in ((1, False), (1, True), (8, True))
+        ]  # fmt: skip
+        assert drawn[0].unique().numel() > 3
+        assert all(torch.equal(codes, drawn[0]) for codes in drawn)
 
 
 def test_only_plain_layers_are_swapped():

@@ -4,7 +4,8 @@ from torch import nn
 
 from tests.support.models import dequantized, model_of
 from tokenshuffle_core import pipeline
-from tokenshuffle_core.config import GenerationConfig
+from tokenshuffle_core.checkpoints import skeleton
+from tokenshuffle_core.config import GenerationConfig, ModelConfig
 from tokenshuffle_core.engine import cpu_linear, int4, packed_nbytes, prepare
 from tokenshuffle_core.engine.cpu_linear import MANY_IN_16_BITS, CpuLinear
 from tokenshuffle_core.engine.quantize import (
@@ -13,6 +14,7 @@ from tokenshuffle_core.engine.quantize import (
     rounds_activations,
 )
 from tokenshuffle_core.sampler import sample
+from tokenshuffle_core.transformer import Block, KVCache, rotary_angles
 
 CPU = torch.device("cpu")
 # Whole groups, a shorter last one, none whole, and odd ones.
@@ -147,3 +149,42 @@ def test_which_weights_round_activations_on_a_cpu(kind, rounds):
     assert torch.equal(layer(x), layer(near)) == rounds
     if kind != "fp8":  # of which a GPU is asked
         assert not rounds_activations(model, torch.device("cuda"))
+
+
+EMU = ModelConfig(  # the size of Emu3.5
+    text_vocabulary=151_854, codebook_size=131_072, dim=5120, layers=64, heads=64, kv_heads=8,
+    hidden=25_600, windows=(1,), context=5120, head_dim=128, qk_norm=True, text_head=True,
+    rope_theta=1e6,
+)  # fmt: skip
+
+
+def test_34_billion_weights_and_their_cache_fit_24_gb():
+    """Counted by hand: a matrix takes half a byte a weight and two bytes for each 128 of a row."""
+    model = quantize(skeleton(EMU), "int4")
+    attention = 2 * 5120 * 64 * 128 + 2 * 5120 * 8 * 128
+    linear = 64 * (attention + 3 * 5120 * 25_600) + 5120 * (131_072 + 151_854)
+    others = 5120 * (131_072 + 151_854) + 64 * (2 * 5120 + 2 * 128) + 5120
+    found = sum(x.numel() * (1 if x.dtype == torch.uint8 else 2) for x in model.parameters())
+    assert linear + others > 34e9
+    assert found == linear // 2 + linear // 128 * 2 + 2 * others
+    cache = KVCache.nbytes(EMU, 2, 4300, torch.bfloat16)
+    assert cache == 2 * 64 * 2 * 8 * 4300 * 128 * 2
+    assert found + cache < 24e9
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_a_block_at_full_width():
+    """The relative error of what a block of Emu3.5's size adds to its input, with random weights
+    of which a few are large."""
+    torch.manual_seed(0)
+    block, x = Block(EMU).bfloat16(), torch.randn(1, 16, EMU.dim).bfloat16()
+    for name, weight in block.named_parameters():
+        if "proj" in name:
+            weight.normal_(std=0.02)
+            weight.view(-1)[:: 10**6] *= 20
+    angles = rotary_angles(torch.arange(16)[None], EMU)
+    added = [block(x, angles, None, None, 0) - x]
+    added.append(quantize(block, "int4")(x, angles, None, None, 0) - x)
+    error = (added[1].double() - added[0].double()).norm() / added[0].double().norm()
+    assert 0.05 < error < 0.3

@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.models import TINY
 from tokenshuffle_core import image_tokenizer
-from tokenshuffle_core.config import LLAMAGEN_VQ8, LLAMAGEN_VQ16
 from tokenshuffle_core.engine import strips
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.pipeline import load
+from tokenshuffle_core.presets import LLAMAGEN_VQ8, LLAMAGEN_VQ16
 
 CPU = torch.device("cpu")
 PLAN = strips.Plan(10**9, bf16=False)

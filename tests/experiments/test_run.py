@@ -3,8 +3,8 @@ import copy
 import torch
 
 from experiments.run import limit_rank
-from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.model import TokenShuffleModel
+from tokenshuffle_core.presets import PRESETS
 
 
 def test_a_limited_rank_is_that_of_the_weights_and_stays_in_training():

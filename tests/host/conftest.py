@@ -19,10 +19,10 @@ from tests.support.published import (
     write_original_janus,
 )
 from tokenshuffle_core import checkpoints
-from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.model import TokenShuffleModel
 from tokenshuffle_core.pipeline import Pipeline
+from tokenshuffle_core.presets import PRESETS
 from tokenshuffle_core.text_tokenizer import TextTokenizer
 
 from .pages import Page

@@ -6,11 +6,11 @@ import dataclasses
 import torch
 from torch import nn
 
-from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.engine.quantize import QuantizedLinear
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.model import TokenShuffleModel
 from tokenshuffle_core.pipeline import Pipeline
+from tokenshuffle_core.presets import PRESETS
 from tokenshuffle_core.text_tokenizer import TextTokenizer
 from tokenshuffle_core.training.settings import LoopConfig
 

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.model import TokenShuffleModel
+from tokenshuffle_core.presets import PRESETS
 from tokenshuffle_core.shuffle import shuffle
 from tokenshuffle_core.training import schedule
 from tokenshuffle_core.training.distributed import process_group, rank, world_size

@@ -16,8 +16,8 @@ from tests.support.pairs import encoded, noise, write_folder
 from tests.support.processes import log_of, model, train, weights_of
 from tokenshuffle_core import checkpoints
 from tokenshuffle_core.cli.main import main
-from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.data.extraction import extract
+from tokenshuffle_core.presets import PRESETS
 from tokenshuffle_core.training import tokenizer as train_tokenizer
 from tokenshuffle_core.training.distributed import process_group
 from tokenshuffle_core.training.settings import LoopConfig

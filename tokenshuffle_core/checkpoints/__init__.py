@@ -6,15 +6,19 @@ and in `config.FAMILIES`.
 """
 
 from functools import partial
+from math import prod
 from pathlib import Path
 
 import torch
+from torch import nn
+from tqdm import tqdm
 
 from ..config import FAMILIES
+from ..engine.quantize import quantized_names
 from ..files import Planned, write_safetensors
 from ..image_tokenizer import ImageTokenizer
 from . import image_tokenizers, janus, llama, llamagen, native
-from .checkpoint import Checkpoint, checked, fill, named, named_shapes, skeleton
+from .checkpoint import Checkpoint, Weights, checked, fill, named, named_shapes, skeleton
 from .native import SIZES, check_size, is_trained_at, save, save_image_tokenizer, trained_sizes
 from .source import PICKLES, WRAPPERS, Source, whole_of
 
@@ -80,44 +84,63 @@ def convert(
     side: int | None = None,
     windows: tuple[int, ...] | None = None,
     dtype: torch.dtype | None = None,
+    weights: str | None = None,
 ) -> None:
     """Write the checkpoint at `source` in our own format, with one tensor in memory at a time.
 
     An image tokenizer without a model stays without one. `dtype` is the model's, by default that of
-    its text embedding. Other arguments and errors are those of `read`; raises OSError if `output`
-    cannot be written.
+    its text embedding; a checkpoint of our own keeps those that it has. `weights` is a kind to
+    quantise the model to. Other arguments and errors are those of `read`; raises OSError if
+    `output` cannot be written.
     """
     family = family or _family_of(source)
     if family in IMAGE_TOKENIZERS:
+        if weights:
+            raise ValueError(f"{source} is an image tokenizer: its weights cannot be {weights}")
         card = {"modelspec.title": Source(source).name}
         return save_image_tokenizer(output, load_image_tokenizer(source, family=family), card)
     checkpoint = read(source, family, image_tokenizer=image_tokenizer, side=side, windows=windows)
-    if checkpoint.kind:
-        raise ValueError(
-            f"{source}: its {checkpoint.kind} weights cannot be converted: copy the file"
-        )
-    config = checkpoint.config
-    if dtype is None and "text_embedding.weight" in checkpoint.model_weights:
-        dtype = checkpoint.model_weights["text_embedding.weight"]().dtype
-    dtype = dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
-    planned = {}
-    for prefix, shape, weights, to in (
-        ("model.", config.model, checkpoint.model_weights, dtype),
-        (
+    with named(source):
+        as_stored = family is None and dtype is None
+        embedding = checkpoint.model_weights.get("text_embedding.weight")
+        if dtype or (embedding and not as_stored):
+            dtype = float_dtype(dtype or embedding().dtype)
+        if weights:
+            checkpoint = checkpoint.quantized(weights, dtype)
+        planned = _planned("model.", checkpoint.skeleton(), checkpoint.model_weights, dtype)
+        planned |= _planned(
             "image_tokenizer.",
-            config.image_tokenizer,
+            skeleton(checkpoint.config.image_tokenizer),
             checkpoint.image_tokenizer_weights,
-            torch.float32,
-        ),
+            None if as_stored else torch.float32,
+        )
+    nbytes = sum(prod(each.shape) * each.dtype.itemsize for each in planned.values())
+    with (
+        named(source),
+        tqdm(total=nbytes, desc="converting", unit="B", unit_scale=True, disable=None) as bar,
     ):
-        where = f"{source}: {prefix}"
-        for name, size in named_shapes(skeleton(shape), weights, where).items():
-            compute = partial(checked, weights[name], f"{where}{name}", size)
-            planned[f"{prefix}{name}"] = Planned(tuple(size), to, compute)
-    metadata = native.metadata_of(
-        config, checkpoint.text_tokenizer, checkpoint.card, checkpoint.vocabulary
-    )
-    return write_safetensors(output, planned, metadata)
+        metadata = native.metadata_of(
+            checkpoint.config, checkpoint.text_tokenizer, checkpoint.card, checkpoint.vocabulary,
+            checkpoint.kind,
+        )  # fmt: skip
+        write_safetensors(output, planned, metadata, bar.update)
+
+
+def _planned(
+    prefix: str, module: nn.Module, weights: Weights, dtype: torch.dtype | None
+) -> dict[str, Planned]:
+    """Tensors of a file, in the dtypes in which they are stored if `dtype` is None."""
+    kept, planned = quantized_names(module), {}
+    for name, shape in named_shapes(module, weights, prefix).items():
+        compute = partial(checked, weights[name], f"{prefix}{name}", shape, kept.get(name))
+        to = kept.get(name) or dtype or float_dtype(weights[name]().dtype)
+        planned[f"{prefix}{name}"] = Planned(tuple(shape), to, compute)
+    return planned
+
+
+def float_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type that weights of this one are stored in: 16-bit ones stay as they are."""
+    return dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
 
 
 def default_dtype(device: str | torch.device) -> torch.dtype:

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -11,12 +12,19 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..config import Config, ImageTokenizerConfig, ModelConfig
-from ..engine.quantize import quantize, quantized_names
+from ..engine.quantize import (
+    KINDS,
+    QuantizedLinear,
+    quantize,
+    quantized_names,
+    quantized_weight,
+)
 from ..image_tokenizer import ImageTokenizer
 from ..model import TokenShuffleModel
 from ..text_tokenizer import PromptEncoder
 from ..vocabulary import Vocabulary
 
+AT_ONCE = 2**18  # numbers that are checked together where that takes a copy
 LARGEST = 1e6  # a weight that nothing was trained to, and with which what is computed overflows
 DTYPES = (
     torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.uint8,
@@ -55,10 +63,33 @@ class Checkpoint:
     def load_model(self, device: str | torch.device, dtype: torch.dtype) -> TokenShuffleModel:
         """Raises ValueError if the weights do not match the configuration."""
         with named(self.path):
-            model = skeleton(self.config.model)
-            if self.kind:
-                quantize(model, self.kind)
-            return fill(model, self.model_weights, f"{self.path}: model.", device, dtype)
+            return fill(self.skeleton(), self.model_weights, f"{self.path}: model.", device, dtype)
+
+    def skeleton(self) -> TokenShuffleModel:
+        """The model without data; see `skeleton`."""
+        model = skeleton(self.config.model)
+        return quantize(model, self.kind) if self.kind else model
+
+    def quantized(self, kind: str, dtype: torch.dtype | None = None) -> "Checkpoint":
+        """The same with small weights, as `quantize` makes them of weights in `dtype`, None for
+        that of the file: each when it is read. Raises ValueError as `quantize` and `load_model`."""
+        small, weights = quantize(self.skeleton(), kind), dict(self.model_weights)
+        if kind == self.kind:
+            return self
+        where = f"{self.path}: model."
+        sizes = named_shapes(self.skeleton(), weights, where)
+
+        @lru_cache(maxsize=1)  # a weight is read right before its scale
+        def layer(name: str) -> tuple[Tensor, Tensor]:
+            weight = checked(self.model_weights[name], f"{where}{name}", sizes[name])
+            return quantized_weight(weight.to(dtype), KINDS[kind])
+
+        for name, module in small.named_modules():
+            if isinstance(module, QuantizedLinear):
+                whole = f"{name}.weight"
+                weights[whole] = lambda whole=whole: layer(whole)[0]
+                weights[f"{name}.scale"] = lambda whole=whole: layer(whole)[1]
+        return replace(self, model_weights=weights, kind=kind)
 
     def load_image_tokenizer(self, device: str | torch.device) -> ImageTokenizer:
         """In float32, since it is small. Raises as `load_model`."""
@@ -122,9 +153,9 @@ def fill(
     state_dict = {}
     for name, shape in named_shapes(module, weights, where).items():
         # The check of all values is faster on a GPU.
-        weight = checked(lambda name=name: weights[name]().to(device), f"{where}{name}", shape)
-        if weight.dtype != kept.get(name, weight.dtype):
-            raise ValueError(f"{where}{name} is {weight.dtype}, not {kept[name]}")
+        weight = checked(
+            lambda name=name: weights[name]().to(device), f"{where}{name}", shape, kept.get(name)
+        )
         # A view of the file would change with it, and end the process where that is cut.
         copy = weight.device.type == "cpu"
         state_dict[name] = weight.to(kept.get(name, dtype), copy=copy)
@@ -142,9 +173,11 @@ def named_shapes(module: nn.Module, weights: Weights, where: str) -> dict[str, t
     return expected
 
 
-def checked(read: Callable[[], Tensor], where: str, shape: torch.Size) -> Tensor:
-    """The tensor, if it has the shape that its configuration asks for and weights within LARGEST;
-    otherwise raises ValueError."""
+def checked(
+    read: Callable[[], Tensor], where: str, shape: torch.Size, dtype: torch.dtype | None = None
+) -> Tensor:
+    """The tensor, if it has the shape that its configuration asks for, this `dtype`, unless that is
+    None, and weights within LARGEST; otherwise raises ValueError."""
     try:
         x = read()
     except SafetensorError as error:
@@ -155,8 +188,14 @@ def checked(read: Callable[[], Tensor], where: str, shape: torch.Size) -> Tensor
         )
     if x.dtype not in DTYPES:
         raise ValueError(f"{where} holds {x.dtype}, not weights")
+    if x.dtype != (dtype or x.dtype):
+        raise ValueError(f"{where} is {x.dtype}, not {dtype}")
+    if not x.is_floating_point():
+        return x
+    # Of 8 bits, torch has no extremes.
+    parts = (p.float() for p in x.flatten().split(AT_ONCE)) if x.itemsize == 1 else (x,)
     # The minimum or maximum of values that are not all finite is not finite either.
-    extremes = torch.stack((x.float() if x.itemsize == 1 else x).aminmax()).abs()
+    extremes = torch.stack([end for part in parts for end in part.aminmax()]).abs()
     if not (extremes <= LARGEST).all():
         what = f"beyond {LARGEST:g}" if extremes.isfinite().all() else "that are not finite"
         raise ValueError(f"{where} holds numbers {what}")

@@ -131,9 +131,7 @@ def save(
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write a checkpoint; `dtype` converts all weights except quantised ones. Raises OSError."""
-    metadata = metadata_of(config, text_tokenizer, card, vocabulary)
-    if kind := kind_of(model):
-        metadata[WEIGHTS] = kind
+    metadata = metadata_of(config, text_tokenizer, card, vocabulary, kind_of(model))
     _write(path, {"model": model, "image_tokenizer": image_tokenizer}, metadata, dtype)
 
 
@@ -150,8 +148,9 @@ def metadata_of(
     text_tokenizer: PromptEncoder,
     card: dict[str, str],
     vocabulary: Vocabulary | None,
+    kind: str | None,
 ) -> dict[str, str]:
-    """Everything in a file except the weights."""
+    """Everything in a file except the weights; `kind` is that of quantised ones."""
     metadata = {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": ARCHITECTURE,
@@ -161,7 +160,8 @@ def metadata_of(
         TEXT_TOKENIZER: text_tokenizer.to_json(),
         PROMPTS: text_tokenizer.kind,
     }
-    return metadata | ({VOCABULARY: vocabulary.to_json()} if vocabulary else {})
+    metadata |= {VOCABULARY: vocabulary.to_json()} if vocabulary else {}
+    return metadata | ({WEIGHTS: kind} if kind else {})
 
 
 def _weights(file, prefix: str) -> Weights:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..config import PRESETS
+from ..presets import PRESETS
 from ..vocabulary import UNPRINTABLE
 from .options import command
 

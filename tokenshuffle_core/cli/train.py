@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-from ..config import PRESETS
+from ..presets import PRESETS
 from ..training.settings import PRESET, TOKENIZER, LoopConfig, Recipe, Stage, item_kind
 from .options import command, device_of
 

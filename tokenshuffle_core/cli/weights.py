@@ -31,6 +31,11 @@ def add(commands) -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="default: as stored"
     )
+    parser.add_argument(
+        "--weights", choices=WEIGHT_KINDS,
+        help="quantise the model on the way: the same as quantize afterwards, without the whole "
+        "file in between",
+    )  # fmt: skip
     parser = command(
         commands, "merge", _merge, "Write a checkpoint with LoRA files merged into it."
     )
@@ -71,6 +76,7 @@ def _convert(options) -> None:
         side=options.side,
         windows=options.windows and _windows(options.windows),
         dtype=options.dtype and getattr(torch, options.dtype),
+        weights=options.weights,
     )
     print(output)
 
@@ -91,13 +97,16 @@ def _merge(options) -> None:
 def _quantize(options) -> None:
     if not options.weights:
         raise ValueError(f"quantize needs --weights with one of {', '.join(WEIGHT_KINDS)}")
-    from ..checkpoints import read
+    from ..checkpoints import convert, read
 
-    # What is not quantised stays as small as it was stored.
-    checkpoint = read(model_path(options))
-    parts = checkpoint.model_weights, checkpoint.image_tokenizer_weights
-    dtypes = {weight().dtype for part in parts for weight in part.values()}
-    _rewrite(options, dtypes.pop() if len(dtypes) == 1 else None)
+    if options.lora:  # which is merged into a model in memory
+        checkpoint = read(model_path(options))
+        parts = checkpoint.model_weights, checkpoint.image_tokenizer_weights
+        dtypes = {weight().dtype for part in parts for weight in part.values()}
+        return _rewrite(options, dtypes.pop() if len(dtypes) == 1 else None)
+    output = check_output(options.output, ".safetensors")
+    convert(model_path(options), output, weights=options.weights)
+    print(output)
 
 
 def _rewrite(options, dtype=None) -> None:

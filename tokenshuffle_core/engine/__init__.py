@@ -91,7 +91,7 @@ def _swap(
     linear = [(name, layer) for name, layer in model.named_modules() if type(layer) in PLAIN]
     blocks = model.transformer.blocks
     inside = [layer for b in blocks for layer in (*b.attention.children(), *b.mlp.children())]
-    plain = all(type(layer) in PLAIN for layer in inside)
+    plain = all(type(layer) in (*PLAIN, nn.RMSNorm) for layer in inside)
     if plain and transformer_kind.takes(model.transformer, device):
         model.transformer = transformer_kind(model.transformer)
         linear = [(name, layer) for name, layer in linear if not name.startswith("transformer.")]

@@ -22,6 +22,7 @@ from .swapped import Swapped
 # Kind -> the type of the weights' tensors, which no other tensor of a model has.
 KINDS = dict(zip(WEIGHT_KINDS, (torch.int8, torch.float8_e4m3fn, torch.uint8), strict=True))
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+AT_ONCE = 2**20  # weights that are quantised together: 4 MB in float32
 
 
 class QuantizedLinear(nn.Module):
@@ -43,7 +44,7 @@ class QuantizedLinear(nn.Module):
         with layer.weight.device:
             new = cls(*layer.weight.shape[::-1], dtype, layer.bias is not None)
         if not layer.weight.is_meta:
-            weight, scale = quantized(layer.weight.detach().float(), dtype)
+            weight, scale = quantized_weight(layer.weight.detach(), dtype)
             new.weight, new.scale = _fixed(weight), _fixed(scale)
         if layer.bias is not None:
             new.bias = _fixed(layer.bias.detach())
@@ -142,6 +143,19 @@ def quantized(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     scale = x.abs().amax(-1, keepdim=True).clamp_min(1e-12) / LARGEST[dtype]
     x = x / scale
     return (x.round() if dtype == torch.int8 else x).to(dtype), scale
+
+
+def quantized_weight(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """As `quantized`, for a weight (out, in) of any float type, of which only a part is in float32
+    at a time."""
+    rows = max(1, AT_ONCE // weight.shape[1])
+    with weight.device:
+        made = QuantizedLinear(*weight.shape[::-1], dtype)
+    both = made.weight.data, made.scale.data
+    for part, *places in zip(*(x.split(rows) for x in (weight, *both)), strict=True):
+        for place, numbers in zip(places, quantized(part.float(), dtype), strict=True):
+            place.copy_(numbers)
+    return both
 
 
 def quantize(model: nn.Module, kind: str) -> nn.Module:

@@ -35,11 +35,12 @@ from typing import Any
 import torch
 
 from .. import checkpoints
-from ..config import PRESETS, Config
+from ..config import Config
 from ..data.shards import CodeShards
 from ..files import write_text
 from ..lock import lock
 from ..pipeline import Pipeline
+from ..presets import PRESETS
 from . import state
 from .distributed import barrier, rank
 from .loop import FINAL, check_loop

@@ -14,7 +14,6 @@ from PIL import Image
 
 from tokenshuffle_core import checkpoints
 from tokenshuffle_core.cli.main import main
-from tokenshuffle_core.config import PRESETS
 from tokenshuffle_core.data import CodeShards, extract
 from tokenshuffle_core.data.emoji.build import read_manifest
 from tokenshuffle_core.data.emoji.codes import Composer, encoders, extract_compositions
@@ -24,6 +23,7 @@ from tokenshuffle_core.data.emoji.pictures import BACKGROUNDS, stacked
 from tokenshuffle_core.data.emoji.plan import Jitter, plan
 from tokenshuffle_core.data.emoji.recolour import tone_of
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
+from tokenshuffle_core.presets import PRESETS
 
 SIZES = [(64, 64), (96, 64), (64, 96)]
 CPU = torch.device("cpu")
