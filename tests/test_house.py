@@ -64,7 +64,7 @@ def test_no_file_is_over_400_lines(path):
 
 def test_the_story_can_be_read_in_one_sitting():
     files = [ROOT / "tokenshuffle_core" / f"{name}.py" for name in STORY]
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) < 2400
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) < 2500
 
 
 @pytest.mark.parametrize("name", STORY)

@@ -14,7 +14,9 @@ from .checks import check_choice, check_flag, check_number, check_whole
 SCHEDULES = ("constant", "linear", "half-linear")
 QUANTIZERS = ("normalised", "dot", "fsq")
 WEIGHT_KINDS = ("int8", "fp8", "int4")  # the kinds of quantised weights
-FAMILIES = ("llamagen", "janus", "llama", "vq", "ibq", "cosmos")  # of other projects
+FAMILIES = (  # checkpoints published by other projects
+    "llamagen", "janus", "simplear", "wallaroo", "emu3.5", "llama", "vq", "cosmos", "ibq",
+)  # fmt: skip
 MAX_PIXELS = 8192 * 8192
 # Without these limits an untrusted file could make its reader run forever.
 MAX_LAYERS, MAX_COUNT = 10_000, 2**28

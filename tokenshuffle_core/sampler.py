@@ -272,10 +272,8 @@ class Decoding:
         codes = self.codes.index_select(1, index)
         return model.step(self.cache, codes, self.shape.window, row_ends)
 
-    def _sample(
-        self, model: TokenShuffleModel, states: Tensor, index: Tensor, appended: int
-    ) -> None:
-        """From the code states of the windows `index`, for which a step has `appended` tokens."""
+    def _sample(self, model: TokenShuffleModel, states: Tensor, index: Tensor, fed: int) -> None:
+        """From the code states of the windows `index`, for which a step has `fed` tokens."""
         shape, count = self.shape, len(index)
         noise = None if self.noise is None else self.noise.at(index)
         scale = None if self.scales is None else self.scales.index_select(0, index)
@@ -296,9 +294,9 @@ class Decoding:
             guess = codes[:, -1:].expand(-1, self.ahead, -1, -1)
             guess = self._unless_kept(after, guess) if shape.has_given else guess
             self.codes.index_copy_(1, after, guess)
-        if appended > 1:  # keep what is before the last finished window
+        if fed > 1:  # keep what is before the last finished window
             kept = shape.place(self.done + finished - 1) - shape.place(self.done - 1)
-            self.cache.drop(appended - kept)
+            self.cache.drop(fed - kept)
         self.done += finished
 
     def _unless_kept(self, index: Tensor, codes: Tensor) -> Tensor:

@@ -109,10 +109,12 @@ class TextTokenizer:
         """`extended` with any Hugging Face `tokenizer.json`. Raises FileNotFoundError as well."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist or is not a file")
-        return cls.extended(Path(path).read_bytes(), max_grid, str(path))
+        return cls.extended(Path(path).read_bytes(), special_tokens(max_grid), str(path))
 
     @classmethod
-    def extended(cls, text: str | bytes, max_grid: int, name: str) -> "TextTokenizer":
+    def extended(
+        cls, text: str | bytes, special: list[str], name: str, prompt: PromptConfig | None = None
+    ) -> "TextTokenizer":
         """The text of a tokenizer.json, to which the special tokens that it lacks are appended.
 
         Raises ValueError, beginning with `name`, if it is not a tokenizer.
@@ -120,11 +122,11 @@ class TextTokenizer:
         tokenizer = parse(text, name)
         with sentences(name):
             before = set(tokenizer.get_vocab().values())
-            added = set(special_tokens(max_grid)) - tokenizer.get_vocab().keys()
-            tokenizer.add_special_tokens(special_tokens(max_grid))
+            added = set(special) - tokenizer.get_vocab().keys()
+            tokenizer.add_special_tokens(special)
             if before & {tokenizer.token_to_id(name) for name in added}:
                 raise ValueError("its ids have gaps, where special tokens would be added")
-        return cls(tokenizer)
+        return cls(tokenizer, prompt)
 
     @classmethod
     def from_json(cls, text: str | bytes, prompt: PromptConfig | None = None) -> "TextTokenizer":

@@ -173,23 +173,88 @@ def test_an_index_of_a_missing_shard(folders, tmp_path):
         Source(tmp_path / "original")
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "config.json"])
-def test_a_link_out_of_the_folder(name, folders, tmp_path):
+def linked(file: Path, target: Path) -> None:
+    file.unlink(missing_ok=True)
+    try:
+        file.symlink_to(target)
+    except OSError:
+        pytest.skip("links need a permission here")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
+def test_a_link_of_a_text_to_something_else(name, folders, tmp_path):
+    """As an archive can bring it: what is read and copied must be what its name says."""
     shutil.copytree(folders / "janus", tmp_path / "janus")
-    file = tmp_path / "janus" / name
-    file.unlink()
-    file.symlink_to(folders / "janus" / name)
-    with pytest.raises(ValueError, match=f"{name} is a link out of its folder"):
-        load(tmp_path / "janus")
+    shutil.copy(folders / "janus" / name, tmp_path / "credentials")
+    for target in ("credentials", "../credentials"):
+        linked(tmp_path / "janus" / name, (tmp_path / "janus" / target).resolve())
+        shutil.copy(folders / "janus" / name, tmp_path / "janus" / "credentials")
+        if target[0] == ".":
+            with pytest.raises(ValueError, match=f"{name} is a link to another folder and name"):
+                load(tmp_path / "janus")
+        else:
+            load(tmp_path / "janus")
 
 
-def test_a_cache_of_hugging_face_is_made_of_links(folders, tmp_path):
-    snapshot, blobs = tmp_path / "a" / "snapshots" / "0", tmp_path / "a" / "blobs"
-    snapshot.mkdir(parents=True)
-    shutil.copytree(folders / "janus", blobs)
-    for file in blobs.iterdir():
-        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
-    assert load(snapshot)
+def test_links_of_the_owner(folders, tmp_path):
+    """Weights under another name, texts under their own, a whole folder; and a link to a text in
+    the place of weights says nothing of it."""
+    for name in ("linked", "farm"):
+        (tmp_path / name).mkdir()
+    for file in (folders / "janus").iterdir():
+        weights = file.suffix == ".safetensors"
+        shutil.copy(file, tmp_path / ("big" if weights else file.name))
+        linked(tmp_path / "farm" / file.name, file)
+        linked(tmp_path / "linked" / file.name, tmp_path / ("big" if weights else file.name))
+    linked(tmp_path / "folder", folders / "janus")
+    for name in ("linked", "farm", "folder"):
+        assert load(tmp_path / name).config == load(folders / "janus").config
+    (tmp_path / "secret").write_text("password=12345")
+    linked(tmp_path / "farm" / "model.safetensors", tmp_path / "secret")
+    with pytest.raises(ValueError, match="not a readable safetensors file") as caught:
+        load(tmp_path / "farm")
+    assert "12345" not in str(caught.value)
+    linked(tmp_path / "farm" / "model.safetensors", Path("/dev/zero"))
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "farm")
+
+
+@pytest.fixture
+def cache(folders, tmp_path) -> Path:
+    """A model in Hugging Face's cache, twice: of the first snapshot only the second one's texts."""
+    model = tmp_path / "hub" / "models--deepseek-ai--Janus-Pro-1B"
+    (model / "blobs").mkdir(parents=True)
+    for file in (folders / "janus").iterdir():
+        blob = f"{sum(map(ord, file.name)):040x}"
+        shutil.copy(file, model / "blobs" / blob)
+        for snapshot in ("aaaa", "bbbb"):
+            (model / "snapshots" / snapshot).mkdir(parents=True, exist_ok=True)
+            linked(model / "snapshots" / snapshot / file.name, Path("../../blobs", blob))
+    (model / "snapshots" / "aaaa" / "model.safetensors").unlink()
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("bbbb")
+    return model
+
+
+def test_a_cache_of_hugging_face_as_it_lies_there(cache, folders, tmp_path):
+    expected = Source(folders / "janus").shapes
+    for path in (cache, cache / "snapshots" / "bbbb"):
+        source = Source(path)
+        assert (source.shapes, source.name) == (expected, "Janus-Pro-1B")
+        assert read(path).card["modelspec.title"] == "Janus-Pro-1B"
+    (cache / "refs" / "main").write_text("cccc")
+    with pytest.raises(ValueError, match="has 2 snapshots: give one of them"):
+        read(cache)
+    shutil.rmtree(cache / "snapshots" / "aaaa")
+    assert read(cache)
+    # A folder of ComfyUI's whose files are links to the cache's, of which blobs have other names.
+    (tmp_path / "Janus").mkdir()
+    for file in (cache / "snapshots" / "bbbb").iterdir():
+        linked(tmp_path / "Janus" / file.name, file.resolve())
+    assert read(tmp_path / "Janus")
+    (cache / "snapshots" / "bbbb").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="has no snapshot"):
+        read(cache)
 
 
 def test_a_name_in_two_shards(folders, tmp_path):
@@ -227,8 +292,8 @@ def test_what_to_give_in_the_place_of_a_folder_without_a_model(folders, tiny, tm
     run = tmp_path / "run"
     (run / "state" / "0000100").mkdir(parents=True)
     shutil.copy(tiny, run / "latest.safetensors")
+    read(cache)
     for given, instead in (
-        (cache, snapshot),
         (cache.parent, snapshot),
         (snapshot.parent, snapshot),
         (run, run / "latest.safetensors"),

@@ -14,7 +14,7 @@ from tokenshuffle_core.checkpoints.source import Source
 from tokenshuffle_core.checkpoints.tokenizer_files import BYTES, RANKS, text_tokenizer_of
 from tokenshuffle_core.config import PromptConfig
 from tokenshuffle_core.known_tokenizers import QWEN
-from tokenshuffle_core.text_tokenizer import TextTokenizer
+from tokenshuffle_core.text_tokenizer import TextTokenizer, special_tokens
 
 ROOT = Path(__file__).parents[2]
 NAMES = "README.md", "README.zh.md", "web/docs/TokenShuffleLoader/ja.md"
@@ -40,7 +40,7 @@ def folder(tmp_path):
 
 
 def read(folder: Path) -> TextTokenizer:
-    return TextTokenizer.extended(text_tokenizer_of(Source(folder)), 1, "it")
+    return TextTokenizer.extended(text_tokenizer_of(Source(folder)), special_tokens(1), "it")
 
 
 def ids(tokenizer: TextTokenizer, text: str) -> list[int]:

@@ -2,6 +2,7 @@
 convolutions over time and space, attention over each, Haar wavelets at both ends."""
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -177,3 +178,34 @@ class Cosmos(nn.Module):
             x = part.forward(x)
         x = d.conv_out(F.silu(d.norm_out(x)))
         return inverse_haar(inverse_haar(x))[:, :, -1]
+
+
+class Half(nn.Module):
+    """The encoder or the decoder alone, as published."""
+
+    def __init__(self, whole: Cosmos, *parts: str):
+        super().__init__()
+        for part in parts:
+            self.add_module(part, getattr(whole, part))
+        # Buffers that a state dict leaves out are in TorchScript all the same.
+        self.register_buffer(
+            f"{parts[-1]}_levels", torch.tensor(LEVELS, dtype=torch.int32), persistent=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Cosmos.latent(self, x) if hasattr(self, "encoder") else Cosmos.pixels(self, x)
+
+
+def write_cosmos(model: Cosmos, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """The published folder: TorchScript archives of both halves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    size, kind = 32, model.quant_conv.conv3d.weight.dtype
+    for name, parts, shape in (
+        ("encoder", ("encoder", "quant_conv"), (1, 3, size, size)),
+        ("decoder", ("post_quant_conv", "decoder"), (1, len(LEVELS), size // 16, size // 16)),
+    ):
+        half = Half(model, *parts)
+        traced = torch.jit.trace(half, torch.zeros(shape, dtype=kind), check_trace=False)
+        traced.to(dtype).save(folder / f"{name}.jit")
+    (folder / "config.json").write_text('{"architectures": ["CosmosTokenizer"]}')
+    return folder

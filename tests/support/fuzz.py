@@ -19,7 +19,9 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from tests.support.cosmos import Cosmos, write_cosmos
 from tests.support.loras import write_random_lora
 from tests.support.models import random_checkpoint
 from tests.support.mutations import (
@@ -35,6 +37,7 @@ from tests.support.published import (
     janus,
     llama,
     llamagen_vq,
+    randomise,
     write_janus,
     write_llama,
     write_llamagen,
@@ -73,6 +76,8 @@ def write(folder: Path) -> Path:
     torch.save({"model": llamagen_vq()}, folder / "vq.pt")
     write_llamagen(folder / "llamagen")
     write_ibq(ibq(), folder / "ibq")
+    write_cosmos(randomise(Cosmos()), folder / "cosmos")
+    save_file(randomise(Cosmos()).state_dict(), folder / "cosmos.safetensors")
     words = {"flat": {"en": "flat style", "de": "flach"}}
     subjects = Subject({"en": ("apple",), "de": ("Apfel",)}, ("flat",)), Subject({"en": ("pear",)})
     pipeline = random_checkpoint()
@@ -166,6 +171,9 @@ KINDS: dict[str, tuple[str, str, Callable[[Path, Chance], None], Callable[[Path,
     "image tokenizer": ("vq.pt", "*", of_bytes, decode),
     "ibq": ("ibq", "*.ckpt", of_bytes, decode),
     "code in ibq": ("ibq", "*.ckpt", of_pickle, decode),
+    "torchscript": ("cosmos", "*.jit", of_bytes, decode),
+    "code in torchscript": ("cosmos", "*.jit", of_pickle, decode),
+    "cosmos's weights": ("cosmos.safetensors", "*", of_tensors, decode),
     "codes": ("codes.npy", "*", of_bytes, decode),
     "lora": ("lora.safetensors", "*", of_bytes, with_lora),
     "lora's weights": ("lora.safetensors", "*", of_tensors, with_lora),

@@ -198,7 +198,7 @@ def of_pickle(file: Path, chance: Chance) -> None:
     """Code, or changed bytes, in the pickle of a zip file, whose checksums stay right."""
     with zipfile.ZipFile(file) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
-    (name,) = (name for name in entries if name.endswith(".pkl"))
+    (name,) = (name for name in entries if name.endswith("/data.pkl"))
     pickle = bytearray(entries[name])
     if chance.random() < 0.5:
         place = chance.choice((2, len(pickle) - 1, chance.randrange(len(pickle))))

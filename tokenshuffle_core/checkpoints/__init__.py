@@ -1,6 +1,6 @@
 """Checkpoint files, our own and those published by other projects, behind one interface.
 
-A family of published models is a module with MARKS, tensor names that only its files have, and a
+A family of published models is a module with a function `is_one`, which recognises its files, and a
 function `read` that returns a `Checkpoint`. To add one, write the module and list it in MODELS here
 and in `config.FAMILIES`.
 """
@@ -17,7 +17,7 @@ from ..config import FAMILIES
 from ..engine.quantize import quantized_names
 from ..files import Planned, write_safetensors
 from ..image_tokenizer import ImageTokenizer
-from . import image_tokenizers, janus, llama, llamagen, native
+from . import emu, image_tokenizers, janus, llama, llamagen, native, simplear, wallaroo
 from .checkpoint import Checkpoint, Weights, checked, fill, named, named_shapes, skeleton
 from .native import SIZES, check_size, is_trained_at, save, save_image_tokenizer, trained_sizes
 from .source import PICKLES, WRAPPERS, Source, whole_of
@@ -26,7 +26,10 @@ __all__ = ["BUNDLED", "Checkpoint", "convert", "load_image_tokenizer", "read", "
 
 BUNDLED = Path(__file__).parent.parent / "weights" / "emoji.safetensors"
 IMAGE_TOKENIZERS = image_tokenizers.FAMILIES
-MODELS = {"llamagen": llamagen, "janus": janus, "llama": llama}  # recognised in this order
+MODELS = {  # recognised in this order
+    "llamagen": llamagen, "janus": janus, "simplear": simplear, "wallaroo": wallaroo,
+    "emu3.5": emu, "llama": llama,
+}  # fmt: skip
 
 
 def read(
@@ -156,7 +159,7 @@ def _family_of(path: str | Path) -> str | None:
     safetensors file, such as our own. Raises FileNotFoundError or ValueError."""
     source = Source(path, (*WRAPPERS, "ema"))
     for family, module in MODELS.items():
-        if any(mark in source for mark in module.MARKS):
+        if module.is_one(source):
             if family in ("janus", "llama") and not source.path.is_dir():
                 raise ValueError(f"{path} is one file of a model that is a folder{whole_of(path)}")
             return family

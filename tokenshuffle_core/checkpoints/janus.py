@@ -50,6 +50,10 @@ SIDE = 384  # size of the training pictures in pixels
 MAX_PROMPT = 1024
 
 
+def is_one(source: Source) -> bool:
+    return any(mark in source for mark in MARKS)
+
+
 def read(
     source: Source, image_tokenizer: Path | None = None, side: int | None = None
 ) -> Checkpoint:
@@ -84,7 +88,9 @@ def read(
     language = layout["language"]
     weights = llama_layers(source, language, model) | {
         "text_embedding.weight": lambda: source[f"{language}embed_tokens.weight"],
-        "code_embedding.weight": lambda: _table(source, layout),
+        "code_embedding.weight": lambda: adapted(
+            source[layout["codes"]], source, layout["aligner"]
+        ),
     }
     for ours, theirs in zip(("head_input", "head"), layout["head"], strict=True):
         for part in ("weight", "bias"):
@@ -94,12 +100,10 @@ def read(
 
 
 @torch.inference_mode(False)
-def _table(source: Source, layout: dict) -> Tensor:
-    """The LLaMA's input for each code (codes, d)."""
-    x = source[layout["codes"]]
+def adapted(x: Tensor, source: Source, names: tuple[str, str]) -> Tensor:
+    """The LLaMA's input for each code (codes, d), from its vector: two layers with GELU between."""
     first, second = (
-        [source[f"{name}.{part}"].float() for part in ("weight", "bias")]
-        for name in layout["aligner"]
+        [source[f"{name}.{part}"].float() for part in ("weight", "bias")] for name in names
     )
     with torch.no_grad():
         return F.linear(F.gelu(F.linear(x.float(), *first)), *second).to(x.dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..config import Config, GenerationConfig, ModelConfig
 from ..model import TokenShuffleModel
-from ..text_tokenizer import TextTokenizer
+from ..text_tokenizer import TextTokenizer, special_tokens
 from . import image_tokenizers
 from .checkpoint import Checkpoint, Weights
 from .source import Source
@@ -21,6 +21,10 @@ MAX_GRID, MAX_PROMPT = 256, 512
 PLAIN = {
     "attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "use_sliding_window": False,
 }  # fmt: skip
+
+
+def is_one(source: Source) -> bool:
+    return MARKS[0] in source
 
 
 def read(
@@ -36,7 +40,9 @@ def read(
         raise ValueError(f"{source.path} is a LLaMA: name the image tokenizer to use")
     images, image_weights = image_tokenizers.read(image_tokenizer)
     name = f"{source.path}: its text tokenizer"
-    text_tokenizer = TextTokenizer.extended(text_tokenizer_of(source), MAX_GRID, name)
+    text_tokenizer = TextTokenizer.extended(
+        text_tokenizer_of(source), special_tokens(MAX_GRID), name
+    )
     shape = shape_from(source, source.config, "model.")
     shape["text_vocabulary"] = max(shape["text_vocabulary"], len(text_tokenizer))
     model = ModelConfig(

@@ -18,6 +18,10 @@ TOKENIZERS = ("vq_ds16_c2i.pt", "vq_ds8_c2i.pt")
 MARKS = ("cls_embedding.embedding_table.weight",)  # only these models have it
 
 
+def is_one(source: Source) -> bool:
+    return any(mark in source for mark in MARKS)
+
+
 def read(
     source: Source, image_tokenizer: Path | None = None, side: int | None = None
 ) -> Checkpoint:

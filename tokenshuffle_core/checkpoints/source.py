@@ -105,7 +105,7 @@ class Source:
         return layers
 
     def json(self, name: str) -> dict:
-        """A JSON file of the folder. Raises as the class does."""
+        """A JSON file of the folder, or beside the file. Raises as the class does."""
         file = self.file(name)
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
@@ -114,6 +114,10 @@ class Source:
         if not isinstance(values, dict):
             raise ValueError(f"{file} is not a JSON object")
         return values
+
+    @property
+    def folder(self) -> Path:
+        return self.path if self.path.is_dir() else self.path.parent
 
     @property
     def name(self) -> str:
@@ -125,14 +129,14 @@ class Source:
         return real.parent.parent.name.rpartition("--")[2] if cached else real.name
 
     def file(self, name: str) -> Path:
-        """A file of the folder by its name, which may not lead out of it. A link may, if it is to
+        """A file of the folder, or beside the file, by a name that may not lead out of it. A link may, if it is to
         weights, to a blob of Hugging Face's cache or to a file of the same name. Raises as the
         class does."""
         if name in ("", "..") or Path(name).name != name:
             raise ValueError(f"{self.path}: the name {name!r:.100} leads out of the folder")
         if len(name) > 200:
             raise ValueError(f"{self.path}: the name {name!r:.100} is too long for a file")
-        file, folder = self.path / name, self.path.resolve()
+        file, folder = self.folder / name, self.folder.resolve()
         if not file.is_file():
             raise FileNotFoundError(f"{file} does not exist or is not a file")
         # Whoever packed a folder chose its links, and who unpacked it owns them. Texts are copied

@@ -169,7 +169,7 @@ def _check_ids(file: Path, ids: Iterable[object]) -> None:
 
 
 def _has(source: Source, name: str) -> bool:
-    return (source.path / name).is_file()
+    return (source.folder / name).is_file()
 
 
 def _text(file: Path) -> str:

@@ -134,7 +134,8 @@ def _check(stored: _Stored, size: int, where: str) -> None:
     """Raises ValueError for a tensor that does not lie in the `size` bytes of its storage."""
     shape, stride, width = stored.shape, stored.stride, stored.storage.dtype.itemsize
     numbers = (stored.offset, *shape, *stride)
-    if any(type(x) is not int or not 0 <= x < LARGEST for x in numbers):
+    whole = all(type(x) is int and 0 <= x < LARGEST for x in numbers)
+    if not whole or len(shape) != len(stride):
         raise ValueError(f"{where} is no tensor")
     last = stored.offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     if 0 not in shape and max(math.prod(shape), last + 1) * width > size:
