@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import engine as engines
 from .config import GenerationConfig, ModelConfig
-from .guidance import guide, scale_at
+from .guidance import filter_logits, guide, scale_at
 from .model import TokenShuffleModel
 from .noise import GumbelNoise
 from .shuffle import shuffle, unshuffle
@@ -43,24 +43,6 @@ class Progress:
         finished = torch.arange(self.positions, device=self.windows.device) < self.position
         codes = self.windows[:, : self.positions] * finished[:, None, None]
         return unshuffle(codes.flatten(2).unflatten(1, (-1, self.columns)), self.window)[..., 0]
-
-
-def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Logits (..., V) with -inf outside the top k and outside the nucleus of mass p.
-
-    0 and 1 turn the filters off. The nucleus (arXiv 1904.09751) is the smallest set of most
-    likely codes whose probabilities reach `top_p`; the most likely code always stays.
-    """
-    if 0 < top_k < logits.shape[-1]:
-        smallest = logits.topk(top_k).values[..., -1:]
-        logits = logits.masked_fill(logits < smallest, -torch.inf)
-    if top_p < 1:
-        ordered, order = logits.sort(descending=True)
-        probabilities = ordered.softmax(-1)
-        before = probabilities.cumsum(-1) - probabilities
-        removed = torch.empty_like(before, dtype=torch.bool).scatter_(-1, order, before >= top_p)
-        logits = logits.masked_fill(removed, -torch.inf)
-    return logits
 
 
 def sample_codes(

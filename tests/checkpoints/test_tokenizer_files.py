@@ -208,12 +208,12 @@ def test_a_link_to_a_vocabulary_elsewhere(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     write_merges(folder, CORPUS[:10])
     for name in ("vocab.json", "merges.txt"):
-        (folder / name).rename(elsewhere / name)
-        (folder / name).symlink_to(elsewhere / name)
-        with pytest.raises(ValueError, match=f"{name} is a link out of its folder"):
+        (folder / name).rename(elsewhere / f"other-{name}")
+        (folder / name).symlink_to(elsewhere / f"other-{name}")
+        with pytest.raises(ValueError, match=f"{name} is a link to another folder and name"):
             text_tokenizer_of(Source(folder))
         (folder / name).unlink()
-        (elsewhere / name).rename(folder / name)
+        (elsewhere / f"other-{name}").rename(folder / name)
 
 
 def test_ranks_that_merge_in_too_many_ways(folder, monkeypatch):

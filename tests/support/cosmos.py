@@ -97,21 +97,27 @@ class Up(nn.Module):
         return self.conv3(self.conv2(x) + x)
 
 
-def middle(channels: int) -> nn.Module:
-    mid = nn.Module()
-    mid.block_1, mid.block_2 = Block(channels, channels), Block(channels, channels)
-    mid.attn_1 = nn.Sequential(Attention(channels, False), Attention(channels, True))
-    mid.forward = lambda x: mid.block_2(mid.attn_1(mid.block_1(x)))
-    return mid
+class Middle(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.block_1, self.block_2 = Block(channels, channels), Block(channels, channels)
+        self.attn_1 = nn.Sequential(Attention(channels, False), Attention(channels, True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
 
 
-def level(before: int, after: int, blocks: int, name: str, resample) -> nn.Module:
-    made = nn.Module()
-    made.block = nn.ModuleList(Block(before if i == 0 else after, after) for i in range(blocks))
-    made.add_module(name, resample)
-    parts = [*made.block, *([resample] if resample else [])]
-    made.forward = nn.Sequential(*parts).forward
-    return made
+class Level(nn.Module):
+    def __init__(self, before: int, after: int, blocks: int, name: str, resample):
+        super().__init__()
+        self.block = nn.ModuleList(Block(before if i == 0 else after, after) for i in range(blocks))
+        self.add_module(name, resample)
+        self.resample = name if resample else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = block(x)
+        return getattr(self, self.resample)(x) if self.resample else x
 
 
 def haar(x: Tensor) -> Tensor:
@@ -146,19 +152,19 @@ class Cosmos(nn.Module):
         super().__init__()
         first, second, third = (channels * m for m in (2, 4, 4))
         e = self.encoder = nn.Module()
-        e.conv_in, e.mid, e.norm_out = pair(192, channels), middle(third), Norm(third)
+        e.conv_in, e.mid, e.norm_out = pair(192, channels), Middle(third), Norm(third)
         e.down = nn.ModuleList(
-            [level(channels, first, 2, "downsample", Down(first, True)),
-             level(first, second, 2, "downsample", Down(second, False)),
-             level(second, third, 2, "downsample", None)]
+            [Level(channels, first, 2, "downsample", Down(first, True)),
+             Level(first, second, 2, "downsample", Down(second, False)),
+             Level(second, third, 2, "downsample", None)]
         )  # fmt: skip
         e.conv_out = pair(third, latent)
         d = self.decoder = nn.Module()
-        d.conv_in, d.mid, d.norm_out = pair(latent, third), middle(third), Norm(first)
+        d.conv_in, d.mid, d.norm_out = pair(latent, third), Middle(third), Norm(first)
         d.up = nn.ModuleList(
-            [level(second, first, 3, "upsample", None),
-             level(third, second, 3, "upsample", Up(second, True)),
-             level(third, third, 3, "upsample", Up(third, False))]
+            [Level(second, first, 3, "upsample", None),
+             Level(third, second, 3, "upsample", Up(second, True)),
+             Level(third, third, 3, "upsample", Up(third, False))]
         )  # fmt: skip
         d.conv_out = pair(first, 192)
         self.quant_conv, self.post_quant_conv = Conv(latent, 6), Conv(6, latent)
@@ -167,15 +173,15 @@ class Cosmos(nn.Module):
         x, e = haar(haar(pictures[:, :, None].repeat(1, 1, 4, 1, 1))), self.encoder
         x = e.conv_in(x)
         for part in e.down:
-            x = part.forward(x)
-        x = e.conv_out(F.silu(e.norm_out(e.mid.forward(x))))
+            x = part(x)
+        x = e.conv_out(F.silu(e.norm_out(e.mid(x))))
         return self.quant_conv(x)[:, :, 0]
 
     def pixels(self, vectors: Tensor) -> Tensor:
         d = self.decoder
-        x = d.mid.forward(d.conv_in(self.post_quant_conv(vectors[:, :, None])))
+        x = d.mid(d.conv_in(self.post_quant_conv(vectors[:, :, None])))
         for part in reversed(d.up):
-            x = part.forward(x)
+            x = part(x)
         x = d.conv_out(F.silu(d.norm_out(x)))
         return inverse_haar(inverse_haar(x))[:, :, -1]
 

@@ -100,7 +100,7 @@ def convert(
     if family in IMAGE_TOKENIZERS:
         if weights:
             raise ValueError(f"{source} is an image tokenizer: its weights cannot be {weights}")
-        card = {"modelspec.title": Source(source).name}
+        card = {"modelspec.title": Source(source, (*WRAPPERS, "ema")).name}
         return save_image_tokenizer(output, load_image_tokenizer(source, family=family), card)
     checkpoint = read(source, family, image_tokenizer=image_tokenizer, side=side, windows=windows)
     with named(source):

@@ -101,7 +101,7 @@ def read(
 
 @torch.inference_mode(False)
 def adapted(x: Tensor, source: Source, names: tuple[str, str]) -> Tensor:
-    """The LLaMA's input for each code (codes, d), from its vector: two layers with GELU between."""
+    """The LLaMA's input for each code (codes, d), from its vector by two layers with GELU."""
     first, second = (
         [source[f"{name}.{part}"].float() for part in ("weight", "bias")] for name in names
     )

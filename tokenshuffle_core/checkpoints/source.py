@@ -129,9 +129,9 @@ class Source:
         return real.parent.parent.name.rpartition("--")[2] if cached else real.name
 
     def file(self, name: str) -> Path:
-        """A file of the folder, or beside the file, by a name that may not lead out of it. A link may, if it is to
-        weights, to a blob of Hugging Face's cache or to a file of the same name. Raises as the
-        class does."""
+        """A file of the folder, or beside the file, by a name that may not lead out of it. A link
+        may, if it is to weights, to a blob of Hugging Face's cache or to a file of the same name.
+        Raises as the class does."""
         if name in ("", "..") or Path(name).name != name:
             raise ValueError(f"{self.path}: the name {name!r:.100} leads out of the folder")
         if len(name) > 200:

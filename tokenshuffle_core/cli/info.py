@@ -62,7 +62,11 @@ def _info(options) -> None:
     for name, part in ("model", config.model), ("image tokenizer", config.image_tokenizer):
         print(_part(name, part))
     print(f"generation: {_fields(config.generation)}")
-    print(f"size: width and height in multiples of {config.pixels_per_window} pixels")
+    _print_unit(config.pixels_per_window)
+
+
+def _print_unit(pixels: int) -> None:
+    print(f"size: width and height in multiples of {pixels} pixels")
 
 
 def _image_tokenizer(path: str) -> None:
@@ -71,6 +75,7 @@ def _image_tokenizer(path: str) -> None:
 
     config, _ = image_tokenizers.read(path)
     print(_part("image tokenizer", config))
+    _print_unit(config.stride)
     if config.video:
         version = cosmos.version_of(path)
         print(f"version: {version or 'nothing says which'}")
