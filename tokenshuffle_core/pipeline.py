@@ -37,19 +37,24 @@ def load(
     dtype: torch.dtype | None = None,
     *,
     image_tokenizer: str | Path | None = None,
+    weights: str | None = None,
 ) -> "Pipeline":
-    """Load the bundled model, a checkpoint, or a LlamaGen, Janus or LLaMA as published, onto
+    """Load the bundled model, a checkpoint, or a model of another family as published, onto
     `device`.
 
     `path` is a file or a folder; `dtype` applies to the model, by default `default_dtype(device)`,
     while the image tokenizer, which is small, stays float32. `image_tokenizer` is the image
-    tokenizer's file where the model does not include it: a LLaMA needs one. Raises
-    FileNotFoundError, or ValueError with one sentence that names the file.
+    tokenizer's file where the model does not include it: a LLaMA needs one. `weights` is a kind of
+    small weights, which the model's become as they are read. Raises FileNotFoundError, or
+    ValueError with one sentence that names the file.
     """
     checkpoint = checkpoints.read(path, image_tokenizer=image_tokenizer)
+    dtype = dtype or checkpoints.default_dtype(device)
+    if weights:
+        checkpoint = checkpoint.quantized(weights, dtype)
     return Pipeline(
         checkpoint.config,
-        checkpoint.load_model(device, dtype or checkpoints.default_dtype(device)),
+        checkpoint.load_model(device, dtype),
         checkpoint.load_image_tokenizer(device),
         checkpoint.text_tokenizer,
         checkpoint.card,

@@ -14,7 +14,6 @@ from comfy.model_patcher import ModelPatcher
 from ...tokenshuffle_core import engine
 from ...tokenshuffle_core.adapt.lora import read_lora
 from ...tokenshuffle_core.config import GenerationConfig
-from ...tokenshuffle_core.engine.quantize import quantize
 from ...tokenshuffle_core.pipeline import Pipeline, load
 from ...tokenshuffle_core.transformer import KVCache
 from .. import preview
@@ -199,9 +198,7 @@ def load_checkpoint(name: str, weights: str | None = None) -> Loaded:
     management = comfy.model_management
     path = checkpoint_path(name)
     device, offload = management.get_torch_device(), management.unet_offload_device()
-    pipeline = load(path, offload, model_dtype(device))
-    if weights:
-        quantize(pipeline.model, weights)
+    pipeline = load(path, offload, model_dtype(device), weights=weights)
     vae_device = management.vae_device()
     pipeline.image_tokenizer.to(management.vae_dtype(vae_device))
     pipeline.image_tokenizer.decode_dtype = management.vae_dtype(vae_device, [torch.float16])

@@ -1,5 +1,6 @@
-"""Emu3.5 and Emu3.5-Image (arXiv 2510.26583): a Qwen3 whose image codes, those of IBQ, follow its text
-tokens in one vocabulary. The prompt spells out rows and columns, and a token follows each row."""
+"""Emu3.5 and Emu3.5-Image (arXiv 2510.26583): a Qwen3 whose image codes, those of IBQ, follow its
+text tokens in one vocabulary. The prompt spells out rows and columns, and a token follows each row.
+"""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,5 +1,6 @@
-"""Wallaroo (arXiv 2603.04980): a Qwen2.5-VL, of whose three axes of positions a picture uses one, with
-LlamaGen's image tokenizer. The prompt tells the size in pixels, and a token follows each row."""
+"""Wallaroo (arXiv 2603.04980): a Qwen2.5-VL, of whose three axes of positions a picture uses one,
+with LlamaGen's image tokenizer. The prompt tells the size in pixels, and a token follows each row.
+"""
 
 from pathlib import Path
 

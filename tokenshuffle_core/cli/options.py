@@ -97,10 +97,12 @@ def load(options):
     from ..adapt.lora import merge_lora
     from ..engine.quantize import quantize
 
-    loaded = pipeline.load(model_path(options), device_of(options.device))
+    # A LoRA is merged into whole weights.
+    weights = None if options.lora else options.weights
+    loaded = pipeline.load(model_path(options), device_of(options.device), weights=weights)
     for text in options.lora:
         merge_lora(loaded.model, *file_and_strength(text))
-    if options.weights:
+    if options.lora and options.weights:
         quantize(loaded.model, options.weights)
     return loaded
 
