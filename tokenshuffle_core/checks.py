@@ -63,7 +63,7 @@ def check_sides(width: int, height: int, unit: int) -> None:
     for name, side in (("width", width), ("height", height)):
         if side % unit or side < unit:
             lower = [max(unit, value // unit * unit) for value in (width, height)]
-            upper = [-(-value // unit) * unit for value in (width, height)]
+            upper = [max(unit, -(-value // unit) * unit) for value in (width, height)]
             sizes = dict.fromkeys(f"{w}x{h}" for w, h in (lower, upper))
             raise ValueError(
                 f"{name} {side} does not fit: both sides must be multiples of {unit} pixels, the "
