@@ -103,12 +103,12 @@ class Shape:
     grid: tuple[int, int]
     window: int
     prompt: int
-    row_ends: bool
     layout: Layout | None
     settings: GenerationConfig
     has_given: bool
     dtype: torch.dtype
     device: torch.device
+    row_ends: bool = False
 
     @property
     def positions(self) -> int:
@@ -353,12 +353,12 @@ def sample(
         grid=grid,
         window=window,
         prompt=-(-text.shape[1] // PROMPT_UNIT) * PROMPT_UNIT,
-        row_ends=model.config.row_end is not None,
         layout=model.layout(text.shape[1], grid[1] * window, window),
         settings=settings,
         has_given=given is not None,
         dtype=model.code_embedding.weight.dtype,
         device=device,
+        row_ends=model.config.row_end is not None,
     )
     pace = engines.pace(model, shape) if engine and not ahead else engines.Pace(ahead or 1)
     new = partial(Decoding, model.config, shape, pace.most)

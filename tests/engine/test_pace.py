@@ -93,6 +93,7 @@ def test_one_window_where_more_would_not_give_the_same_picture_or_pay():
     assert engine.pace(model, shape_of()).most == 32
     assert engine.pace(model, shape_of(settings=GenerationConfig(cfg=1.0))).most == 32
     assert engine.pace(model, shape_of(batch=2)).most == 1
+    assert engine.pace(model_of(1), shape_of(row_ends=True)).most == 16  # and up to two row ends
     quantize(model, "int8")
     engine.prepare(model, CPU)
     assert rounds_activations(model, CPU)
