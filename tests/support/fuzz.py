@@ -33,6 +33,7 @@ from tests.support.mutations import (
     of_pieces,
     of_tensors,
 )
+from tests.support.public_models import write_emu, write_simplear, write_wallaroo
 from tests.support.published import (
     janus,
     llama,
@@ -75,6 +76,9 @@ def write(folder: Path) -> Path:
     write_ranks(folder / "ranks", ["a red apple"] * 3)
     torch.save({"model": llamagen_vq()}, folder / "vq.pt")
     write_llamagen(folder / "llamagen")
+    write_simplear(folder / "simplear" / "SimpleAR")
+    write_emu(folder / "emu" / "Emu3.5-Image")
+    write_wallaroo(folder / "wallaroo")
     write_ibq(ibq(), folder / "ibq")
     write_cosmos(randomise(Cosmos()), folder / "cosmos")
     save_file(randomise(Cosmos()).state_dict(), folder / "cosmos.safetensors")
@@ -174,13 +178,23 @@ KINDS: dict[str, tuple[str, str, Callable[[Path, Chance], None], Callable[[Path,
     "torchscript": ("cosmos", "*.jit", of_bytes, decode),
     "code in torchscript": ("cosmos", "*.jit", of_pickle, decode),
     "cosmos's weights": ("cosmos.safetensors", "*", of_tensors, decode),
+    "simplear": ("simplear", "SimpleAR/*", of_bytes, draw),
+    "simplear's JSON": ("simplear", "SimpleAR/*.json", of_json_file, draw),
+    "emu": ("emu", "Emu3.5-Image/*", of_bytes, draw),
+    "emu's JSON": ("emu", "Emu3.5-Image/*.json", of_json_file, draw),
+    "wallaroo": ("wallaroo", "*", of_bytes, draw),
+    "wallaroo's JSON": ("wallaroo", "*.json", of_json_file, draw),
+    "code in wallaroo": ("wallaroo", "wallaroo.ckpt", of_pickle, draw),
     "codes": ("codes.npy", "*", of_bytes, decode),
     "lora": ("lora.safetensors", "*", of_bytes, with_lora),
     "lora's weights": ("lora.safetensors", "*", of_tensors, with_lora),
     "data set": ("shards", "*", of_bytes, read_shards),
     "data set's index": ("shards", "index.json", of_json_file, read_shards),
 }
-MODELS = {"llamagen": "c2i_B_256.pt"}  # the file to open of a folder that is not one model
+MODELS = {  # what to open of a folder that is not one model
+    "llamagen": "c2i_B_256.pt", "simplear": "SimpleAR", "emu": "Emu3.5-Image",
+    "wallaroo": "wallaroo.ckpt",
+}  # fmt: skip
 
 
 def work(folder: Path, count: int, seed: int, first: int) -> None:
