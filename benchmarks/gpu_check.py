@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu_check --json check.json
 
-Five parts, one after the other: codes of the bundled model, the time of a step, pictures of two
-image tokenizers, what pictures leave in memory, the tests that need CUDA. The file is written again
+Five parts, one after the other: codes of two models, the time of a step, pictures of three image
+tokenizers, what pictures leave in memory, the tests that need CUDA. The file is written again
 after each measurement, so that an interrupted run keeps its results. If a part fails, its error
 goes into the file and the next part begins; the exit status is then 1. Needs only the core's own
 requirements.
@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 
 from tokenshuffle_core import engine
+from tokenshuffle_core.config import Config
 from tokenshuffle_core.engine.quantize import quantize
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
 from tokenshuffle_core.pipeline import Pipeline, load
@@ -33,7 +34,7 @@ from tokenshuffle_core.presets import LLAMAGEN_VQ16
 
 from . import decode
 from .measure import machine, seconds_of, write_json
-from .models import random_pipeline
+from .models import COSMOS, SIMPLEAR, random_pipeline, random_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = ("a red apple", "a fox, flat style", "three dogs on blue")
@@ -80,20 +81,34 @@ def main() -> None:
 
 
 def codes(options):
-    """Greedy codes of the bundled model in float32, here and on the CPU."""
+    """Greedy codes in float32, here and on the CPU: of the bundled model, and of two layers of
+    SimpleAR's with random weights."""
     side = 64 if options.small else 128
     for prompt in PROMPTS[:1] if options.small else PROMPTS:
-        expected, actual = (
+        on_cpu, here = (
             greedy_codes(load(device=device, dtype=torch.float32), prompt, side)
             for device in ("cpu", options.device)
         )
-        same = (expected == actual).flatten()
-        yield {
-            "prompt": prompt,
-            "codes": same.numel(),
-            "equal": same.float().mean().item(),
-            "all_equal": bool(same.all()),
-        }
+        yield {"model": "bundled", "prompt": prompt} | compared(on_cpu, here)
+    dim = 192 if options.small else SIMPLEAR.dim
+    shape = replace(SIMPLEAR, text_vocabulary=2048, layers=2, dim=dim)
+    tiny = replace(COSMOS, channels=8)  # no pictures are decoded
+    torch.manual_seed(0)
+    loaded = random_weights(Config(tiny, shape), load().text_tokenizer, "cpu")
+    on_cpu = greedy_codes(loaded, PROMPTS[0], 64)
+    engine.release(loaded.model)
+    loaded.model.to(options.device)
+    here = greedy_codes(loaded, PROMPTS[0], 64)
+    yield {"model": "SimpleAR", "prompt": PROMPTS[0]} | compared(on_cpu, here)
+
+
+def compared(on_cpu: torch.Tensor, here: torch.Tensor) -> dict:
+    same = (on_cpu == here).flatten()
+    return {
+        "codes": same.numel(),
+        "equal": same.float().mean().item(),
+        "all_equal": bool(same.all()),
+    }
 
 
 def greedy_codes(loaded: Pipeline, prompt: str, side: int) -> torch.Tensor:
@@ -108,15 +123,18 @@ def image_tokenizers(options):
     """Pictures of random codes, decoded and encoded again. At the smallest size they are compared
     with the CPU's in float32, that is without TF32 on the device."""
     sizes = (32, 64) if options.small else (512, 1024, 2048)
-    shape = replace(LLAMAGEN_VQ16, channels=32) if options.small else LLAMAGEN_VQ16
+    vq16, cosmos = LLAMAGEN_VQ16, COSMOS
+    if options.small:
+        vq16, cosmos = replace(vq16, channels=32), replace(cosmos, channels=8)
     torch.manual_seed(0)
-    for name, module in (
-        ("bundled", load(dtype=torch.float32).image_tokenizer),
-        ("VQ-16", ImageTokenizer(shape).eval()),
+    for name, module, measured_at in (
+        ("bundled", load(dtype=torch.float32).image_tokenizer, sizes),
+        ("VQ-16", ImageTokenizer(vq16).eval(), sizes),
+        ("Cosmos", ImageTokenizer(cosmos).eval(), sizes[:2]),
     ):
         on_cpu = decoded_and_encoded(module, sizes[0], "cpu")
         module.to(options.device)
-        for size in sizes:
+        for size in measured_at:
             row = {"image_tokenizer": name, "pixels": size}
             if size == sizes[0]:
                 with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -163,6 +181,7 @@ def measured(function: Callable[[], object], options) -> dict:
 # windows ahead (None: the engine's choice).
 DECODED = (
     ("2.7b", 2, 2048, [(None, 1, 1)]),
+    ("simplear-1.5b", 1, 1024, [(None, 1, 1)]),
     ("111m", 1, 256, [(None, 1, 1), (None, 1, None), (None, 8, 1)]),
     ("111m", 2, 256, [(None, 1, 1), (None, 1, None), (None, 8, 1)]),
     ("2.7b", 2, 512, [
@@ -171,6 +190,7 @@ DECODED = (
     ("111m", 4, 256, [(None, 1, 1)]),
     ("111m", 2, 512, [("int8", 1, 1), ("int4", 1, 1)]),
 )  # fmt: skip
+LONG = 1024  # pixels a side from which on a picture is drawn once, after the first steps of another
 TINY = (("tiny", 1, 64, [(None, 1, 1), (None, 2, 1)]), ("tiny", 2, 128, [("int4", 1, None)]))
 
 
@@ -196,12 +216,12 @@ def decoding(options):
             if weights:
                 pipeline = replace(whole, model=quantize(copy.deepcopy(whole.model), weights))
             steps, read = decode.bytes_of_a_step(pipeline.model, size, batch)
-            if size < 2048:
+            if size < LONG:
                 decode.picture(pipeline, size, batch, ahead, True)  # compiles and captures
             else:
                 begin(pipeline, size, batch, ahead)
             seconds = decode.picture(pipeline, size, batch, ahead, True)
-            again = decode.picture(pipeline, size, batch, ahead, True) if size < 2048 else seconds
+            again = decode.picture(pipeline, size, batch, ahead, True) if size < LONG else seconds
             floor = read / decode.bandwidth(read, device)
             yield {
                 "model": name, "window": window, "size": size, "weights": weights, "batch": batch,

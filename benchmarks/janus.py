@@ -22,7 +22,7 @@ from tokenshuffle_core.config import GenerationConfig
 from tokenshuffle_core.pipeline import load
 from tokenshuffle_core.text_tokenizer import TextTokenizer
 
-from .measure import in_a_process, machine, peak_mib, seconds_of, write_json
+from .measure import columns, in_a_process, machine, peak_mib, seconds_of, write_json
 
 DRAWN = "a red fox in deep snow at sunrise"
 
@@ -94,8 +94,7 @@ def table(run: dict) -> str:
         "VQ decode": f"{run['vq_decode']:.1f} s",
         "memory at most": f"{run['peak_mib'] / 1024:.1f} GiB",
     }
-    head = f"| {run['device']} | |\n| --- | --- |\n"
-    return head + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return columns(run["device"], rows)
 
 
 def main() -> None:

@@ -55,6 +55,18 @@ def peak_mib(device: str) -> float:
     return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 2**10
 
 
+def forget_peak() -> None:
+    """From now on, `peak_mib` of a CPU is that of what follows."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_anonymous() -> int:
+    """The most bytes that this process has used since `forget_peak`, without pages of files."""
+    status = Path("/proc/self/status").read_text()
+    peak, files = (int(re.search(rf"{key}:\s+(\d+)", status)[1]) for key in ("VmHWM", "RssFile"))
+    return 1024 * (peak - files)
+
+
 def machine(device: str) -> dict:
     """The hardware and software that the results of a run depend on."""
     cuda = device.startswith("cuda")
@@ -99,6 +111,12 @@ def write_rows(
         print(line(row), flush=True)
     if path:
         write_json(path, more | {"rows": written})
+
+
+def columns(device: str, rows: dict[str, str]) -> str:
+    """A Markdown table of names and values."""
+    head = f"| {device} | |\n| --- | --- |\n"
+    return head + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
 
 
 def write_json(path: Path, value) -> None:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.report
 
-A file there is what `benchmarks.decode`, `busy`, `gpu_check`, `parts`, `quality` or `janus` wrote
-with `--json`, or the rows of several such runs with the same settings; its name starts with the
-script's, gpu-*.json for `gpu_check`. `resolutions-*.json`, by `benchmarks.decode` as well, is the
-plot.
+A file there is what `benchmarks.decode`, `busy`, `gpu_check`, `parts`, `quality`, `janus` or
+`simplear` wrote with `--json`, or the rows of several such runs with the same settings; its name
+starts with the script's, gpu-*.json for `gpu_check`. `resolutions-*.json`, by `benchmarks.decode`
+as well, is the plot.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenshuffle_core.files import write_text
 
-from . import busy, decode, gpu_check, janus, parts, quality
+from . import busy, decode, gpu_check, janus, parts, quality, simplear
 from .measure import svg_plot
 
 ROOT = Path(__file__).resolve().parent
@@ -47,6 +47,8 @@ def document() -> str:
         sections += [QUALITY.strip(), _table(quality, result)]
     for result in results("janus"):
         sections += [JANUS.strip(), janus.table(result)]
+    for result in results("simplear"):
+        sections += [SIMPLEAR.strip(), simplear.table(result)]
     sections.append(PARTS.strip())
     for result in results("parts"):
         sections += [f"### {_device(result)}", _table(parts, result)]
@@ -174,6 +176,16 @@ JANUS = """
 
 Random weights of its size, from a published folder in bfloat16; `python -m benchmarks.janus`. The
 first step packs the weights for the CPU's kernel, once after loading.
+"""
+
+SIMPLEAR = """
+## SimpleAR-1.5B
+
+Random weights of its size, rounded to bfloat16 as in the published files, for pictures of 1024 px,
+which take 4,096 windows; `python -m benchmarks.simplear`. Steps have two rows, guidance and a draw,
+and were measured in turn with those of `transformers`' Qwen2 with the same weights. Ours compute in
+float32 from packed 16-bit weights, which are a copy beside the float32 ones. Guesses of random
+weights are all wrong, so that the engine samples one window a step after it has tried more.
 """
 
 PARTS = """

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import cycle
 from types import SimpleNamespace
 
 import pytest
@@ -20,13 +21,16 @@ def test_the_check_writes_what_it_found(tmp_path):
     subprocess.run([*command, "--json", path], cwd=PACK, check=True)
     found = json.loads(path.read_text())
     assert found["about"]["torch"] == torch.__version__
-    (codes,) = found["codes"]
-    assert codes["codes"] == (64 // 8) ** 2  # of the bundled model's 8 pixels
-    assert codes["equal"] == 1
-    assert codes["all_equal"] is True
+    bundled, simplear = found["codes"]
+    assert bundled["codes"] == (64 // 8) ** 2  # of 8 pixels
+    assert simplear["codes"] == (64 // 16) ** 2
+    for codes in (bundled, simplear):
+        assert codes["equal"] == 1
+        assert codes["all_equal"] is True
     rows = found["image_tokenizers"]
     assert [(row["image_tokenizer"], row["pixels"]) for row in rows] == [
-        ("bundled", 32), ("bundled", 64), ("VQ-16", 32), ("VQ-16", 64),
+        ("bundled", 32), ("bundled", 64), ("VQ-16", 32), ("VQ-16", 64), ("Cosmos", 32),
+        ("Cosmos", 64),
     ]  # fmt: skip
     for row in rows[::2]:  # the CPU against itself
         assert row["largest_difference"] == 0
@@ -45,7 +49,7 @@ def test_the_check_writes_what_it_found(tmp_path):
 
 def test_other_codes_and_failures_are_reported(tmp_path, monkeypatch):
     """What a part had is written before it fails, and the next one still runs."""
-    greedy = iter((torch.zeros(1, 2, 2), torch.tensor([[[0.0, 0], [1, 0]]])))
+    greedy = cycle((torch.zeros(1, 2, 2), torch.tensor([[[0.0, 0], [1, 0]]])))
     monkeypatch.setattr(gpu_check, "greedy_codes", lambda *_: next(greedy))
     path = tmp_path / "check.json"
 

@@ -3,9 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from benchmarks import simplear
+from benchmarks.models import SIMPLEAR
 from benchmarks.report import DOCUMENT, document
 from scripts.comfyui import PACK
 
@@ -40,3 +45,20 @@ def test_parts_are_measured(tmp_path):
     rows = measured("parts", tmp_path / "parts.json", *options)
     assert sum("VQ" in row["part"] for row in rows) == 4
     assert all(row["seconds"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_simplear_is_measured_against_the_same_model():
+    small = {"text_vocabulary": 300, "dim": 64, "layers": 2, "heads": 4, "hidden": 96}
+    theirs, ours = simplear.make(replace(SIMPLEAR, **small))
+    text, codes = torch.randint(300, (2, 5)), torch.randint(64_000, (2, 2, 2))
+    ids = torch.cat([text, 300 + codes.flatten(1)[:, :-1]], 1)
+    expected = theirs(input_ids=ids).logits[:, 4:, 300:]
+    actual = ours(text, torch.zeros(2, dtype=torch.int64), codes).codes[:, :, 0]
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+    options = SimpleNamespace(small=True, lengths=[64, 128], steps=4, rounds=1)
+    found = simplear.measure(options)
+    assert len(found["rows"]) == 4
+    assert all(row["ours"] > 0 and row["theirs"] > 0 for row in found["rows"])
+    assert 0 < found["packed"] < found["weights"] < found["peak"]
