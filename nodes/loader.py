@@ -19,15 +19,16 @@ class TokenShuffleLoader(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Loads a Token-Shuffle checkpoint: the model, which generates image codes, and the "
-                "image tokenizer (VQ), which turns them into pixels. LlamaGen and Janus models "
-                "load as published."
+                "image tokenizer (VQ), which turns them into pixels. LlamaGen, Janus, SimpleAR, "
+                "Wallaroo and Emu3.5 load as published."
             ),
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=host.checkpoints(),
                     tooltip="The bundled model, or from models/tokenshuffle a .safetensors file, a "
-                    "LlamaGen .pt file with its vq_ds16_c2i.pt beside it, or a Janus folder.",
+                    "LlamaGen .pt file with its vq_ds16_c2i.pt beside it, or a folder of Janus or "
+                    "SimpleAR.",
                 ),
                 io.Combo.Input(
                     "weights",
@@ -47,6 +48,7 @@ class TokenShuffleLoader(io.ComfyNode):
             ],
             **host.search_aliases(
                 "token shuffle, load token, load model, load checkpoint, janus pro, llamagen, "
+                "simplear, emu3.5, wallaroo, "
                 "emoji, text to image autoregressive, text to image, txt2img, t2i, "
                 "image generation, next token prediction, llama image",
                 "文生图, 自回归, 自回归文生图, 图像生成, 加载模型, 模型加载器",

@@ -25,7 +25,7 @@ from . import comfyui
 WORKFLOWS = comfyui.PACK / "workflows"
 PATHS = sorted(WORKFLOWS.glob("*.json"))
 # They use checkpoints of other projects.
-NEEDS_DOWNLOAD = {"Beside a diffusion model", "Janus-Pro", "LlamaGen"}
+NEEDS_DOWNLOAD = {"Beside a diffusion model", "Janus-Pro", "LlamaGen", "SimpleAR"}
 THUMBNAIL = (400, 400)
 NOTES = ("MarkdownNote", "Note")  # of the page alone
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")

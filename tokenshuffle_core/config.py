@@ -191,6 +191,10 @@ class ModelConfig:
                 self.dim % window**2 == 0,
                 f"dim {self.dim} must be a multiple of window squared ({window**2})",
             )
+        _require(
+            self.max_positions > 0,
+            f"context {self.context} has no room beside max_prompt {self.max_prompt}",
+        )
         if self.row_end is not None:
             check_whole("row_end", self.row_end, 0, self.text_vocabulary - 1)
             _require(self.rope_axes == 1, "row_end needs rope_axes 1")

@@ -71,6 +71,31 @@ const TEXTS = [
     zh: 'Janus：用提示词描述画面。',
     ja: 'Janus：プロンプトで画像を説明します。',
   },
+  {
+    en: 'SimpleAR: the prompt describes the picture, in English.',
+    zh: 'SimpleAR：用英语提示词描述画面。',
+    ja: 'SimpleAR：英語のプロンプトで画像を説明します。',
+  },
+  {
+    en: 'MIT (code); the image tokenizer: NVIDIA Open Model License',
+    zh: '代码采用 MIT 许可；图像分词器采用 NVIDIA Open Model License',
+    ja: 'コードは MIT、画像トークナイザーは NVIDIA Open Model License',
+  },
+  {
+    en: 'Wallaroo: the prompt describes the picture, in English or Chinese.',
+    zh: 'Wallaroo：用英语或中文提示词描述画面。',
+    ja: 'Wallaroo：英語か中国語のプロンプトで画像を説明します。',
+  },
+  {
+    en: 'Apache-2.0 (code)',
+    zh: '代码采用 Apache-2.0 许可',
+    ja: 'コードは Apache-2.0',
+  },
+  {
+    en: 'Emu3.5: the prompt describes the picture.',
+    zh: 'Emu3.5：用提示词描述画面。',
+    ja: 'Emu3.5：プロンプトで画像を説明します。',
+  },
 ]
 
 const PATTERNS = TEXTS.map(({ en }) => {

@@ -26,13 +26,14 @@ def checkpoints() -> list[str]:
 def _models(folder: str) -> list[str]:
     names = folder_paths.get_filename_list(folder)
     inside = {os.path.dirname(name) for name in names} - {""}
-    folders = {name for name in inside if _folder(folder, name)}
+    tokenizers = {name for name in inside if _is_image_tokenizer(os.path.basename(name))}
+    folders = {name for name in inside if _folder(folder, name)} - tokenizers
     files = [
         name
         for name in names
         if name.lower().endswith((".safetensors", *PICKLES))
-        and os.path.dirname(name) not in folders
-        and not os.path.basename(name).startswith("vq_")  # LlamaGen's image tokenizers
+        and os.path.dirname(name) not in folders | tokenizers
+        and not _is_image_tokenizer(os.path.basename(name))
     ]
     return sorted([*files, *folders])
 
@@ -43,9 +44,15 @@ def _folder(folder: str, name: str) -> Path | None:
     return Path(path).parent if path else None
 
 
+def _is_image_tokenizer(name: str) -> bool:
+    """Whether a published file or folder is the image tokenizer of the models beside it."""
+    return name.startswith(("vq_", "Cosmos-", "Emu3.5-VisionTokenizer"))
+
+
 def _recognised(name: str) -> bool:
     name = os.path.basename(name).lower()
-    return name.startswith("c2i_") or "janus" in name or "tokenshuffle" in name
+    known = "janus", "tokenshuffle", "simplear", "wallaroo", "emu3.5"
+    return name.startswith("c2i_") or any(each in name for each in known)
 
 
 def checkpoint_path(name: str) -> Path:
@@ -73,6 +80,13 @@ def _how_to_get(name: str) -> str:
             "make a folder Janus-Pro-1B there and download config.json, tokenizer.json and "
             "pytorch_model.bin (4.18 GB) into it from "
             "https://huggingface.co/deepseek-ai/Janus-Pro-1B (DeepSeek Model License)"
+        )
+    if name.lower().startswith("simplear"):
+        return (
+            f"make a folder {name} there with all files of https://huggingface.co/Daniel0724/{name} "
+            "(MIT licence), and a folder Cosmos-1.0-Tokenizer-DV8x16x16 with encoder.jit and "
+            "decoder.jit of https://huggingface.co/nvidia/Cosmos-1.0-Tokenizer-DV8x16x16 (NVIDIA "
+            "Open Model License)"
         )
     return "put its file or folder there"
 

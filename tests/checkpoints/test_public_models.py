@@ -140,6 +140,14 @@ def test_wallaroo_draws_what_its_authors_program_does(folders):
     assert torch.equal(codes[0], expected)
 
 
+def test_wallaroos_folder_is_its_file(folders):
+    path, _ = folders["wallaroo"]
+    alone, folder = load(path, dtype=torch.float32), load(path.parent, dtype=torch.float32)
+    assert alone.config == folder.config
+    for name, weight in alone.model.state_dict().items():
+        assert torch.equal(folder.model.state_dict()[name], weight)
+
+
 def test_emu_draws_what_its_authors_program_does(folders):
     path, theirs = folders["emu3.5"]
     ranks = len((path / "emu3.tiktoken").read_text().splitlines())

@@ -10,6 +10,7 @@ import pytest
 
 from scripts import comfyui, workflows
 from tests.support.loras import write_random_lora
+from tests.support.public_models import write_simplear
 from tests.support.published import (
     janus,
     llama,
@@ -97,6 +98,7 @@ def server(request, tiny, tmp_path_factory):
     (models / "broken.safetensors").write_bytes(tiny.read_bytes()[:1000])
     write_llamagen(models / "llamagen")
     write_janus(janus(), models / "Janus-Pro-1B")
+    write_simplear(models / "SimpleAR-1.5B-RL")
     write_original_janus(janus(), models / "Janus-1.3B")
     write_llama(llama(True), base / "llama")
     vq = models / "llamagen" / "vq_ds16_c2i.pt"

@@ -22,6 +22,11 @@ NEEDED = {
         "config.json", "tokenizer.json", "pytorch_model.bin", "4.18 GB",
         "huggingface.co/deepseek-ai/Janus-Pro-1B", "models/tokenshuffle", "DeepSeek Model License",
     ),
+    "SimpleAR": (
+        "huggingface.co/Daniel0724/SimpleAR-1.5B-RL", "encoder.jit", "decoder.jit",
+        "huggingface.co/nvidia/Cosmos-1.0-Tokenizer-DV8x16x16", "models/tokenshuffle", "MIT",
+        "NVIDIA Open Model License",
+    ),
     "LlamaGen": (
         "c2i_L_384.pt", "1.37 GB", "vq_ds16_c2i.pt", "0.3 GB",
         "huggingface.co/FoundationVision/LlamaGen", "models/tokenshuffle", "MIT",
@@ -69,7 +74,11 @@ BEHIND = """() => {
 def without_models(page, server, tmp_path):
     """The page of a user who has not got the models of these workflows."""
     models = server.base / "models"
-    paths = [models / "tokenshuffle" / "Janus-Pro-1B", models / "checkpoints" / "c2i_L_384.pt"]
+    names = "Janus-Pro-1B", "SimpleAR-1.5B-RL"
+    paths = [
+        *(models / "tokenshuffle" / name for name in names),
+        models / "checkpoints" / "c2i_L_384.pt",
+    ]
     for path in paths:
         shutil.move(path, tmp_path / path.name)
     page.open(server.url)
@@ -138,7 +147,10 @@ def test_every_type_of_wire_has_a_colour(page, theme):
     page.set("Comfy.ColorPalette", page.look.rpartition("-")[2])
 
 
-@pytest.mark.parametrize("name", ["Janus-Pro", pytest.param("LlamaGen", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    ["Janus-Pro", *(pytest.param(x, marks=pytest.mark.slow) for x in ("SimpleAR", "LlamaGen"))],
+)
 def test_user_is_told_how_to_get_a_missing_model(without_models, name):
     without_models.drop(workflows.WORKFLOWS / f"{name}.png")
     without_models.page.keyboard.press("Escape")  # a dialog, which another test reads
@@ -159,8 +171,8 @@ def test_user_is_told_how_to_get_a_missing_model(without_models, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NEEDED)
 def test_dialog_about_missing_models(without_models, name):
-    if name == "Janus-Pro":
-        pytest.skip("the page looks for missing files, and Janus is a folder")
+    if name != "LlamaGen":
+        pytest.skip("the page looks for missing files, and this model is a folder")
     without_models.drop(workflows.WORKFLOWS / f"{name}.png")
     page = without_models.page
     details = page.get_by_role("button", name="View details")
@@ -180,7 +192,12 @@ def test_dialog_about_missing_models(without_models, name):
 
 
 @pytest.mark.parametrize(
-    ("missing", "workflow"), [("Janus-Pro-7B", "Janus-Pro"), ("c2i_L_384.pt", "LlamaGen")]
+    ("missing", "workflow"),
+    [
+        ("Janus-Pro-7B", "Janus-Pro"),
+        ("SimpleAR-1.5B-RL", "SimpleAR"),
+        ("c2i_L_384.pt", "LlamaGen"),
+    ],
 )
 def test_api_is_told_too(server, prompt, missing, workflow):
     prompt["loader"]["inputs"]["checkpoint"] = f"elsewhere/{missing}"

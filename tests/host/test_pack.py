@@ -74,6 +74,7 @@ def test_loader_lists_checkpoints_and_published_models(server):
         "llamagen/c2i_B_256.pt",
         "Janus-Pro-1B",
         "Janus-1.3B",
+        "SimpleAR-1.5B-RL",
         "from_llama.safetensors",
         "c2i_L_384.pt",
     }

@@ -34,6 +34,12 @@ def test_janus_in_both_layouts_and_a_start_from_a_llama(server, prompt, checkpoi
     assert picture_of(server, prompt) == (16, 16)
 
 
+def test_simplear(server, prompt):
+    prompt["loader"]["inputs"]["checkpoint"] = "SimpleAR-1.5B-RL"
+    prompt["sampler"]["inputs"] |= {"schedule": "constant", "cfg": 6.0, "width": 256, "height": 256}
+    assert picture_of(server, prompt) == (256, 256)
+
+
 def test_a_class_for_a_model_that_reads_text(server, prompt):
     prompt["text"] = {
         "class_type": "TokenShuffleClass",
@@ -51,7 +57,11 @@ def test_a_class_that_does_not_exist(server, prompt):
 
 @pytest.mark.parametrize(
     ("checkpoint", "title"),
-    [("llamagen/c2i_B_256.pt", "c2i_B_256"), ("Janus-Pro-1B", "Janus-Pro-1B")],
+    [
+        ("llamagen/c2i_B_256.pt", "c2i_B_256"),
+        ("Janus-Pro-1B", "Janus-Pro-1B"),
+        ("SimpleAR-1.5B-RL", "SimpleAR-1.5B-RL"),
+    ],
 )
 def test_the_page_learns_what_it_is(server, checkpoint, title):
     found = server.get(f"/tokenshuffle/model?checkpoint={checkpoint}")

@@ -106,7 +106,7 @@ def test_model_cards_are_in_the_language(page_in, server, locale):
         return texts.map(translated)
     }}"""
     texts = []
-    for name in ("emoji.safetensors", "llamagen/c2i_B_256.pt", "Janus-Pro-1B"):
+    for name in ("emoji.safetensors", "llamagen/c2i_B_256.pt", "Janus-Pro-1B", "SimpleAR-1.5B-RL"):
         card = server.get(f"/tokenshuffle/model?checkpoint={name}").get("card", {})
         of_others = name != "emoji.safetensors"  # whose author is a name
         texts += [card[key] for key in (PROSE[:1] if of_others else PROSE)]

@@ -118,6 +118,8 @@ def draw_with(pipeline: Pipeline) -> None:
         pipeline.text_tokenizer.encode(prompt)
         pipeline.read_prompt(prompt)
     side = pipeline.config.pixels_per_window
+    if any("{height}" in piece for piece in pipeline.config.prompt.template):
+        side = 352  # the least that such a model has tokens for
     settings = replace(pipeline.config.generation, width=side, height=side, any_size=True)
     pipeline.generate("a red apple" if is_text else "1", settings=settings)
 

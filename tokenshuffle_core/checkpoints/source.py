@@ -169,6 +169,12 @@ class Source:
             if (self.path / name).is_file():
                 yield self.file(name)
                 return
+        if (self.path / "config.json").is_file():  # whatever the only file of a model is called
+            named = [file for file in self.path.iterdir() if file.suffix.lower() in WEIGHTS]
+            models = [file for file in named if file.is_file() and not file.name.startswith("vq_")]
+            if len(models) == 1 and models[0].suffix.lower() != torchscript.SUFFIX:
+                yield self.file(models[0].name)
+                return
         if any((self.path / name).is_file() for name in PROGRAMS):
             yield from (self.file(name) for name in PROGRAMS)
             return

@@ -15,8 +15,8 @@ def add(commands) -> None:
     )
     parser.add_argument(
         "source", type=Path, metavar="SOURCE",
-        help="a .pt file of LlamaGen, or the folder of a Janus, Janus-Pro or LLaMA with "
-        "config.json and tokenizer.json",
+        help="a .pt file of LlamaGen, the file of Wallaroo, or the folder of a Janus, SimpleAR, "
+        "Emu3.5 or LLaMA with config.json and its text tokenizer",
     )  # fmt: skip
     parser.add_argument("-o", "--output", required=True, metavar="FILE.safetensors")
     parser.add_argument("--family", choices=FAMILIES, help="default: detected")
