@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from .test_joints import codes_in, core, run
 from .test_nodes import node
 from .test_prompts import fail, succeed
+
+SAMPLING = {"schedule": "constant", "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 def options_of(server, kind: str, name: str) -> list[str]:
@@ -93,6 +96,42 @@ def test_codes_of_comfyuis_vae_encode(server, prompt):
     message = fail(server, prompt)
     assert message["node_id"] == "keep"
     assert "another image tokenizer" in message["exception_message"]
+
+
+def test_models_that_are_links(server, prompt, tmp_path):
+    """To a file, to a folder and file by file, and a folder of Hugging Face's cache. A Janus-Pro is
+    told from a Janus by its folder's name, so that each has a "pro" in it."""
+    expected = succeed(server, prompt)
+    models = server.base / "models" / "tokenshuffle"
+    original, own = models / "Janus-Pro-1B", models / "links"
+    elsewhere = shutil.copy(models / "tiny.safetensors", tmp_path / "elsewhere")
+    blobs = own / "models--deepseek-ai--Janus-Pro-1B" / "blobs"
+    snapshot = blobs.parent / "snapshots" / "0a1b"
+    for folder in (own / "each-pro", blobs, snapshot):
+        folder.mkdir(parents=True)
+    try:
+        (own / "file.safetensors").symlink_to(elsewhere)
+        (own / "whole").symlink_to(original, target_is_directory=True)
+        for number, file in enumerate(sorted(original.iterdir())):
+            (own / "each-pro" / file.name).symlink_to(file)
+            shutil.copy(file, blobs / str(number))
+            (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+        names = {path.relative_to(models).as_posix() for path in (own / "each-pro", snapshot)}
+        names |= {"links/file.safetensors", "links/whole"}
+        assert names <= set(options_of(server, "TokenShuffleLoader", "checkpoint"))
+        prompt["loader"]["inputs"]["checkpoint"] = "links/file.safetensors"
+        np.testing.assert_array_equal(succeed(server, prompt), expected)
+        side = {"width": 16, "height": 16}
+        prompt["sampler"]["inputs"] |= side
+        prompt["options"] = node("Options", **SAMPLING, any_size=True)
+        prompt["sampler"]["inputs"]["options"] = ["options", 0]
+        prompt["loader"]["inputs"]["checkpoint"] = "Janus-Pro-1B"
+        expected = succeed(server, prompt)
+        for name in sorted(names - {"links/file.safetensors"}):
+            prompt["loader"]["inputs"]["checkpoint"] = name
+            np.testing.assert_array_equal(succeed(server, prompt), expected)
+    finally:
+        shutil.rmtree(own)
 
 
 def lora_with(server, name: str, change) -> str:

@@ -59,6 +59,19 @@ def test_same_picture_as_the_command_line(server, prompt, tmp_path):
     np.testing.assert_array_equal(picture, pixels((tmp_path / "cli.png").read_bytes()))
 
 
+def test_a_text_of_another_node_is_a_prompt(server, prompt):
+    """As that of ComfyUI's TextGenerate, whose output has the type of this one."""
+    expected = succeed(server, prompt)
+    prompt["written"] = {"class_type": "PrimitiveString", "inputs": {"value": "a red apple"}}
+    prompt["text"]["inputs"]["text"] = ["written", 0]
+    np.testing.assert_array_equal(succeed(server, prompt), expected)
+    nodes = server.get("/object_info")
+    (accepted, *_) = nodes["TokenShufflePrompt"]["input"]["required"]["text"]
+    assert nodes["PrimitiveString"]["output"] == [accepted] == ["STRING"]
+    if "TextGenerate" in nodes:  # which ComfyUI 0.3.64 lacks
+        assert nodes["TextGenerate"]["output"] == [accepted]
+
+
 def test_batch_and_tiles(server, prompt):
     prompt["sampler"]["inputs"]["batch_size"] = 2
     first, second = succeed(server, prompt)
