@@ -30,12 +30,15 @@ def test_every_command_in_turn(tmp_path, monkeypatch):
             picture.convert("RGB").resize((64, 64)).save(pictures / f"{number}.png")
         (pictures / f"{number}.txt").write_text(f"an apple, number {number}")
     recipe = (ROOT / "recipes" / "grow-simplear.toml").read_text()
-    recipe = (
-        recipe.replace("4_000", "12").replace("20_000", "12").replace("batch = 16", "batch = 4")
-    )
-    recipe = recipe.replace("5e-5", "2e-3").replace(
-        'precision = "bf16"', "warmup = 1\nvalidate_every = 6"
-    )
+    for true, small in {
+        "4_000": "12",
+        "20_000": "12",
+        "batch = 16": "batch = 4",
+        "5e-5": "2e-3",
+        'precision = "bf16"': "warmup = 1\nvalidate_every = 6",
+    }.items():
+        assert true in recipe
+        recipe = recipe.replace(true, small)
     Path("recipes").mkdir()
     Path("recipes/grow-simplear.toml").write_text(recipe)
     done = []

@@ -84,9 +84,10 @@ def _how_to_get(name: str) -> str:
     if name.lower().startswith("simplear"):
         return (
             f"make a folder {name} there with all files of "
-            f"https://huggingface.co/Daniel0724/{name} (MIT licence), and a folder Cosmos-1.0-Tokenizer-DV8x16x16 with encoder.jit and "
-            "decoder.jit of https://huggingface.co/nvidia/Cosmos-1.0-Tokenizer-DV8x16x16 (NVIDIA "
-            "Open Model License)"
+            f"https://huggingface.co/Daniel0724/{name} (MIT licence), and a folder "
+            "Cosmos-1.0-Tokenizer-DV8x16x16 with encoder.jit and decoder.jit of "
+            "https://huggingface.co/nvidia/Cosmos-1.0-Tokenizer-DV8x16x16 (NVIDIA Open "
+            "Model License)"
         )
     return "put its file or folder there"
 
