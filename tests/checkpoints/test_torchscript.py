@@ -14,6 +14,8 @@ from tests.support.published import randomise
 from tokenshuffle_core.checkpoints import torchscript
 from tokenshuffle_core.checkpoints.source import Source
 
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+
 
 class Odd(nn.Module):
     """Attributes of every kind that TorchScript keeps, and tensors that are not contiguous."""

@@ -2,6 +2,7 @@
 convolutions over time and space, attention over each, Haar wavelets at both ends."""
 
 import math
+import warnings
 from pathlib import Path
 
 import torch
@@ -211,7 +212,9 @@ def write_cosmos(model: Cosmos, folder: Path, dtype: torch.dtype = torch.float32
         ("decoder", ("post_quant_conv", "decoder"), (1, len(LEVELS), size // 16, size // 16)),
     ):
         half = Half(model, *parts)
-        traced = torch.jit.trace(half, torch.zeros(shape, dtype=kind), check_trace=False)
-        traced.to(dtype).save(folder / f"{name}.jit")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch has deprecated what NVIDIA uses
+            traced = torch.jit.trace(half, torch.zeros(shape, dtype=kind), check_trace=False)
+            traced.to(dtype).save(folder / f"{name}.jit")
     (folder / "config.json").write_text('{"architectures": ["CosmosTokenizer"]}')
     return folder
