@@ -68,7 +68,11 @@ class CpuTransformer(Swapped):
             mask = torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)
         angles = rotary_angles(positions, config)
         rotated = config.heads + config.kv_heads
-        grouped, causal = config.heads != config.kv_heads, mask is None and shape[1] > 1
+        causal = mask is None and shape[1] > 1
+        # Heads that share keys are so many more queries of one head, which reads them once.
+        heads = config.heads if causal else config.kv_heads
+        if mask is not None:
+            mask = mask.repeat(1, 1, config.heads // heads, 1)
         x = x.reshape(-1, shape[2])
         for layer, block in enumerate(self.blocks):
             qkv, o, gate_up, down = self.products[4 * layer : 4 * layer + 4]
@@ -85,9 +89,11 @@ class CpuTransformer(Swapped):
                 qk = torch.cat([q, k], 1)
             qk = rotate(qk, *angles)
             k, v = cache.update(layer, qk[:, config.heads :], h[:, rotated:])
+            q = qk[:, : config.heads].reshape(shape[0], heads, -1, config.head_size)
             h = F.scaled_dot_product_attention(
-                qk[:, : config.heads], k, v, mask, is_causal=causal, enable_gqa=grouped
+                q, k, v, mask, is_causal=causal, enable_gqa=heads != config.kv_heads
             )
+            h = h.reshape(shape[0], config.heads, -1, config.head_size)
             x = x + o.of(h.transpose(1, 2).reshape(len(x), -1))
             gate, up = gate_up.of(self._normalised(x, block.mlp_norm.weight)).chunk(2, dim=1)
             x = x + down.of(row_major(F.silu(gate) * up))
