@@ -67,6 +67,15 @@ def test_picture_grows_from_the_top(server, large):
     assert any(line.endswith(" left") for line in lines)
 
 
+def test_a_public_models_picture_grows_too(server, prompt):
+    prompt["loader"]["inputs"]["checkpoint"] = "SimpleAR-1.5B-RL"
+    prompt["sampler"]["inputs"] |= {"width": 512, "height": 512, "schedule": "constant"}
+    pictures, lines, _ = watch(server, prompt)
+    assert len(pictures) >= 3
+    assert not np.array_equal(pictures[0], pictures[-1])
+    assert lines[-1].startswith("1024 / 1024 positions, ")
+
+
 def saved(server) -> np.ndarray:
     """The first picture of the last prompt."""
     *_, entry = server.get("/history?max_items=1").values()

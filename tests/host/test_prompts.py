@@ -94,9 +94,13 @@ def test_encode_gives_codes_that_decode(server, prompt):
     assert picture.shape == (48, 32, 3)
 
 
-def test_interrupt_in_the_middle(server, prompt):
+@pytest.mark.parametrize(
+    ("checkpoint", "side"), [("tiny.safetensors", 256), ("SimpleAR-1.5B-RL", 512)]
+)
+def test_interrupt_in_the_middle(server, prompt, checkpoint, side):
     long = copy.deepcopy(prompt)
-    long["sampler"]["inputs"] |= {"width": 256, "height": 256, "batch_size": 64}
+    long["loader"]["inputs"]["checkpoint"] = checkpoint
+    long["sampler"]["inputs"] |= {"width": side, "height": side, "batch_size": 64}
     prompt_id = workflows.submit(server.url, long)
     while not server.get("/queue")["queue_running"]:
         time.sleep(0.05)
