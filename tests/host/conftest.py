@@ -10,7 +10,7 @@ import pytest
 
 from scripts import comfyui, workflows
 from tests.support.loras import write_random_lora
-from tests.support.public_models import write_simplear
+from tests.support.public_models import write_emu, write_simplear, write_wallaroo
 from tests.support.published import (
     janus,
     llama,
@@ -99,6 +99,8 @@ def server(request, tiny, tmp_path_factory):
     write_llamagen(models / "llamagen")
     write_janus(janus(), models / "Janus-Pro-1B")
     write_simplear(models / "SimpleAR-1.5B-RL")
+    write_emu(models / "Emu3.5-Image")
+    write_wallaroo(models / "Wallaroo")
     write_original_janus(janus(), models / "Janus-1.3B")
     write_llama(llama(True), base / "llama")
     vq = models / "llamagen" / "vq_ds16_c2i.pt"

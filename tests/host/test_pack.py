@@ -75,6 +75,8 @@ def test_loader_lists_checkpoints_and_published_models(server):
         "Janus-Pro-1B",
         "Janus-1.3B",
         "SimpleAR-1.5B-RL",
+        "Emu3.5-Image",
+        "Wallaroo",
         "from_llama.safetensors",
         "c2i_L_384.pt",
     }

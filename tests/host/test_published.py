@@ -4,6 +4,8 @@ import pytest
 
 from scripts import workflows
 
+from .test_prompts import allow_any_size
+
 
 def picture_of(server, prompt) -> tuple[int, int]:
     import io
@@ -38,6 +40,14 @@ def test_simplear(server, prompt):
     prompt["loader"]["inputs"]["checkpoint"] = "SimpleAR-1.5B-RL"
     prompt["sampler"]["inputs"] |= {"schedule": "constant", "cfg": 6.0, "width": 256, "height": 256}
     assert picture_of(server, prompt) == (256, 256)
+
+
+@pytest.mark.parametrize(("checkpoint", "side"), [("Emu3.5-Image", 64), ("Wallaroo", 352)])
+def test_models_with_row_ends(server, prompt, checkpoint, side):
+    prompt["loader"]["inputs"]["checkpoint"] = checkpoint
+    prompt["sampler"]["inputs"] |= {"schedule": "constant", "width": side, "height": side}
+    allow_any_size(prompt)
+    assert picture_of(server, prompt) == (side, side)
 
 
 def test_a_class_for_a_model_that_reads_text(server, prompt):
