@@ -34,6 +34,7 @@ def test_every_command_in_turn(tmp_path, monkeypatch):
         "4_000": "12",
         "20_000": "12",
         "batch = 16": "batch = 4",
+        "accumulation = 16": "accumulation = 2",
         "5e-5": "2e-3",
         'precision = "bf16"': "warmup = 1\nvalidate_every = 6",
     }.items():
