@@ -26,14 +26,14 @@ def checkpoints() -> list[str]:
 def _models(folder: str) -> list[str]:
     names = folder_paths.get_filename_list(folder)
     inside = {os.path.dirname(name) for name in names} - {""}
-    tokenizers = {name for name in inside if _is_image_tokenizer(os.path.basename(name))}
+    tokenizers = {name for name in inside if _is_image_tokenizer(name)}
     folders = {name for name in inside if _folder(folder, name)} - tokenizers
     files = [
         name
         for name in names
         if name.lower().endswith((".safetensors", *PICKLES))
         and os.path.dirname(name) not in folders | tokenizers
-        and not _is_image_tokenizer(os.path.basename(name))
+        and not _is_image_tokenizer(name)
     ]
     return sorted([*files, *folders])
 
@@ -45,8 +45,13 @@ def _folder(folder: str, name: str) -> Path | None:
 
 
 def _is_image_tokenizer(name: str) -> bool:
-    """Whether a published file or folder is the image tokenizer of the models beside it."""
-    return name.startswith(("vq_", "Cosmos-", "Emu3.5-VisionTokenizer"))
+    """Whether a published file or folder, perhaps in Hugging Face's cache, is the image tokenizer
+    of the models beside it."""
+    *_, last = parts = Path(name.lower()).parts
+    folders = (part.rpartition("--")[2] for part in parts)
+    return last.startswith("vq_") or any(
+        folder.startswith(("cosmos-", "emu3.5-visiontokenizer")) for folder in folders
+    )
 
 
 def _recognised(name: str) -> bool:
@@ -94,7 +99,12 @@ def _how_to_get(name: str) -> str:
 
 def version(path: Path) -> str:
     """A text that is another one when a file of the checkpoint or LoRA has been written again."""
-    files = path.iterdir() if path.is_dir() else [path, *path.parent.glob("vq_*")]
+    if path.is_dir():
+        around = [each for each in path.parent.iterdir() if _is_image_tokenizer(each.name)]
+        folders = [path, *(each for each in around if each.is_dir())]
+        files = [each for folder in folders for each in folder.iterdir()] + around
+    else:
+        files = [path, *path.parent.glob("vq_*")]
     stats = [(file.name, file.stat()) for file in sorted(files) if file.is_file()]
     found = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     return sha256([repr(found).encode()])[:16]

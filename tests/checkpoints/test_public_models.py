@@ -244,6 +244,15 @@ def test_what_is_missing_is_named(folders, tmp_path, name, missing, sentence):
         checkpoints.read(copy if path.is_dir() else copy / path.name)
 
 
+def test_both_in_the_cache_of_hugging_face(folders, tmp_path):
+    path, _ = folders["simplear"]
+    for folder, owner in ((path, "Daniel0724"), (path.parent / COSMOS, "nvidia")):
+        snapshot = tmp_path / f"models--{owner}--{folder.name}" / "snapshots" / "0a1b"
+        shutil.copytree(folder, snapshot)
+    cached = checkpoints.read(tmp_path / f"models--Daniel0724--{path.name}")
+    assert cached.config == checkpoints.read(path).config
+
+
 def test_too_few_rows_for_the_codes(folders, tmp_path):
     path, _ = folders["simplear"]
     copy = tmp_path / path.name

@@ -40,7 +40,7 @@ def read(
     """A folder with config.json, emu3.tiktoken and weights, and the file or folder of the image
     tokenizer, by default one inside the folder or beside it. Raises FileNotFoundError or
     ValueError."""
-    found = image_tokenizer or _beside(source)
+    found = image_tokenizer or source.beside(IMAGE_TOKENIZER)
     published = found.is_dir() or found.suffix.lower() in PICKLES
     images, image_weights = (ibq if published else image_tokenizers).read(found)
     text_tokenizer = TextTokenizer.from_json(text_tokenizer_of(source), PROMPT)
@@ -66,14 +66,3 @@ def read(
     weights = one_vocabulary.weights_of(source, model)
     config = Config(images, model, generation, PROMPT)
     return Checkpoint(source.path, config, text_tokenizer, card, weights, image_weights)
-
-
-def _beside(source: Source) -> Path:
-    for folder in (source.path, source.path.resolve().parent):
-        for found in (folder / IMAGE_TOKENIZER, folder / f"{IMAGE_TOKENIZER}.safetensors"):
-            if found.exists():
-                return found
-    raise FileNotFoundError(
-        f"{source.path} needs its image tokenizer: put the folder {IMAGE_TOKENIZER} beside it, or "
-        "pass its path as the image tokenizer"
-    )

@@ -32,7 +32,7 @@ def read(
     """A folder with config.json, a text tokenizer and weights, and the file or folder of Cosmos'
     tokenizer, by default one inside the folder or beside it. Raises FileNotFoundError or
     ValueError."""
-    found = image_tokenizer or _beside(source)
+    found = image_tokenizer or source.beside(*COSMOS)
     if cosmos.version_of(found) not in (None, cosmos.OF_SIMPLEAR):
         raise ValueError(
             f"{found} is version {cosmos.version_of(found)}, whose codes mean something else: "
@@ -57,17 +57,3 @@ def read(
     weights = one_vocabulary.weights_of(source, model)
     config = Config(images, model, generation, PROMPT)
     return Checkpoint(source.path, config, text_tokenizer, card, weights, image_weights)
-
-
-def _beside(source: Source) -> Path:
-    for folder in (source.path, source.path.resolve().parent):
-        for name in COSMOS:
-            for found in (folder / name, folder / f"{name}.safetensors"):
-                if found.exists():
-                    return found
-        if (folder / "encoder.jit").is_file():
-            return folder
-    raise FileNotFoundError(
-        f"{source.path} needs its image tokenizer: put the folder {COSMOS[0]} beside it, or pass "
-        "its path as the image tokenizer"
-    )

@@ -128,6 +128,24 @@ class Source:
         cached = real.parent.name == "snapshots" and real.parent.parent.name.startswith("models--")
         return real.parent.parent.name.rpartition("--")[2] if cached else real.name
 
+    def beside(self, *names: str) -> Path:
+        """The first of these folders, or converted files of that name, inside this folder, beside
+        it or beside it in Hugging Face's cache. Raises FileNotFoundError."""
+        folders = [self.path, self.path.resolve().parent]
+        cached = [f"models--*--{name}" for name in names] if folders[1].name == "snapshots" else []
+        for folder in folders:
+            for name in names:
+                for found in (folder / name, folder / f"{name}.safetensors"):
+                    if found.exists():
+                        return found
+        for pattern in cached:
+            for found in sorted(folders[1].parents[1].glob(pattern)):
+                return found
+        raise FileNotFoundError(
+            f"{self.path} needs its image tokenizer: put the folder {names[0]} beside it, or pass "
+            "its path as the image tokenizer"
+        )
+
     def file(self, name: str) -> Path:
         """A file of the folder, or beside the file, by a name that may not lead out of it. A link
         may, if it is to weights, to a blob of Hugging Face's cache or to a file of the same name.
