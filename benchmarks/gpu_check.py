@@ -271,7 +271,17 @@ def gpu_tests(options):
         yield {"summary": "not run: pytest is not installed"}
         return
     left = max(1.0, options.deadline - time.perf_counter())
-    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-m", "gpu", "tests"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-o",
+        "addopts=--import-mode=importlib",
+        "-m",
+        "gpu",
+        "tests",
+    ]
     try:
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=left)
     except subprocess.TimeoutExpired:
