@@ -40,7 +40,9 @@ def test_the_check_writes_what_it_found(tmp_path):
     assert steps == [(1, None, 16), (1, None, 16), (2, "int4", 16)]
     for row in found["decoding"]:
         assert row["step"] == row["picture"] / row["steps"]
-        assert 0 < row["floor"] < row["step"]
+        # How long a few megabytes take to read is mostly how long a CPU's threads take to wake up,
+        # so it says nothing of the step.
+        assert row["floor"] > 0
     assert found["memory"][0]["pictures"] == 4
     (tests,) = found["tests"]
     assert tests["returncode"] == 0
