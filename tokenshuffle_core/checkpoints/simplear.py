@@ -8,7 +8,7 @@ from ..text_tokenizer import TextTokenizer
 from . import cosmos, image_tokenizers, native, one_vocabulary
 from .checkpoint import Checkpoint
 from .source import Source
-from .tokenizer_files import text_tokenizer_of
+from .tokenizer_files import names_token, text_tokenizer_of
 
 PROMPT = PromptConfig(
     ("<|t2i|>", "A highly realistic image of {prompt}", "<|soi|>"),
@@ -18,12 +18,19 @@ PROMPT = PromptConfig(
     "composition, bad hands, bad teeth, bad eyes, bad limbs, distortion",
 )
 SIDE, SIDES = 1024, (1024, 768, 512, 256)
+CODES = 64_000  # of Cosmos' tokenizer
 MAX_PROMPT = 508  # 4,608 positions of the training, less 4,096 codes and the template's tokens
 COSMOS = ("Cosmos-1.0-Tokenizer-DV8x16x16", "Cosmos-Tokenizer-DV8x16x16")  # folders of it
 
 
 def is_one(source: Source) -> bool:
-    return one_vocabulary.is_named(source, "simpar")
+    if one_vocabulary.is_named(source, "simpar"):
+        return True
+    # Its config.json may be that of any Qwen2, of which only this one has room and a token for it.
+    if not one_vocabulary.is_named(source, "qwen2"):
+        return False
+    rows = source.shapes[one_vocabulary.EMBEDDING][:1]
+    return rows > (CODES,) and names_token(source, PROMPT.template[-1])
 
 
 def read(

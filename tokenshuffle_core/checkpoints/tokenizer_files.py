@@ -46,6 +46,14 @@ def text_tokenizer_of(source: Source) -> str:
     )
 
 
+def names_token(source: Source, token: str) -> bool:
+    """Whether a file of the text tokenizer names this token, which takes no parsing. Raises as
+    `text_tokenizer_of`."""
+    names = ("tokenizer.json", "added_tokens.json", "tokenizer_config.json")
+    files = [source.file(name) for name in names if _has(source, name)]
+    return any(json.dumps(token) in _text(file) for file in files)
+
+
 def _from_merges(source: Source) -> str:
     config = source.json("tokenizer_config.json") if _has(source, "tokenizer_config.json") else {}
     kind = config.get("tokenizer_class", QWENS[0])
