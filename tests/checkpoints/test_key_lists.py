@@ -70,7 +70,9 @@ def emu(folder: Path):
 @pytest.mark.parametrize(
     ("make", "shards", "billions"),
     [
-        (lambda folder: simplear(folder, 24, 896, 14, 4864, True), 1, 0.4),
+        pytest.param(
+            lambda folder: simplear(folder, 24, 896, 14, 4864, True), 1, 0.4, marks=pytest.mark.slow
+        ),
         (lambda folder: simplear(folder, 28, 1536, 12, 8960, False), 2, 1.5),
         (emu, 14, 32.4),
     ],

@@ -23,13 +23,14 @@ from tests.support.public_models import (
     write_simplear,
     write_wallaroo,
 )
-from tests.support.published import llama, write_llama
+from tests.support.published import llama, write_llama, write_tokenizer
 from tokenshuffle_core import checkpoints
 from tokenshuffle_core.checkpoints.source import Source
 from tokenshuffle_core.checkpoints.tokenizer_files import SPECIAL, text_tokenizer_of
 from tokenshuffle_core.checkpoints.wallaroo import SPECIAL as OF_WALLAROO
 from tokenshuffle_core.pipeline import load
 
+BOOK = "quantize.embedding.weight"
 PATTERN = (  # of Emu3.5's tokenizer
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -45,7 +46,17 @@ def emu(tmp_path_factory):
 @pytest.fixture(scope="module")
 def wallaroo(tmp_path_factory):
     path = tmp_path_factory.mktemp("wallaroo") / "model" / "wallaroo.ckpt"
-    return path, write_wallaroo(path.parent)
+    theirs = write_wallaroo(path.parent)
+    file = path.parent / "vq_ds16_t2i.pt"
+    weights = torch.load(file)["model"]
+    weights[BOOK] *= 0.5 + torch.rand(len(weights[BOOK]), 1)  # of which only the directions count
+    torch.save({"model": weights}, file)
+    return path, theirs
+
+
+def book_of(path: Path) -> torch.Tensor:
+    """The vectors that its image tokenizer gives for codes."""
+    return F.normalize(torch.load(path.parent / "vq_ds16_t2i.pt")["model"][BOOK], dim=-1)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +136,7 @@ def test_wallaroos_logits_are_those_of_a_qwen2_5_vl(wallaroo, tmp_path, kind):
     ).eval()
     language.load_state_dict(theirs.language.model.state_dict())
     ours = load(path, dtype=torch.float32)
-    book = F.normalize(ours.image_tokenizer.quantizer.codebook.weight, dim=-1)
+    book = book_of(path)
     text = torch.randint(0, 300, (1, 9))
     codes = torch.randint(0, len(book), (1, 4, 3))
     expected = theirs_of(
@@ -139,7 +150,7 @@ def test_wallaroos_logits_are_those_of_a_qwen2_5_vl(wallaroo, tmp_path, kind):
 def test_wallaroos_codes_at_a_size_of_its_own(wallaroo):
     path, theirs = wallaroo
     pipeline, width, height = load(path, dtype=torch.float32), 352, 384
-    book = F.normalize(pipeline.image_tokenizer.quantizer.codebook.weight, dim=-1)
+    book = book_of(path)
     tokenizer = tokenizer_of(path.parent, OF_QWEN + OF_WALLAROO)
     frame = (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
@@ -148,30 +159,29 @@ def test_wallaroos_codes_at_a_size_of_its_own(wallaroo):
     )
     words, model = theirs.language.get_input_embeddings(), theirs.language.model
     end = tokenizer.convert_tokens_to_ids("<|end_of_line>|")
-    for negative in ("", "ugly"):
-        rows = [
-            (words(torch.tensor([tokenizer(frame.format(text)).input_ids])), DynamicCache())
-            for text in (TEXT, negative)
+    rows = [
+        (words(torch.tensor([tokenizer(frame.format(text)).input_ids])), DynamicCache())
+        for text in (TEXT, "ugly")
+    ]
+    inputs, expected = [x for x, _ in rows], []
+    for place in range(22 * 24):
+        hidden = [
+            model(inputs_embeds=x, past_key_values=cache, use_cache=True)
+            for x, (_, cache) in zip(inputs, rows, strict=True)
         ]
-        inputs, expected = [x for x, _ in rows], []
-        for place in range(22 * 24):
-            hidden = [
-                model(inputs_embeds=x, past_key_values=cache, use_cache=True)
-                for x, (_, cache) in zip(inputs, rows, strict=True)
-            ]
-            c, u = (theirs.gen_image_head(x.last_hidden_state[0, -1]) for x in hidden)
-            expected.append(int((u + 3 * (c - u)).argmax()))
-            parts = [theirs.gen_input_adpater(book[expected[-1:]])]
-            if place % 22 == 21:
-                parts.append(words(torch.tensor([end])))
-            inputs = [torch.cat(parts)[None]] * 2
-        settings = replace(
-            pipeline.config.generation, height=height, width=width, temperature=0, top_k=0,
-            any_size=True,
-        )  # fmt: skip
-        ids = pipeline.encode_prompt(TEXT), pipeline.encode_prompt(negative, negative=True)
-        *_, last = pipeline.sample([ids[0]], ids[1], settings, [0])
-        assert last.codes[0].flatten().tolist() == expected
+        c, u = (theirs.gen_image_head(x.last_hidden_state[0, -1]) for x in hidden)
+        expected.append(int((u + 3 * (c - u)).argmax()))
+        parts = [theirs.gen_input_adpater(book[expected[-1:]])]
+        if place % 22 == 21:
+            parts.append(words(torch.tensor([end])))
+        inputs = [torch.cat(parts)[None]] * 2
+    settings = replace(
+        pipeline.config.generation, height=height, width=width, temperature=0, top_k=0,
+        any_size=True,
+    )  # fmt: skip
+    ids = pipeline.encode_prompt(TEXT), pipeline.encode_prompt("ugly", negative=True)
+    *_, last = pipeline.sample([ids[0]], ids[1], settings, [0])
+    assert last.codes[0].flatten().tolist() == expected
 
 
 def emu_encoding(path: Path):
@@ -261,8 +271,14 @@ def test_simplear_that_calls_itself_a_qwen2(simplear, tmp_path, file):
     assert found.config == checkpoints.read(path).config
 
 
-@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Qwen3"])
-def test_a_start_with_a_large_vocabulary_is_a_llama(tmp_path, kind):
-    folder = write_llama(llama(True, kind, vocab_size=64_400, hidden_size=32), tmp_path / "it")
+@pytest.mark.parametrize(
+    ("kind", "rows", "token"),
+    [("Llama", 64_400, "<|soi|>"), ("Qwen2", 64_400, "</s>"), ("Qwen3", 64_400, "<|soi|>"),
+     ("Qwen2", 400, "<|soi|>")],
+)  # fmt: skip
+def test_a_start_is_a_llama(tmp_path, kind, rows, token):
+    """Without room for SimpleAR's codes, without its token, or of another kind."""
+    folder = write_llama(llama(True, kind, vocab_size=rows, hidden_size=32), tmp_path / "it")
+    write_tokenizer(folder / "tokenizer.json", ["<s>", token])
     with pytest.raises(ValueError, match="is a LLaMA: name the image tokenizer to use"):
         checkpoints.read(folder)
