@@ -63,7 +63,7 @@ def write_emu(folder: Path, codes: int = 96) -> nn.Module:
     kind = {"model_type": "Emu3", "architectures": ["Emu3ForCausalLM"]}
     (folder / "config.json").write_text(json.dumps(model.config.to_dict() | kind))
     _shards(folder, model.state_dict())
-    vq = randomise(VQGAN(codes=(codes, 4), multipliers=(1, 1, 1, 2, 2), attended=(0,)))
+    vq = randomise(VQGAN(codes=(codes, 4), multipliers=(1, 1, 1, 2, 2), attended=(4,)))
     write_ibq(vq, folder.parent / "Emu3.5-VisionTokenizer")
     return model
 
