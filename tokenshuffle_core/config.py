@@ -268,7 +268,7 @@ class PromptConfig:
             "most",
         )
         check_flag("padded_negative", self.padded_negative)
-        for template in (self.template, self.negative)[: 2 if self.negative else 1]:
+        for template in (self.template, *([self.negative] if self.negative else [])):
             _require(
                 [piece.count("{prompt}") for piece in template if "{prompt}" in piece] == [1],
                 f"the prompt's template must contain {{prompt}} once, not {template!r:.200}",

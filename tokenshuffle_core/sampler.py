@@ -124,6 +124,12 @@ class Shape:
         followed by its end."""
         return window + window // self.grid[1] if self.row_ends else window
 
+    def appended(self, done: int | Tensor, count: int | Tensor) -> int | Tensor:
+        """The tokens that a step appends for `count` windows after `done` finished ones."""
+        if not self.row_ends:
+            return count
+        return self.place(done + count - 1) - self.place(done - 1)
+
     def tokens(self, count: int) -> int:
         """The most that a step of so many windows appends, wherever it starts."""
         return count + (-(-count // self.grid[1]) if self.row_ends else 0)
@@ -236,12 +242,12 @@ class Decoding:
         wrong guess are finished. `done`, if the host knows it, saves tokens after the last window.
         """
         shape, index = self.shape, self.done + self.offsets[:count]
-        first, tokens = shape.place(self.done - 1), shape.tokens(count)
-        if done is not None:
-            tokens = shape.place(done + count - 1) - shape.place(done - 1)
+        if not shape.row_ends:
+            return self._sample(model, self._append(model, index - 1), index, count)
+        first = shape.place(self.done - 1)
+        tokens = shape.tokens(count) if done is None else shape.appended(done, count)
         states = self._append(model, first + self.offsets[:tokens])
-        if shape.row_ends:
-            states = states.index_select(1, shape.place(index) - 1 - first)
+        states = states.index_select(1, shape.place(index) - 1 - first)
         self._sample(model, states, index, tokens)
 
     def _append(self, model: TokenShuffleModel, places: Tensor) -> Tensor:
@@ -277,8 +283,7 @@ class Decoding:
             guess = self._unless_kept(after, guess) if shape.has_given else guess
             self.codes.index_copy_(1, after, guess)
         if fed > 1:  # keep what is before the last finished window
-            kept = shape.place(self.done + finished - 1) - shape.place(self.done - 1)
-            self.cache.drop(fed - kept)
+            self.cache.drop(fed - shape.appended(self.done, finished))
         self.done += finished
 
     def _unless_kept(self, index: Tensor, codes: Tensor) -> Tensor:

@@ -99,12 +99,9 @@ def _how_to_get(name: str) -> str:
 
 def version(path: Path) -> str:
     """A text that is another one when a file of the checkpoint or LoRA has been written again."""
-    if path.is_dir():
-        around = [each for each in path.parent.iterdir() if _is_image_tokenizer(each.name)]
-        folders = [path, *(each for each in around if each.is_dir())]
-        files = [each for folder in folders for each in folder.iterdir()] + around
-    else:
-        files = [path, *path.parent.glob("vq_*")]
+    around = [each for each in path.parent.iterdir() if _is_image_tokenizer(each.name)]
+    parts = [each.iterdir() if each.is_dir() else [each] for each in (path, *around)]
+    files = [file for part in parts for file in part]
     stats = [(file.name, file.stat()) for file in sorted(files) if file.is_file()]
     found = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     return sha256([repr(found).encode()])[:16]

@@ -253,6 +253,16 @@ def test_both_in_the_cache_of_hugging_face(folders, tmp_path):
     assert cached.config == checkpoints.read(path).config
 
 
+def test_a_linked_folder_with_its_image_tokenizer_beside_the_link(folders, tmp_path):
+    path, _ = folders["simplear"]
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(path, elsewhere / path.name)
+    linked = tmp_path / "models"
+    shutil.copytree(path.parent / COSMOS, linked / COSMOS)
+    (linked / path.name).symlink_to(elsewhere / path.name, target_is_directory=True)
+    assert checkpoints.read(linked / path.name).config == checkpoints.read(path).config
+
+
 def test_too_few_rows_for_the_codes(folders, tmp_path):
     path, _ = folders["simplear"]
     copy = tmp_path / path.name

@@ -6,26 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.support.cosmos import Cosmos, write_cosmos
-from tests.support.published import llama, llamagen_vq, randomise, write_merges, write_ranks
+from tests.support.published import (
+    llama,
+    llamagen_vq,
+    randomise,
+    write_merges,
+    write_ranks,
+    write_shards,
+)
 from tests.support.vqgan import VQGAN, write_ibq
 
 CORPUS = ["a red apple on a wooden table, an image of a house", "GENERATE 512 images"] * 4
 OF_SIMPLEAR = ["<|t2i|>", "<|i2t|>", "<|soi|>", "<|vtokens|>", "<|t2v|>", "<|v2t|>", "<|sov|>"]
 OF_QWEN = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 COSMOS = "Cosmos-1.0-Tokenizer-DV8x16x16"
-
-
-def _shards(folder: Path, weights: dict[str, Tensor], count: int = 2) -> None:
-    names, index = sorted(weights), {}
-    for i in range(count):
-        file = f"model-{i + 1:05}-of-{count:05}.safetensors"
-        save_file({name: weights[name].clone() for name in names[i::count]}, folder / file)
-        index |= dict.fromkeys(names[i::count], file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
 
 
 def _added(folder: Path, tokens: list[str]) -> int:
@@ -45,7 +42,7 @@ def write_simplear(folder: Path, tied: bool = True, **changes) -> nn.Module:
     config = model.config.to_dict() | {"architectures": ["SimpARForCausalLM"]}
     (folder / "config.json").write_text(json.dumps(config))
     weights = {n: x for n, x in model.state_dict().items() if not (tied and n.startswith("lm_"))}
-    save_file({name: x.clone() for name, x in weights.items()}, folder / "model.safetensors")
+    write_shards(weights, folder, 1)
     if not (folder.parent / COSMOS).exists():
         write_cosmos(randomise(Cosmos()), folder.parent / COSMOS)
     return model
@@ -62,7 +59,7 @@ def write_emu(folder: Path, codes: int = 96) -> nn.Module:
     )  # fmt: skip
     kind = {"model_type": "Emu3", "architectures": ["Emu3ForCausalLM"]}
     (folder / "config.json").write_text(json.dumps(model.config.to_dict() | kind))
-    _shards(folder, model.state_dict())
+    write_shards(model.state_dict(), folder, 2)
     vq = randomise(VQGAN(codes=(codes, 4), multipliers=(1, 1, 1, 2, 2), attended=(4,)))
     write_ibq(vq, folder.parent / "Emu3.5-VisionTokenizer")
     return model

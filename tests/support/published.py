@@ -219,18 +219,23 @@ def write_llamagen(folder: Path, wrapper: str = "model") -> Path:
     return folder / "c2i_B_256.pt"
 
 
-def write_llama(model, folder: Path, shards: int = 1) -> Path:
-    folder.mkdir(exist_ok=True)
-    model.config.save_pretrained(folder)
-    weights = {name: x.clone() for name, x in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        del weights["lm_head.weight"]
+def write_shards(weights: dict[str, Tensor], folder: Path, shards: int) -> None:
+    """So many files and their index, or one without."""
     names, index = sorted(weights), {}
     for i in range(shards):
         file = f"model-{i + 1:05}-of-{shards:05}.safetensors" if shards > 1 else "model.safetensors"
-        save_file({name: weights[name] for name in names[i::shards]}, folder / file)
+        save_file({name: weights[name].clone() for name in names[i::shards]}, folder / file)
         index |= dict.fromkeys(names[i::shards], file)
     if shards > 1:
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+
+
+def write_llama(model, folder: Path, shards: int = 1) -> Path:
+    folder.mkdir(exist_ok=True)
+    model.config.save_pretrained(folder)
+    weights = model.state_dict()
+    if model.config.tie_word_embeddings:
+        del weights["lm_head.weight"]
+    write_shards(weights, folder, shards)
     write_tokenizer(folder / "tokenizer.json", ["<s>", "</s>"])
     return folder

@@ -20,7 +20,7 @@ from ..image_tokenizer import ImageTokenizer
 from . import emu, image_tokenizers, janus, llama, llamagen, native, simplear, wallaroo
 from .checkpoint import Checkpoint, Weights, checked, fill, named, named_shapes, skeleton
 from .native import SIZES, check_size, is_trained_at, save, save_image_tokenizer, trained_sizes
-from .source import PICKLES, WRAPPERS, Source, whole_of
+from .source import EVERY_WRAPPER, PICKLES, Source, name_of, whole_of
 
 __all__ = ["BUNDLED", "Checkpoint", "convert", "load_image_tokenizer", "read", "save", "skeleton"]
 
@@ -100,7 +100,7 @@ def convert(
     if family in IMAGE_TOKENIZERS:
         if weights:
             raise ValueError(f"{source} is an image tokenizer: its weights cannot be {weights}")
-        card = {"modelspec.title": Source(source, (*WRAPPERS, "ema")).name}
+        card = {"modelspec.title": name_of(source)}
         return save_image_tokenizer(output, load_image_tokenizer(source, family=family), card)
     checkpoint = read(source, family, image_tokenizer=image_tokenizer, side=side, windows=windows)
     with named(source):
@@ -157,7 +157,7 @@ def default_dtype(device: str | torch.device) -> torch.dtype:
 def _family_of(path: str | Path) -> str | None:
     """Which of FAMILIES it is, by tensor names that only this family has; None for any other
     safetensors file, such as our own. Raises FileNotFoundError or ValueError."""
-    source = Source(path, (*WRAPPERS, "ema"))
+    source = Source(path, EVERY_WRAPPER)
     for family, module in MODELS.items():
         if module.is_one(source):
             if family in ("janus", "llama") and not source.path.is_dir():

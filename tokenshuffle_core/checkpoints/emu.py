@@ -46,7 +46,7 @@ def read(
     text_tokenizer = TextTokenizer.from_json(text_tokenizer_of(source), PROMPT)
     ids = text_tokenizer.tokenizer.get_vocab()
     if missing := {ROW_END, LAST} - ids.keys():
-        raise ValueError(f"{source.path}: its text tokenizer has no token {missing.pop()}")
+        raise ValueError(f"{source.path}: its text tokenizer has no token {min(missing)}")
     model = one_vocabulary.shape_of(
         source, ids[LAST] + 1, images.codebook_size, max_prompt=MAX_PROMPT, max_grid=MAX_GRID
     )
@@ -58,8 +58,7 @@ def read(
         "modelspec.author": "BAAI",
         "modelspec.description": "Emu3.5: the prompt describes the picture.",
         "modelspec.license": "Apache-2.0",
-        "modelspec.resolution": f"{sizes[0][0]}x{sizes[0][1]}",
-        native.SIZES: ", ".join(f"{width}x{height}" for width, height in sizes),
+        **native.card_of_sizes(sizes),
     }
     cfg = 5.0 if "image" in source.name.lower() else 2.0
     generation = GenerationConfig(*sizes[0], cfg=cfg, schedule="constant", top_k=5120)

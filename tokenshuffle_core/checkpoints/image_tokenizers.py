@@ -5,7 +5,7 @@ from pathlib import Path
 from ..config import ImageTokenizerConfig
 from . import cosmos, ibq, native, vq
 from .checkpoint import Weights, named
-from .source import WRAPPERS, Source
+from .source import EVERY_WRAPPER, Source
 
 FAMILIES = {"ibq": ibq, "vq": vq, "cosmos": cosmos}
 
@@ -13,7 +13,7 @@ FAMILIES = {"ibq": ibq, "vq": vq, "cosmos": cosmos}
 def read(path: str | Path) -> tuple[ImageTokenizerConfig, Weights]:
     """An image tokenizer's shape and weights: a published one, or one of ours, with or without a
     model. Raises FileNotFoundError or ValueError."""
-    family = family_of(Source(path, (*WRAPPERS, "ema")))
+    family = family_of(Source(path, EVERY_WRAPPER))
     return (FAMILIES[family].read if family else native.read_image_tokenizer)(path)
 
 
@@ -31,7 +31,7 @@ def family_of(source: Source) -> str | None:
 def is_alone(path: str | Path) -> bool:
     """Whether it is an image tokenizer without a model. Raises as `read`."""
     with named(path):
-        source = Source(path, (*WRAPPERS, "ema"))
-        if family_of(source) or source.path.suffix.lower() != ".safetensors":
-            return family_of(source) is not None
-        return native.has_no_model(path)
+        source = Source(path, EVERY_WRAPPER)
+        if family_of(source):
+            return True
+        return source.path.suffix.lower() == ".safetensors" and native.has_no_model(path)

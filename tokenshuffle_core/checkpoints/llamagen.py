@@ -30,7 +30,7 @@ def read(
 
     Raises FileNotFoundError or ValueError.
     """
-    images, image_weights = vq.read(image_tokenizer or _beside(source))
+    images, image_weights = vq.read(image_tokenizer or source.beside(*TOKENIZERS))
     codes, dim = source.shape_of("tok_embeddings.weight", 2)
     classes = source.shape_of(MARKS[0], 2)[0] - 1
     layers = source.count("layers.{}.attention.wqkv.weight")
@@ -53,16 +53,6 @@ def read(
     config = Config(images, model, generation)
     return Checkpoint(
         source.path, config, ClassNames(names), card, _model(source, model), image_weights
-    )
-
-
-def _beside(source: Source) -> Path:
-    folder = source.path.parent
-    for name in TOKENIZERS:
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(
-        f"{source.path} needs its image tokenizer: put {TOKENIZERS[0]} beside it, or pass its file"
     )
 
 

@@ -8,6 +8,7 @@ image tokenizer can also have a file of its own.
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -78,6 +79,12 @@ def trained_sizes(config: Config, card: dict[str, str]) -> list[tuple[int, int]]
     sizes = parse_sizes(card.get(SIZES, ""))
     default = config.generation.width, config.generation.height
     return list(dict.fromkeys([default, *sizes])) if sizes else []
+
+
+def card_of_sizes(sizes: Sequence[tuple[int, int]]) -> dict[str, str]:
+    """The part of a card that `trained_sizes` reads: sizes (width, height), the default first."""
+    names = [f"{width}x{height}" for width, height in sizes]
+    return {"modelspec.resolution": names[0], SIZES: ", ".join(names)}
 
 
 def is_trained_at(config: Config, card: dict[str, str], settings: GenerationConfig) -> bool:

@@ -17,7 +17,7 @@ PROMPT = PromptConfig(
     negative_text="An image of aerial view, overexposed, low quality, deformation, a poor "
     "composition, bad hands, bad teeth, bad eyes, bad limbs, distortion",
 )
-SIDE, SIDES = 1024, (1024, 768, 512, 256)
+SIDES = (1024, 768, 512, 256)
 CODES = 64_000  # of Cosmos' tokenizer
 MAX_PROMPT = 508  # 4,608 positions of the training, less 4,096 codes and the template's tokens
 COSMOS = ("Cosmos-1.0-Tokenizer-DV8x16x16", "Cosmos-Tokenizer-DV8x16x16")  # folders of it
@@ -51,16 +51,15 @@ def read(
     model = one_vocabulary.shape_of(
         source, len(text_tokenizer), images.codebook_size, max_prompt=MAX_PROMPT, max_grid=64
     )
-    sides = (side,) if side else SIDES
+    sizes = [(each, each) for each in ((side,) if side else SIDES)]
     card = {
         "modelspec.title": source.name,
         "modelspec.author": "Junke Wang et al.",
         "modelspec.description": "SimpleAR: the prompt describes the picture, in English.",
         "modelspec.license": "MIT (code); the image tokenizer: NVIDIA Open Model License",
-        "modelspec.resolution": f"{sides[0]}x{sides[0]}",
-        native.SIZES: ", ".join(f"{each}x{each}" for each in sides),
+        **native.card_of_sizes(sizes),
     }
-    generation = GenerationConfig(sides[0], sides[0], cfg=6.0, schedule="constant")
+    generation = GenerationConfig(*sizes[0], cfg=6.0, schedule="constant")
     weights = one_vocabulary.weights_of(source, model)
     config = Config(images, model, generation, PROMPT)
     return Checkpoint(source.path, config, text_tokenizer, card, weights, image_weights)

@@ -26,6 +26,7 @@ from . import torchscript
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 # Keys that wrap a state dict in such a file, and prefixes that training adds to its names.
 WRAPPERS = ("model", "module", "state_dict")
+EVERY_WRAPPER = (*WRAPPERS, "ema")  # averaged weights as well, which not every reader wants
 PREFIXES = ("_fsdp_wrapped_module.", "_orig_mod.", "module.")
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin", "model.ckpt")
@@ -49,7 +50,7 @@ class Source:
     """Names -> tensors. Raises FileNotFoundError, or ValueError with one sentence.
 
     Attributes: `path`, with the snapshot in the place of a model's folder in Hugging Face's cache,
-    the model's `name` there, or that of its file or folder, and the `shapes` of all tensors.
+    its `name`, and the `shapes` of all tensors.
     """
 
     def __init__(self, path: str | Path, wrappers: tuple[str, ...] = WRAPPERS):
@@ -121,30 +122,28 @@ class Source:
 
     @property
     def name(self) -> str:
-        folder = self.path.parent if self.path.name.lower() in PROGRAMS else self.path
-        if not folder.is_dir():
-            return folder.stem
-        real = folder.resolve()
-        cached = real.parent.name == "snapshots" and real.parent.parent.name.startswith("models--")
-        return real.parent.parent.name.rpartition("--")[2] if cached else real.name
+        return name_of(self.path)
 
     def beside(self, *names: str) -> Path:
-        """The first of these folders, or converted files of that name, inside this folder, beside
-        it or beside it in Hugging Face's cache. Raises FileNotFoundError."""
-        folders = [self.path, self.path.resolve().parent]
-        cached = [f"models--*--{name}" for name in names] if folders[1].name == "snapshots" else []
-        for folder in folders:
+        """The model's image tokenizer, under the first of these names of files or folders that is
+        inside this folder, beside it, or beside it in Hugging Face's cache; a folder may have been
+        converted to a file of its name. Raises FileNotFoundError."""
+        around = self.path.resolve().parent
+        for folder in (self.path, self.path.parent, around):
             for name in names:
                 for found in (folder / name, folder / f"{name}.safetensors"):
                     if found.exists():
                         return found
-        for pattern in cached:
-            for found in sorted(folders[1].parents[1].glob(pattern)):
-                return found
-        raise FileNotFoundError(
-            f"{self.path} needs its image tokenizer: put the folder {names[0]} beside it, or pass "
-            "its path as the image tokenizer"
-        )
+        if around.name == "snapshots":
+            for name in names:
+                for found in sorted(around.parents[1].glob(f"models--*--{name}")):
+                    return found
+        first = names[0]
+        if first.endswith(PICKLES):
+            how = f"put {first} beside it, or pass its file"
+        else:
+            how = f"put the folder {first} beside it, or pass its path as the image tokenizer"
+        raise FileNotFoundError(f"{self.path} needs its image tokenizer: {how}")
 
     def file(self, name: str) -> Path:
         """A file of the folder, or beside the file, by a name that may not lead out of it. A link
@@ -199,6 +198,17 @@ class Source:
         if instead := _instead_of(self.path):
             raise FileNotFoundError(f"{self.path} is not a model: give {instead}")
         raise FileNotFoundError(f"{self.path} has none of {', '.join((*INDICES, *WHOLE))}")
+
+
+def name_of(path: str | Path) -> str:
+    """What a model's file or folder is called, or the model in Hugging Face's cache."""
+    path = snapshot_of(Path(path))
+    folder = path.parent if path.name.lower() in PROGRAMS else path
+    if not folder.is_dir():
+        return folder.stem
+    real = folder.resolve()
+    cached = real.parent.name == "snapshots" and real.parent.parent.name.startswith("models--")
+    return real.parent.parent.name.rpartition("--")[2] if cached else real.name
 
 
 def _other_half(program: Path) -> Path:

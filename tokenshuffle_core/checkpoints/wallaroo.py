@@ -53,7 +53,9 @@ def read(
     """The published file, or its folder, with Qwen2.5-VL's text tokenizer and LlamaGen's image
     tokenizer beside it; config.json as well, if it is not the published shape. Raises
     FileNotFoundError or ValueError."""
-    images, image_weights = image_tokenizers.read(image_tokenizer or _beside(source))
+    images, image_weights = image_tokenizers.read(
+        image_tokenizer or source.beside(*IMAGE_TOKENIZERS)
+    )
     text_tokenizer = TextTokenizer.extended(
         text_tokenizer_of(source), SPECIAL, f"{source.path}: its text tokenizer", PROMPT
     )
@@ -72,8 +74,7 @@ def read(
         "modelspec.description": "Wallaroo: the prompt describes the picture, in English or "
         "Chinese.",
         "modelspec.license": "Apache-2.0 (code)",
-        "modelspec.resolution": f"{sizes[0][0]}x{sizes[0][1]}",
-        native.SIZES: ", ".join(f"{width}x{height}" for width, height in sizes),
+        **native.card_of_sizes(sizes),
     }
     generation = GenerationConfig(*sizes[0], cfg=3.0, schedule="constant", top_k=1000)
     weights = _weights(source, model, image_weights)
@@ -119,13 +120,3 @@ def _hf_config(source: Source) -> dict:
         if isinstance(rope, dict) and "mrope_section" in rope:
             found = found | {name: {"rope_theta": rope.get("rope_theta", found.get("rope_theta"))}}
     return found
-
-
-def _beside(source: Source) -> Path:
-    for name in IMAGE_TOKENIZERS:
-        if (source.folder / name).is_file():
-            return source.folder / name
-    raise FileNotFoundError(
-        f"{source.path} needs its image tokenizer: put {IMAGE_TOKENIZERS[0]} beside it, or pass "
-        "its file"
-    )

@@ -43,9 +43,8 @@ def _info(options) -> None:
             raise FileNotFoundError(
                 f"{options.model} is neither an existing file nor a preset ({presets})"
             ) from None
-        if checkpoint:
-            config, card, vocabulary = checkpoint.config, checkpoint.card, checkpoint.vocabulary
-        if checkpoint and checkpoint.kind:
+        config, card, vocabulary = checkpoint.config, checkpoint.card, checkpoint.vocabulary
+        if checkpoint.kind:
             card = {"tokenshuffle.weights": checkpoint.kind} | card
     for name in ("subjects", "language"):
         if getattr(options, name) and not vocabulary:

@@ -128,7 +128,7 @@ class CapturedSteps:
         positions = shape.positions
         if cache.reach is None:
             cache.hold()
-            self.before = cache.length - decoding.shape.place(done - 1) - 1
+            self.before = cache.length - shape.place(done - 1) - 1
             self.known[()] = done
             pending.clear()
         count, began = self.pace.count, time.perf_counter()
