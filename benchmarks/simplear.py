@@ -3,8 +3,8 @@ against `transformers`' Qwen2 in the same run, memory, and the image tokenizer.
 
     python -m benchmarks.simplear --json simplear.json
 
-Both models have the same weights, rounded to bfloat16 as the published file holds them, and two
-rows for guidance. Ours computes in float32; theirs in float32, then in bfloat16. The caches are
+Both models have the same weights, in bfloat16 as the published file holds them, and two rows for
+guidance. Ours computes in float32; theirs in float32, then in bfloat16. The caches are
 filled with random keys and values to each length, and steps are taken in turn; a step of theirs is
 the forward pass with its cache, guidance and one draw from all logits.
 """
@@ -13,66 +13,96 @@ import argparse
 import json
 import statistics
 import time
+import zlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokenshuffle_core import engine
+from tokenshuffle_core.checkpoints import skeleton
+from tokenshuffle_core.checkpoints.native import metadata_of
 from tokenshuffle_core.config import Config, GenerationConfig, ImageTokenizerConfig, ModelConfig
+from tokenshuffle_core.files import Planned, write_safetensors
 from tokenshuffle_core.image_tokenizer import ImageTokenizer
-from tokenshuffle_core.model import TokenShuffleModel
-from tokenshuffle_core.pipeline import Pipeline
+from tokenshuffle_core.pipeline import Pipeline, load
 from tokenshuffle_core.sampler import Decoding, Shape, Steps
 from tokenshuffle_core.text_tokenizer import TextTokenizer
 
-from .measure import columns, forget_peak, machine, numbers, peak_anonymous, seconds_of, write_json
+from .measure import (
+    columns,
+    forget_peak,
+    in_a_process,
+    machine,
+    numbers,
+    peak_anonymous,
+    seconds_of,
+    write_json,
+)
 from .models import COSMOS, SIMPLEAR
 
 CFG, PADDING, PROMPT = 6.0, 16, 64  # the conditional prompt is the shorter one
 TURN = 4  # steps: as many as the noise is drawn for at once
 
 
-def make(shape: ModelConfig):
-    """`transformers`' model, and ours with the same tensors; our head alone is a copy, as a file
-    would have it."""
+def weight_of(name: str, shape: torch.Size) -> torch.Tensor:
+    """One of random weights in the type of the published file, the same in every call."""
+    if name.endswith("norm.weight"):
+        return torch.ones(shape, dtype=torch.bfloat16)
+    if name == "head.weight":  # tied
+        name = "code_embedding.weight"
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.randn(shape, generator=generator).mul_(0.02).bfloat16()
+
+
+def weights_of(shape: ModelConfig) -> dict[str, partial]:
+    tensors = skeleton(shape).state_dict().items()
+    return {name: partial(weight_of, name, tensor.shape) for name, tensor in tensors}
+
+
+def write(path: Path, shape: ModelConfig, images: ImageTokenizerConfig, side: int) -> None:
+    """The file that `tokenshuffle convert` makes of a published model."""
+    text = TextTokenizer.train(["a red apple"], 320, max_grid=side)
+    tensors = {
+        f"model.{name}": Planned(tuple(make.args[1]), torch.bfloat16, make)
+        for name, make in weights_of(shape).items()
+    }
+    for name, tensor in ImageTokenizer(images).state_dict().items():
+        tensors[f"image_tokenizer.{name}"] = tensor
+    write_safetensors(path, tensors, metadata_of(Config(images, shape), text, {}, None, None))
+
+
+def theirs(shape: ModelConfig):
+    """`transformers`' model with the same weights."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    text = shape.text_vocabulary
     config = Qwen2Config(
-        vocab_size=text + shape.codebook_size, hidden_size=shape.dim,
+        vocab_size=shape.text_vocabulary + shape.codebook_size, hidden_size=shape.dim,
         intermediate_size=shape.hidden, num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
         max_position_embeddings=shape.context, rms_norm_eps=shape.norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
         tie_word_embeddings=True,
     )  # fmt: skip
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        theirs = Qwen2ForCausalLM(config).eval()
-    finally:
-        torch.set_default_dtype(torch.float32)
-    theirs.float()
-    weights = theirs.model.state_dict()
-    table = weights.pop("embed_tokens.weight")
+    model = Qwen2ForCausalLM(config).eval().requires_grad_(False)
     names = {
-        "layers.": "transformer.blocks.", "self_attn": "attention", "norm.weight": "norm.weight",
-        "input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm",
+        "transformer.blocks.": "layers.", "transformer.norm.": "norm.",
+        ".attention.": ".self_attn.", ".attention_norm.": ".input_layernorm.",
+        ".mlp_norm.": ".post_attention_layernorm.",
     }  # fmt: skip
-    ours = {"transformer.norm.weight": weights.pop("norm.weight")}
-    for name, weight in weights.items():
+    weights = weights_of(shape)
+    tables = [weights.pop(f"{name}.weight")() for name in ("text_embedding", "code_embedding")]
+    model.model.embed_tokens.weight.copy_(torch.cat(tables))
+    del weights["head.weight"]
+    for name, read in weights.items():
         for old, new in names.items():
             name = name.replace(old, new)
-        ours[name] = weight
-    ours["text_embedding.weight"], ours["code_embedding.weight"] = table[:text], table[text:]
-    ours["head.weight"] = table[text:].clone()
-    with torch.device("meta"):
-        model = TokenShuffleModel(shape).eval()
-    model.load_state_dict(ours, assign=True)
-    return theirs, model.requires_grad_(False)
+        model.model.get_parameter(name).copy_(read())
+    return model
 
 
 def our_steps(model, side: int) -> Steps:
@@ -154,6 +184,7 @@ def first_windows(pipeline: Pipeline, side: int, count: int) -> dict:
     }  # fmt: skip
 
 
+@torch.inference_mode()
 def image_tokenizer(config: ImageTokenizerConfig, side: int) -> dict:
     """Seconds to decode, and the share of the rate of one large convolution."""
     images = ImageTokenizer(config).eval()
@@ -179,29 +210,36 @@ def measure(options) -> dict:
             shape, text_vocabulary=2000, dim=64, layers=2, heads=4, kv_heads=2, hidden=96
         )
         images, side = replace(images, channels=8), 16
-    results = image_tokenizer(images, side)
+    results = in_a_process(image_tokenizer, images, side)
     print(json.dumps(results), flush=True)
-    theirs, model = make(shape)
-    text = TextTokenizer.train(["a red apple"], 320, max_grid=side)
-    pipeline = Pipeline(Config(images, shape), model, None, text, {})
-    results["weights"] = sum(p.nbytes for p in model.parameters())
-    forget_peak()
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "simplear.safetensors")
+        in_a_process(write, path, shape, images, side)
+        pipeline = load(path)
+    forget_peak()  # in which the file's pages would count
+    model = pipeline.model
+    weights = list(model.parameters())
+    results["parameters"] = sum(weight.numel() for weight in weights)
+    results["weights"] = sum(weight.nbytes for weight in weights)
     results |= first_windows(pipeline, side, options.steps)
     print(json.dumps(results), flush=True)
     steps = our_steps(model, side)
     our_turn(model, steps, options.lengths[0])
-    results |= {"peak": peak_anonymous(), "packed": engine.packed_nbytes(model), "rows": []}
+    packed = engine.packed_nbytes(model)
+    results |= {"peak": peak_anonymous(), "packed": packed, "rows": []}
+    other = theirs(shape)
     for dtype in (torch.float32, torch.bfloat16):
-        theirs.to(dtype)
-        their_turn(theirs, options.lengths[0])  # warms up
+        other.to(dtype)
+        their_turn(other, options.lengths[0])  # warms up
         for length in options.lengths:
             turns = [
-                (our_turn(model, steps, length), their_turn(theirs, length))
+                (our_turn(model, steps, length), their_turn(other, length))
                 for _ in range(options.rounds)
             ]
-            ours, other = (statistics.median(column) for column in zip(*turns, strict=True))
+            medians = [statistics.median(column) for column in zip(*turns, strict=True)]
             name = str(dtype).removeprefix("torch.")
-            row = {"positions": length, "their_dtype": name, "ours": ours, "theirs": other}
+            row = {"positions": length, "their_dtype": name}
+            row |= zip(("ours", "theirs"), medians, strict=True)
             results["rows"].append(row)
             print(json.dumps(row), flush=True)
     return results
@@ -210,8 +248,10 @@ def measure(options) -> dict:
 def table(run: dict) -> str:
     gib = 2**30
     rows = {
-        "weights in float32": f"{run['weights'] / gib:.2f} GiB",
-        "memory at most": f"{run['peak'] / gib:.2f} GiB, {run['peak'] / run['weights']:.2f} x",
+        "weights in float32": f"{run['parameters'] * 4 / gib:.2f} GiB",
+        "as loaded": f"{run['weights'] / gib:.2f} GiB",
+        "memory at most": f"{run['peak'] / gib:.2f} GiB, "
+        f"{run['peak'] / run['parameters'] / 4:.2f} x the weights in float32",
         "of which packed weights": f"{run['packed'] / gib:.2f} GiB",
         "the first step": f"{run['first_step']:.0f} s",
         f"the next {run['windows'] - 1} windows, each": f"{1e3 * run['window']:.0f} ms",

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from tokenshuffle_core.checkpoints import SIZES
 from tokenshuffle_core.class_names import ClassNames
@@ -165,3 +166,22 @@ def test_a_loaded_checkpoint_draws_the_same_picture(pipeline, tiny):
     expected = pipeline.generate("a red apple", settings=SETTINGS, seed=4).images
     found = load(tiny).generate("a red apple", settings=SETTINGS, seed=4).images
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_on_a_cpu_linear_layers_stay_in_the_16_bits_of_their_file(stored, pipeline, tmp_path):
+    path = tmp_path / "half.safetensors"
+    pipeline.save(path, stored)
+    small, whole = load(path), load(path, dtype=torch.float32)
+    linear = {f"{n}.weight" for n, m in small.model.named_modules() if isinstance(m, nn.Linear)}
+    own = stored if "fbgemm" in torch.backends.quantized.supported_engines else torch.float32
+    for name, weight in small.model.state_dict().items():
+        assert weight.dtype == (own if name in linear else torch.float32), name
+        assert torch.equal(weight.float(), whole.model.state_dict()[name]), name
+    prompts = [small.encode_prompt("a red apple")], small.encode_prompt("")
+    for engine in (True, False):
+        found, expected = (
+            list(each.sample(*prompts, SETTINGS, [4], engine=engine))[-1].codes
+            for each in (small, whole)
+        )
+        assert torch.equal(found, expected)

@@ -42,15 +42,16 @@ def load(
     """Load the bundled model, a checkpoint, or a model of another family as published, onto
     `device`.
 
-    `path` is a file or a folder; `dtype` applies to the model, by default `default_dtype(device)`,
-    while the image tokenizer, which is small, stays float32. `image_tokenizer` is the image
-    tokenizer's file where the model does not include it: a LLaMA needs one. `weights` is a kind of
-    small weights, which the model's become as they are read. Raises FileNotFoundError, or
-    ValueError with one sentence that names the file.
+    `path` is a file or a folder. `dtype` applies to the model, by default `default_dtype(device)`;
+    then a CPU, which computes in float32, keeps linear layers in the 16 bits of their file. The
+    image tokenizer, which is small, is float32. `image_tokenizer` is the image tokenizer's file
+    where the model does not include it: a LLaMA needs one. `weights` is a kind of small weights,
+    which the model's become as they are read. Raises FileNotFoundError, or ValueError with one
+    sentence that names the file.
     """
     checkpoint = checkpoints.read(path, image_tokenizer=image_tokenizer)
-    dtype = dtype or checkpoints.default_dtype(device)
     if weights:
+        dtype = dtype or checkpoints.default_dtype(device)
         checkpoint = checkpoint.quantized(weights, dtype)
     return Pipeline(
         checkpoint.config,

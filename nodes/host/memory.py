@@ -198,7 +198,10 @@ def load_checkpoint(name: str, weights: str | None = None) -> Loaded:
     management = comfy.model_management
     path = checkpoint_path(name)
     device, offload = management.get_torch_device(), management.unet_offload_device()
-    pipeline = load(path, offload, model_dtype(device), weights=weights)
+    dtype = model_dtype(device)
+    if management.is_device_cpu(device) and dtype == torch.float32:
+        dtype = None  # which keeps 16-bit weights as they are
+    pipeline = load(path, offload, dtype, weights=weights)
     vae_device = management.vae_device()
     pipeline.image_tokenizer.to(management.vae_dtype(vae_device))
     pipeline.image_tokenizer.decode_dtype = management.vae_dtype(vae_device, [torch.float16])

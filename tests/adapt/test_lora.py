@@ -4,9 +4,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.support.loras import write_random_lora
+from tests.support.models import random_checkpoint
 from tokenshuffle_core import engine
 from tokenshuffle_core.adapt.lora import METADATA, add_lora, merge_lora, read_lora, save_lora
 from tokenshuffle_core.model import TokenShuffleModel
+from tokenshuffle_core.pipeline import load
 from tokenshuffle_core.presets import PRESETS
 from tokenshuffle_core.sampler import pad_left
 
@@ -79,6 +82,17 @@ def test_merged_weight_is_the_formula(trained, strength):
     change = model.get_submodule(layer)
     expected = before.get_submodule(layer).weight + strength * 2.0 * change.up @ change.down
     torch.testing.assert_close(merged.get_submodule(layer).weight, expected)
+
+
+def test_merged_into_16_bits_it_loses_nothing(tmp_path):
+    path, lora = tmp_path / "half.safetensors", tmp_path / "lora.safetensors"
+    random_checkpoint().save(path, torch.bfloat16)
+    write_random_lora(lora, path)
+    half, whole = load(path).model, load(path, dtype=torch.float32).model
+    for model in (half, whole):
+        merge_lora(model, lora)
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(half.state_dict()[name].float(), weight), name
 
 
 def test_file_has_the_usual_names(trained):

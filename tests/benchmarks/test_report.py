@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from benchmarks import simplear
-from benchmarks.models import SIMPLEAR
+from benchmarks.models import COSMOS, SIMPLEAR
 from benchmarks.report import DOCUMENT, document
 from scripts.comfyui import PACK
+from tokenshuffle_core.pipeline import load
 
 
 def test_the_document_is_made_from_the_results():
@@ -49,12 +50,14 @@ def test_parts_are_measured(tmp_path):
 
 @pytest.mark.slow
 @torch.inference_mode()
-def test_simplear_is_measured_against_the_same_model():
-    small = {"text_vocabulary": 300, "dim": 64, "layers": 2, "heads": 4, "hidden": 96}
-    theirs, ours = simplear.make(replace(SIMPLEAR, **small))
-    text, codes = torch.randint(300, (2, 5)), torch.randint(64_000, (2, 2, 2))
-    ids = torch.cat([text, 300 + codes.flatten(1)[:, :-1]], 1)
-    expected = theirs(input_ids=ids).logits[:, 4:, 300:]
+def test_simplear_is_measured_against_the_same_model(tmp_path):
+    small = {"text_vocabulary": 400, "dim": 64, "layers": 2, "heads": 4, "hidden": 96}
+    shape = replace(SIMPLEAR, **small)
+    simplear.write(tmp_path / "simplear.safetensors", shape, replace(COSMOS, channels=8), 16)
+    theirs, ours = simplear.theirs(shape), load(tmp_path / "simplear.safetensors").model
+    text, codes = torch.randint(400, (2, 5)), torch.randint(64_000, (2, 2, 2))
+    ids = torch.cat([text, 400 + codes.flatten(1)[:, :-1]], 1)
+    expected = theirs(input_ids=ids).logits[:, 4:, 400:]
     actual = ours(text, torch.zeros(2, dtype=torch.int64), codes).codes[:, :, 0]
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
     options = SimpleNamespace(small=True, lengths=[64, 128], steps=4, rounds=1)

@@ -1,8 +1,10 @@
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from tests.support.loras import write_random_lora
+from tests.support.models import random_checkpoint
 from tokenshuffle_core.adapt.lora import merge_lora
 from tokenshuffle_core.cli.main import main
 from tokenshuffle_core.pipeline import load
@@ -43,6 +45,15 @@ def test_grown_checkpoint_serves_the_windows_asked_for(tiny, tmp_path, capsys):
         output = tmp_path / f"{window}.png"
         assert main([*picture, "--window", window, "-o", str(output)]) == 0
         assert output.exists()
+
+
+@pytest.mark.parametrize("command", ["merge", "grow"])
+def test_what_is_written_has_one_type_of_weights(command, lora, tmp_path):
+    half, output = tmp_path / "half.safetensors", tmp_path / "new.safetensors"
+    random_checkpoint().save(half, torch.float16)
+    change = {"merge": ["--lora", str(lora)], "grow": ["--windows", "2,1"]}[command]
+    assert main([command, "--model", str(half), *change, "-o", str(output)]) == 0
+    assert {weight.dtype for weight in load_file(output).values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(

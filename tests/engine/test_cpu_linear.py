@@ -3,7 +3,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tokenshuffle_core.engine import cpu_linear
 from tokenshuffle_core.engine.cpu_linear import MANY, MANY_IN_16_BITS, CpuLinear, product
+from tokenshuffle_core.engine.quantize import CastLinear
 
 ENGINES = torch.backends.quantized.supported_engines
 
@@ -72,6 +74,37 @@ def test_weights_of_short_floats_lose_nothing(dtype, std, rows):
     assert layer.products[0].rows == (MANY_IN_16_BITS if "fbgemm" in ENGINES else MANY)
     exact = x[:1].double() @ plain.weight.double().T
     assert (layer(x[:1]) - exact).norm() < 1e-6 * exact.norm()
+
+
+def cast(columns: int, rows: int, dtype: torch.dtype) -> CastLinear:
+    layer = CastLinear(columns, rows)
+    layer.weight.data = layer.weight.to(dtype)
+    return layer
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("columns", [512, 2048])
+@pytest.mark.parametrize("has_kernel", [True, False])
+def test_weights_in_16_bits_compute_in_32(dtype, columns, has_kernel, monkeypatch):
+    if not has_kernel:  # as on a CPU that is not x86
+        monkeypatch.setattr(cpu_linear, "multiplies_float16", lambda: False)
+    plain = cast(columns, 96, dtype)
+    for rows in (1, 2, 8, MANY_IN_16_BITS, MANY_IN_16_BITS + 1):
+        x = torch.randn(rows, columns)
+        exact = x.double() @ plain.weight.double().T + plain.bias
+        for layer in (plain, CpuLinear(plain)):
+            assert layer(x).dtype == torch.float32
+            assert (layer(x) - exact).norm() < 1e-6 * exact.norm()
+    assert plain.weight.dtype == dtype
+
+
+@torch.inference_mode()
+def test_weights_of_two_types_are_one_product():
+    layers = [cast(256, 64, torch.bfloat16), nn.Linear(256, 32), cast(256, 16, torch.float16)]
+    x = torch.randn(2, 256)
+    exact = torch.cat([x.double() @ layer.weight.double().T for layer in layers], 1)
+    assert (product(layers).of(x) - exact).norm() < 1e-6 * exact.norm()
 
 
 @torch.inference_mode()

@@ -77,7 +77,7 @@ def test_products_on_a_cpu_are_those_of_the_dequantised_weights(
 ):
     """Activations are not rounded, whatever the number of rows."""
     if not in_16_bits:  # as on a CPU that is not x86
-        monkeypatch.setattr(cpu_linear, "_multiplies_float16", lambda: False)
+        monkeypatch.setattr(cpu_linear, "multiplies_float16", lambda: False)
     layer = layer_of(columns)
     layer.scale[::2] *= 2.0**-12  # one scale for all of float16 does not suffice
     fast, whole = CpuLinear(layer), layer.dequantized(torch.float64)

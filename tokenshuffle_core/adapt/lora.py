@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..checks import check_number
 from ..engine import release
-from ..engine.quantize import check_whole
+from ..engine.quantize import CastLinear, check_whole
 from ..files import open_safetensors, write_safetensors
 
 METADATA = "tokenshuffle.lora"
@@ -123,6 +123,10 @@ def merge_lora(model: nn.Module, path: str | Path, strength: float = 1.0) -> Non
     """Add the LoRA in `path` to the model's weights, in place. Raises as `read_lora`, with the
     model unchanged."""
     for layer, (up, down, scale) in read_lora(path, model, strength).items():
-        weight = model.get_submodule(layer).weight
-        change = scale * (up.float() @ down.float())
-        weight.copy_(weight.float() + change.to(weight.device))
+        linear = model.get_submodule(layer)
+        weight = linear.weight
+        merged = weight.float() + (scale * (up.float() @ down.float())).to(weight.device)
+        if isinstance(linear, CastLinear):  # which would lose by it what 32 bits can tell apart
+            linear.weight = nn.Parameter(merged, weight.requires_grad)
+        else:
+            weight.copy_(merged)

@@ -18,7 +18,17 @@ from ..engine.quantize import quantized_names
 from ..files import Planned, write_safetensors
 from ..image_tokenizer import ImageTokenizer
 from . import emu, image_tokenizers, janus, llama, llamagen, native, simplear, wallaroo
-from .checkpoint import Checkpoint, Weights, checked, fill, named, named_shapes, skeleton
+from .checkpoint import (
+    HALF,
+    Checkpoint,
+    Weights,
+    checked,
+    default_dtype,
+    fill,
+    named,
+    named_shapes,
+    skeleton,
+)
 from .native import SIZES, check_size, is_trained_at, save, save_image_tokenizer, trained_sizes
 from .source import EVERY_WRAPPER, PICKLES, Source, name_of, whole_of
 
@@ -143,15 +153,7 @@ def _planned(
 
 def float_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type that weights of this one are stored in: 16-bit ones stay as they are."""
-    return dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
-
-
-def default_dtype(device: str | torch.device) -> torch.dtype:
-    """bfloat16 on CUDA devices that compute it natively, float16 on others, float32 elsewhere."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
-    return torch.float32
+    return dtype if dtype in HALF else torch.float32
 
 
 def _family_of(path: str | Path) -> str | None:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..config import Config, ImageTokenizerConfig, ModelConfig
+from ..engine.cpu_linear import multiplies_float16
 from ..engine.quantize import (
     KINDS,
+    CastLinear,
     QuantizedLinear,
     quantize,
     quantized_names,
@@ -30,6 +32,7 @@ DTYPES = (
     torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.uint8,
     torch.float8_e4m3fn, torch.float8_e5m2,
 )  # fmt: skip
+HALF = torch.float16, torch.bfloat16
 MAX_SENTENCE = 600  # characters of a sentence about a file
 Weights = dict[str, Callable[[], Tensor]]  # our name -> function that reads the tensor
 
@@ -60,10 +63,21 @@ class Checkpoint:
         check_parts(self.config.model, self.model_weights)
         check_parts(self.config.image_tokenizer, self.image_tokenizer_weights)
 
-    def load_model(self, device: str | torch.device, dtype: torch.dtype) -> TokenShuffleModel:
-        """Raises ValueError if the weights do not match the configuration."""
+    def load_model(
+        self, device: str | torch.device, dtype: torch.dtype | None = None
+    ) -> TokenShuffleModel:
+        """`dtype` None stands for `default_dtype(device)`; with it, a model for a CPU that reads
+        16-bit weights as fast keeps those of its linear layers as they are.
+
+        Raises ValueError if the weights do not match the configuration.
+        """
+        model = self.skeleton()
+        if dtype is None:
+            dtype = default_dtype(device)
+            if torch.device(device).type == "cpu" and multiplies_float16():
+                _cast_on_use(model)
         with named(self.path):
-            return fill(self.skeleton(), self.model_weights, f"{self.path}: model.", device, dtype)
+            return fill(model, self.model_weights, f"{self.path}: model.", device, dtype)
 
     def skeleton(self) -> TokenShuffleModel:
         """The model without data; see `skeleton`."""
@@ -143,13 +157,14 @@ def skeleton(shape: ModelConfig | ImageTokenizerConfig) -> TokenShuffleModel | I
 def fill(
     module: nn.Module, weights: Weights, where: str, device: str | torch.device, dtype: torch.dtype
 ) -> nn.Module:
-    """Load weights into a skeleton for inference, on `device` and in `dtype` (except quantised
-    ones). None is a view of its file, which may be replaced then.
+    """Load weights into a skeleton for inference, on `device` and in `dtype`, except quantised ones
+    and what a `CastLinear` has in 16 bits. None is a view of its file, which may be replaced then.
 
     Raises ValueError, starting with `where`, for names or shapes that differ and for values that
     are not finite.
     """
     kept = quantized_names(module)
+    cast = {f"{n}.weight" for n, layer in module.named_modules() if isinstance(layer, CastLinear)}
     state_dict = {}
     for name, shape in named_shapes(module, weights, where).items():
         # The check of all values is faster on a GPU.
@@ -158,9 +173,24 @@ def fill(
         )
         # A view of the file would change with it, and end the process where that is cut.
         copy = weight.device.type == "cpu"
-        state_dict[name] = weight.to(kept.get(name, dtype), copy=copy)
+        own = weight.dtype if name in cast and weight.dtype in HALF else dtype
+        state_dict[name] = weight.to(kept.get(name, own), copy=copy)
     module.load_state_dict(state_dict, assign=True)
     return module.eval()
+
+
+def default_dtype(device: str | torch.device) -> torch.dtype:
+    """bfloat16 on CUDA devices that compute it natively, float16 on others, float32 elsewhere."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
+    return torch.float32
+
+
+def _cast_on_use(module: nn.Module) -> None:
+    for layer in module.modules():
+        if type(layer) is nn.Linear:
+            layer.__class__ = CastLinear
 
 
 def named_shapes(module: nn.Module, weights: Weights, where: str) -> dict[str, torch.Size]:

@@ -111,7 +111,7 @@ def _quantize(options) -> None:
 
 def _rewrite(options, dtype=None) -> None:
     output = check_output(options.output, ".safetensors")
-    load(options).save(output, dtype)
+    load(options, to_save=True).save(output, dtype)
     print(output)
 
 
@@ -121,7 +121,7 @@ def _grow(options) -> None:
     output = check_output(options.output, ".safetensors")
     windows = _windows(options.windows)
     options.model = options.source or options.model
-    parent = load(options)
+    parent = load(options, to_save=True)
     grow(parent, windows, options.window_head).save(output)
     for window in windows:
         if window > 1 and window not in parent.config.model.windows:

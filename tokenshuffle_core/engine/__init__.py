@@ -22,7 +22,7 @@ from .cpu_linear import CpuLinear
 from .cpu_transformer import CpuTransformer
 from .cuda_graphs import KEPT, addresses, kept_nbytes, on_current_gpu, steps
 from .pace import FINISHED, Pace
-from .quantize import QuantizedLinear, rounds_activations
+from .quantize import CastLinear, QuantizedLinear, rounds_activations
 from .swapped import Swapped
 from .threads import Threads
 
@@ -44,7 +44,7 @@ THREADS = Threads()  # one for all work: how busy the machine is does not depend
 PREPARED: "WeakKeyDictionary[nn.Module, tuple]" = WeakKeyDictionary()
 PACES: "WeakKeyDictionary[nn.Module, dict[tuple, Pace]]" = WeakKeyDictionary()
 # Exactly these classes: a subclass may be one that a host or a training has put in.
-PLAIN = (nn.Linear, QuantizedLinear)
+PLAIN = (nn.Linear, CastLinear, QuantizedLinear)
 
 
 def prepare(model: "TokenShuffleModel", device: torch.device) -> None:

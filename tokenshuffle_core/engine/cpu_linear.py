@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .quantize import QuantizedLinear, multiply, pack
+from .quantize import CastLinear, QuantizedLinear, multiply, pack
 from .swapped import Swapped
 
 # Rows beyond which computing a product takes longer than reading its weight.
@@ -70,7 +70,9 @@ def product(layers: Sequence[nn.Linear | QuantizedLinear]) -> Product:
         kernel = partial(multiply, layers, packed=packed), MANY_IN_8_BITS, nbytes
     else:
         plain = [weight.detach() for weight in weights]
-        kernel = _in_16_bits(plain) or _in_32_bits(plain)
+        cast = any(isinstance(layer, CastLinear) for layer in layers)
+        dtype = torch.float32 if cast else plain[0].dtype  # what they compute in
+        kernel = (dtype == torch.float32 and _in_16_bits(plain)) or _as_they_are(plain, dtype)
     versions = [_version(weight) for weight in weights]
     return Product(*kernel, layers, [weakref.ref(weight) for weight in weights], versions)
 
@@ -80,8 +82,8 @@ def _version(weight: Tensor) -> tuple:
     return weight.data_ptr(), None if weight.is_inference() else weight._version
 
 
-def _in_32_bits(weights: Sequence[Tensor]) -> Kernel:
-    parts = [_in_blocks(weight) for weight in weights]
+def _as_they_are(weights: Sequence[Tensor], dtype: torch.dtype) -> Kernel:
+    parts = [_in_blocks(weight.to(dtype)) for weight in weights]
     copied = sum(p.nbytes for p, w in zip(parts, weights, strict=True) if p is not w)
     if len(parts) == 1:
         return partial(few_rows, weight=parts[0]), MANY, copied
@@ -91,12 +93,10 @@ def _in_32_bits(weights: Sequence[Tensor]) -> Kernel:
 def _in_16_bits(weights: Sequence[Tensor]) -> Kernel | None:
     """With FBGEMM's kernel, which reads half the bytes and computes in float32; only for weights
     that lose nothing in float16, such as those of a file in float16 or bfloat16."""
-    if weights[0].dtype != torch.float32 or not _multiplies_float16():
-        return None
-    scale = _float16_scale(weights)
+    scale = _float16_scale(weights) if multiplies_float16() else None
     if scale is None:
         return None
-    scaled = torch.cat(list(weights)).mul_(scale)
+    scaled = torch.cat([weight.float() for weight in weights]).mul_(scale)
     packed = torch.ops.quantized.linear_prepack_fp16(scaled, None)
     multiply = torch.ops.quantized.linear_dynamic_fp16
     if scale == 1:
@@ -129,7 +129,8 @@ def _float16_scale(weights: Sequence[Tensor]) -> float | None:
         limit = largest * scale * 2**-24
         parts = (part for weight in weights for part in weight[:rows].split(64))  # fit the caches
         return all(
-            ((x := part * scale).half().float().sub_(x).abs_().amax() <= limit) for part in parts
+            ((x := part.float() * scale).half().float().sub_(x).abs_().amax() <= limit)
+            for part in parts
         )
 
     # Nearly every weight that does not fit fails in its first row.
@@ -138,7 +139,7 @@ def _float16_scale(weights: Sequence[Tensor]) -> float | None:
 
 
 @cache
-def _multiplies_float16() -> bool:
+def multiplies_float16() -> bool:
     """Determined by trying: only builds for x86 processors have the kernel."""
     try:
         torch.ops.quantized.linear_prepack_fp16(torch.ones(1, 1), None)

@@ -1,5 +1,5 @@
-"""Linear layers with small weights: int8, float8 (e4m3), which recent GPUs multiply natively, and
-int4 (int4.py).
+"""Linear layers with small weights: 16-bit ones in a model that computes in 32 bits, and quantised
+ones, which are int8, float8 (e4m3), which recent GPUs multiply natively, or int4 (int4.py).
 
 Each row of an 8-bit weight has its own scale: its largest magnitude over the largest number of the
 type. The same holds for each input row where a kernel takes 8-bit input as well. The kernels are
@@ -23,6 +23,14 @@ from .swapped import Swapped
 KINDS = dict(zip(WEIGHT_KINDS, (torch.int8, torch.float8_e4m3fn, torch.uint8), strict=True))
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 AT_ONCE = 2**20  # weights that are quantised together: 4 MB in float32
+
+
+class CastLinear(nn.Linear):
+    """A linear layer whose weight may have a smaller float type than its input, to which each use
+    casts it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), self.bias)
 
 
 class QuantizedLinear(nn.Module):

@@ -86,7 +86,7 @@ def trained_pipeline(init: Path, shards: CodeShards, changes: Changes) -> Pipeli
     Raises as the readers of these files, and ValueError for quantised weights or a shape that does
     not allow the changes.
     """
-    pipeline = load(init)
+    pipeline = load(init, dtype=torch.float32)
     check_whole(pipeline.model)
     config = replace(pipeline.config, generation=_of_size(pipeline.config.generation, shards))
     pipeline = replace(pipeline, config=config, card=changes.card, vocabulary=None)
