@@ -14,7 +14,7 @@ from .quantize import CastLinear, QuantizedLinear, multiply, pack
 from .swapped import Swapped
 
 # Rows beyond which computing a product takes longer than reading its weight.
-MANY, MANY_IN_16_BITS, MANY_IN_8_BITS = 8, 64, 64
+MANY, MANY_IN_16_BITS, MANY_IN_8_BITS = 8, 256, 64
 # The most columns of a matrix that MKL reads at memory speed, for two rows and for four.
 COLUMNS_FOR_2, COLUMNS_FOR_4 = 1536, 768
 
