@@ -43,7 +43,7 @@ from pack.tokenshuffle_core.config import GenerationConfig  # noqa: E402
 from pack.tokenshuffle_core.engine import packed_nbytes  # noqa: E402
 from pack.tokenshuffle_core.pipeline import load  # noqa: E402
 
-settings = GenerationConfig(32, 48, cfg=2.0)
+settings = GenerationConfig(32, 48, cfg=2.0, any_size=True)
 plain = load(checkpoint)
 prompt = plain.encode_prompt("a red apple")
 *_, expected = plain.sample([prompt], [], settings, [3], engine=False)
