@@ -96,7 +96,8 @@ class ImageTokenizerConfig:
 
     @classmethod
     def from_fields(cls, fields: dict) -> "ImageTokenizerConfig":
-        """What a file stores, which it changes. Raises ValueError, or TypeError for others."""
+        """What a file stores. Raises ValueError, or TypeError for others."""
+        fields = dict(fields)
         if "level_attention" in fields:  # in older files
             fields["attention_levels"] = (0,) if fields.pop("level_attention") else ()
         return cls(**fields)
