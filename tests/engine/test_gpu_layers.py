@@ -28,7 +28,13 @@ from tokenshuffle_core.engine.gpu_layers import (
     check,
     fits,
 )
-from tokenshuffle_core.engine.quantize import KINDS, QuantizedLinear, quantize, rounds_activations
+from tokenshuffle_core.engine.quantize import (
+    KINDS,
+    CastLinear,
+    QuantizedLinear,
+    quantize,
+    rounds_activations,
+)
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 PLAIN = kernels.PLAIN.value
@@ -150,6 +156,7 @@ def test_a_kernel_that_fails_leaves_the_plain_layers(failing, monkeypatch, caplo
 def test_which_layers_fit(rows, outputs, fitting):
     assert fits(nn.Linear(rows, outputs, device=DEVICE), DEVICE) == fitting
     assert not fits(nn.Linear(32, 32, device="meta"), DEVICE)
+    assert not fits(CastLinear(32, 32, device=DEVICE), DEVICE)
     turned = nn.Linear(32, 32, device=DEVICE)
     turned.weight = nn.Parameter(turned.weight.T)
     assert not fits(turned, DEVICE)

@@ -66,18 +66,16 @@ class Checkpoint:
     def load_model(
         self, device: str | torch.device, dtype: torch.dtype | None = None
     ) -> TokenShuffleModel:
-        """`dtype` None stands for `default_dtype(device)`; with it, a model for a CPU that reads
-        16-bit weights as fast keeps those of its linear layers as they are.
+        """`dtype` None stands for `default_dtype(device)`, and on a CPU that multiplies 16-bit
+        weights for linear layers in the 16 bits of their file.
 
         Raises ValueError if the weights do not match the configuration.
         """
-        model = self.skeleton()
-        if dtype is None:
-            dtype = default_dtype(device)
-            if torch.device(device).type == "cpu" and multiplies_float16():
-                _cast_on_use(model)
+        where = f"{self.path}: model."
+        in_half = dtype is None and torch.device(device).type == "cpu" and multiplies_float16()
+        dtype = dtype or default_dtype(device)
         with named(self.path):
-            return fill(model, self.model_weights, f"{self.path}: model.", device, dtype)
+            return fill(self.skeleton(), self.model_weights, where, device, dtype, in_half)
 
     def skeleton(self) -> TokenShuffleModel:
         """The model without data; see `skeleton`."""
@@ -155,16 +153,22 @@ def skeleton(shape: ModelConfig | ImageTokenizerConfig) -> TokenShuffleModel | I
 
 
 def fill(
-    module: nn.Module, weights: Weights, where: str, device: str | torch.device, dtype: torch.dtype
+    module: nn.Module,
+    weights: Weights,
+    where: str,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    in_half: bool = False,
 ) -> nn.Module:
-    """Load weights into a skeleton for inference, on `device` and in `dtype`, except quantised ones
-    and what a `CastLinear` has in 16 bits. None is a view of its file, which may be replaced then.
+    """Load weights into a skeleton for inference, on `device` and in `dtype` (except quantised
+    ones). With `in_half`, linear layers whose weights are stored in 16 bits keep these and compute
+    in the type of their input. None is a view of its file, which may be replaced then.
 
     Raises ValueError, starting with `where`, for names or shapes that differ and for values that
     are not finite.
     """
     kept = quantized_names(module)
-    cast = {f"{n}.weight" for n, layer in module.named_modules() if isinstance(layer, CastLinear)}
+    linear = {f"{n}.weight": m for n, m in module.named_modules() if type(m) is nn.Linear}
     state_dict = {}
     for name, shape in named_shapes(module, weights, where).items():
         # The check of all values is faster on a GPU.
@@ -173,8 +177,10 @@ def fill(
         )
         # A view of the file would change with it, and end the process where that is cut.
         copy = weight.device.type == "cpu"
-        own = weight.dtype if name in cast and weight.dtype in HALF else dtype
-        state_dict[name] = weight.to(kept.get(name, own), copy=copy)
+        if in_half and name in linear and weight.dtype in HALF:
+            linear[name].__class__ = CastLinear
+            kept[name] = weight.dtype
+        state_dict[name] = weight.to(kept.get(name, dtype), copy=copy)
     module.load_state_dict(state_dict, assign=True)
     return module.eval()
 
@@ -185,12 +191,6 @@ def default_dtype(device: str | torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
     return torch.float32
-
-
-def _cast_on_use(module: nn.Module) -> None:
-    for layer in module.modules():
-        if type(layer) is nn.Linear:
-            layer.__class__ = CastLinear
 
 
 def named_shapes(module: nn.Module, weights: Weights, where: str) -> dict[str, torch.Size]:
