@@ -207,7 +207,7 @@ def test_what_cannot_become_small_is_refused(sources, tmp_path, capsys):
         assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
-@pytest.mark.parametrize("kind", [None, "int4"])
+@pytest.mark.parametrize("kind", [pytest.param(None, marks=pytest.mark.slow), "int4"])
 def test_weights_go_through_memory_one_by_one(kind, tmp_path):
     """Of 400 MB never more than 1.3 times a third, beyond what was there before; and loading takes
     the file and one tensor."""
