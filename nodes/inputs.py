@@ -19,8 +19,8 @@ def negative() -> Prompt.Input:
     return Prompt.Input(
         "negative",
         optional=True,
-        tooltip="What the picture should not show. If empty or not connected, guidance steers "
-        "away from the model's own negative prompt or, if it has none, from what it draws without a "
+        tooltip="What the picture should not show. If empty or not connected, guidance steers away "
+        "from the model's own negative prompt or, if it has none, from what it draws without a "
         "prompt.",
     )
 
