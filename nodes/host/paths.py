@@ -107,7 +107,7 @@ def _is_image_tokenizer(name: str) -> bool:
     *_, last = parts = Path(name.lower()).parts
     folders = (part.rpartition("--")[2] for part in parts)
     return last.startswith("vq_") or any(
-        folder.startswith(("cosmos-", "emu3.5-visiontokenizer")) for folder in folders
+        re.match(r"cosmos-.*tokenizer|emu3\.5-visiontokenizer", folder) for folder in folders
     )
 
 

@@ -168,7 +168,8 @@ def check(paths, folder: Path, names: list[str]) -> None:
 @PLACES
 def test_models_are_listed_and_their_image_tokenizers_are_not(paths, tmp_path, place):
     write(tmp_path / place, *PUBLISHED)
-    check(paths, tmp_path / place, LISTED)
+    write(tmp_path / place / "cosmos-and-others", "SimpleAR-1.5B-RL")
+    check(paths, tmp_path / place, sorted([*LISTED, "cosmos-and-others/SimpleAR-1.5B-RL"]))
 
 
 @PLACES
