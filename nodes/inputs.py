@@ -19,8 +19,9 @@ def negative() -> Prompt.Input:
     return Prompt.Input(
         "negative",
         optional=True,
-        tooltip="What the picture should not show. If not connected, guidance steers away from "
-        "what the model draws without a prompt.",
+        tooltip="What the picture should not show. If empty or not connected, guidance steers away "
+        "from the model's own negative prompt or, if it has none, from what it draws without a "
+        "prompt.",
     )
 
 

@@ -27,8 +27,8 @@ class TokenShuffleLoader(io.ComfyNode):
                     "checkpoint",
                     options=host.checkpoints(),
                     tooltip="The bundled model, or from models/tokenshuffle a .safetensors file, a "
-                    "LlamaGen .pt file with its vq_ds16_c2i.pt beside it, or a folder of Janus or "
-                    "SimpleAR.",
+                    "LlamaGen .pt file with its vq_ds16_c2i.pt beside it, or a folder of Janus, "
+                    "SimpleAR, Wallaroo or Emu3.5.",
                 ),
                 io.Combo.Input(
                     "weights",

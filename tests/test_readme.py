@@ -11,7 +11,10 @@ import torch
 from PIL import Image
 
 from tests.support.published import janus, write_janus
+from tokenshuffle_core.checkpoints import skeleton
 from tokenshuffle_core.cli import main
+from tokenshuffle_core.config import ModelConfig
+from tokenshuffle_core.transformer import KVCache
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README.zh.md")
@@ -184,6 +187,51 @@ def test_links_and_pictures_exist(page):
         if anchor:
             headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+LLAMAGEN = {"text_vocabulary": 1001, "codebook_size": 16_384, "rope_axes": 2}
+JANUS = {"text_vocabulary": 102_400, "codebook_size": 16_384}
+SIMPLEAR = {"text_vocabulary": 151_672, "codebook_size": 64_000, "kv_heads": 2, "qkv_bias": True}
+WALLAROO = {
+    "text_vocabulary": 152_064, "codebook_size": 16_384, "kv_heads": 4, "qkv_bias": True,
+    "text_head": True, "head_hidden": 3584,
+}  # fmt: skip
+EMU = {
+    "text_vocabulary": 151_854, "codebook_size": 131_072, "kv_heads": 8, "head_dim": 128,
+    "qk_norm": True, "text_head": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "place", "dim", "layers", "heads", "hidden", "others"),
+    [
+        ("LlamaGen", 0, 768, 12, 12, 2048, LLAMAGEN),
+        ("LlamaGen", 1, 1024, 24, 16, 2816, LLAMAGEN),
+        ("LlamaGen", 2, 1280, 36, 20, 3584, LLAMAGEN),
+        ("LlamaGen", 3, 1536, 48, 24, 4096, LLAMAGEN),
+        ("LlamaGen", 4, 3200, 24, 32, 8704, LLAMAGEN),
+        ("Janus-Pro 1B", 0, 2048, 24, 16, 5632, JANUS | {"head_hidden": 2048}),
+        ("Janus-Pro 7B", 0, 4096, 30, 32, 11_008, JANUS | {"head_hidden": 4096}),
+        ("SimpleAR 0.5B", 0, 896, 24, 14, 4864, SIMPLEAR),
+        ("SimpleAR 1.5B", 0, 1536, 28, 12, 8960, SIMPLEAR),
+        ("Wallaroo", 0, 3584, 28, 28, 18_944, WALLAROO),
+        ("Emu3.5", 0, 5120, 64, 64, 25_600, EMU),
+    ],
+)
+def test_memory_of_public_weights(row, place, dim, layers, heads, hidden, others):
+    (line,) = re.findall(rf"^\| {row}.*\|$", text_of("docs/models.md"), re.MULTILINE)
+    *_, steps, _, weights, cache = (cell.strip() for cell in line.strip("|").split("|"))
+    shape = {"dim": dim, "layers": layers, "heads": heads, "hidden": hidden, "windows": (1,)}
+    config = ModelConfig(**{"kv_heads": heads, "context": 4104} | shape | others)
+    counted = 2 * sum(p.numel() for p in skeleton(config).parameters()) / 1e9
+    said = [float(number) for number in re.findall(r"[0-9.]+", weights)]
+    assert said[place] == pytest.approx(counted, rel=0.01, abs=0.05)
+    positions = 100 + int(re.findall("[0-9,]+", steps)[-1].replace(",", ""))
+    counted = KVCache.nbytes(config, 2, positions, torch.bfloat16) / 1e9
+    said = float(re.findall(r"[0-9.]+", cache)[0])
+    assert (
+        counted <= said + 0.05 if "at most" in cache else said == pytest.approx(counted, abs=0.06)
+    )
 
 
 def test_tests_that_show_a_promise_exist():

@@ -1,6 +1,7 @@
 """Models, LoRAs and codes in ComfyUI's folders."""
 
 import os
+import re
 from pathlib import Path
 
 import folder_paths
@@ -14,6 +15,56 @@ SAVED_CODES = "codes"  # in the output folder, by default
 folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
 # After the user's own folders, whose files take precedence.
 folder_paths.add_model_folder_path(FOLDER, str(BUNDLED.parent))
+
+COSMOS = (
+    "a folder Cosmos-1.0-Tokenizer-DV8x16x16 with encoder.jit and decoder.jit (0.2 GB) of "
+    "https://huggingface.co/nvidia/Cosmos-1.0-Tokenizer-DV8x16x16 (NVIDIA Open Model License)"
+)
+IBQ = (
+    "a folder Emu3.5-VisionTokenizer with all files of "
+    "https://huggingface.co/BAAI/Emu3.5-VisionTokenizer"
+)
+ANY = "put its file or folder there"
+# What to do for a model that is missing, by how its name starts: the first that fits. A page is
+# named where its authors name it; sizes are the hub's, or those of the parameters in 16 bits.
+HOW_TO_GET = {
+    r"(?i).*\.safetensors$": ANY,
+    r"c2i_([BL]_256|(B|L|XL|XXL|3B)_384)\.pt$": "download {name}{size} and vq_ds16_c2i.pt (0.3 GB) "
+    "into that folder from https://huggingface.co/FoundationVision/LlamaGen (MIT licence)",
+    r"Janus-Pro-1B$": "make a folder {name} there and download config.json, tokenizer.json and "
+    "pytorch_model.bin{size} into it from https://huggingface.co/deepseek-ai/{name} (DeepSeek "
+    "Model License)",
+    r"Janus-(Pro-7B|1\.3B)$": "make a folder {name} there with all files of "
+    "https://huggingface.co/deepseek-ai/{name} (DeepSeek Model License)",
+    r"SimpleAR-(0\.5B|1\.5B)-(SFT|RL)$": "make a folder {name} there with all files{size} of "
+    "https://huggingface.co/Daniel0724/{name} (its code is under MIT, see that page for the "
+    f"weights), and beside it {COSMOS}",
+    r"Emu3\.5(-Image)?$": "make a folder {name} there with all files{size} of "
+    "https://huggingface.co/BAAI/{name} (its code is under Apache-2.0, see that page for the "
+    "weights) and emu3.tiktoken of "
+    "https://github.com/baaivision/Emu3.5/tree/main/src/tokenizer_emu3_ibq, and beside it "
+    f"{IBQ}",
+    r"(?i).*wallaroo": "make a folder Wallaroo there with the one file of "
+    "https://huggingface.co/jiezhueval/Wallaroo (its code is under Apache-2.0, see that page for "
+    "the weights), tokenizer.json and config.json of "
+    "https://huggingface.co/Qwen/Qwen2.5-VL-7B-Instruct, and vq_ds16_t2i.pt (0.3 GB) of "
+    "https://huggingface.co/peizesun/llamagen_t2i",
+    r"c2i_": "put its file there, and vq_ds16_c2i.pt beside it",
+    r"(?i).*simplear": f"put its folder there, and beside it {COSMOS}",
+    r"(?i).*emu3\.5": f"put its folder there, emu3.tiktoken into it, and beside it {IBQ}",
+    r"": ANY,
+}
+SIZES = {
+    "c2i_L_384.pt": "1.37",
+    "Janus-Pro-1B": "4.18",
+    "SimpleAR-0.5B-SFT": "1.1",
+    "SimpleAR-0.5B-RL": "1.1",
+    "SimpleAR-1.5B-SFT": "3.3",
+    "SimpleAR-1.5B-RL": "3.3",
+    "Emu3.5": "68",
+    "Emu3.5-Image": "68",
+}
+TEXTS = (".json", ".txt", ".tiktoken")  # files of text tokenizers
 
 
 def checkpoints() -> list[str]:
@@ -44,18 +95,24 @@ def _folder(folder: str, name: str) -> Path | None:
     return Path(path).parent if path else None
 
 
+def _called(name: str) -> str:
+    """The last part of a name, or the model's in Hugging Face's cache."""
+    *folders, last = Path(name).parts or ("",)
+    return folders[-2].rpartition("--")[2] if folders[1:] and folders[-1] == "snapshots" else last
+
+
 def _is_image_tokenizer(name: str) -> bool:
     """Whether a published file or folder, perhaps in Hugging Face's cache, is the image tokenizer
     of the models beside it."""
     *_, last = parts = Path(name.lower()).parts
     folders = (part.rpartition("--")[2] for part in parts)
     return last.startswith("vq_") or any(
-        folder.startswith(("cosmos-", "emu3.5-visiontokenizer")) for folder in folders
+        re.match(r"cosmos-.*tokenizer|emu3\.5-visiontokenizer", folder) for folder in folders
     )
 
 
 def _recognised(name: str) -> bool:
-    name = os.path.basename(name).lower()
+    name = _called(name).lower()
     known = "janus", "tokenshuffle", "simplear", "wallaroo", "emu3.5"
     return name.startswith("c2i_") or any(each in name for each in known)
 
@@ -72,39 +129,26 @@ def checkpoint_path(name: str) -> Path:
 
 
 def _how_to_get(name: str) -> str:
-    """What to do for a model that is missing; sizes as Hugging Face lists them."""
-    name = os.path.basename(name)
-    if name.startswith("c2i_"):
-        size = " (1.37 GB)" if name == "c2i_L_384.pt" else ""
-        return (
-            f"download {name}{size} and vq_ds16_c2i.pt (0.3 GB) into that folder from "
-            "https://huggingface.co/FoundationVision/LlamaGen (MIT licence)"
-        )
-    if "janus" in name.lower():
-        return (
-            "make a folder Janus-Pro-1B there and download config.json, tokenizer.json and "
-            "pytorch_model.bin (4.18 GB) into it from "
-            "https://huggingface.co/deepseek-ai/Janus-Pro-1B (DeepSeek Model License)"
-        )
-    if name.lower().startswith("simplear"):
-        return (
-            f"make a folder {name} there with all files of "
-            f"https://huggingface.co/Daniel0724/{name} (MIT licence), and a folder "
-            "Cosmos-1.0-Tokenizer-DV8x16x16 with encoder.jit and decoder.jit of "
-            "https://huggingface.co/nvidia/Cosmos-1.0-Tokenizer-DV8x16x16 (NVIDIA Open "
-            "Model License)"
-        )
-    return "put its file or folder there"
+    name = _called(name)
+    how = next(how for start, how in HOW_TO_GET.items() if re.match(start, name))
+    return how.format(name=name, size=f" ({SIZES[name]} GB)" if name in SIZES else "")
 
 
 def version(path: Path) -> str:
-    """A text that is another one when a file of the checkpoint or LoRA has been written again."""
-    around = [each for each in path.parent.iterdir() if _is_image_tokenizer(each.name)]
-    parts = [each.iterdir() if each.is_dir() else [each] for each in (path, *around)]
-    files = [file for part in parts for file in part]
-    stats = [(file.name, file.stat()) for file in sorted(files) if file.is_file()]
-    found = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    return sha256([repr(found).encode()])[:16]
+    """A text that is another one when a file of the checkpoint or LoRA has been written again, or
+    one of the tokenizers that it may be read with, inside it or beside it."""
+    places = {path.parent, path.resolve().parent}
+    places |= {place.parents[1] for place in places if place.name == "snapshots"}
+    around = {each for place in places for each in place.glob("*")}
+    found = {path} if path.is_file() else {*path.glob("*")}
+    for each in found | around:
+        if _is_image_tokenizer(each.name):
+            found |= {each, *each.rglob("*")}
+    if path.suffix.lower() in PICKLES:
+        found |= {each for each in around if each.suffix.lower() in TEXTS}
+    stats = [(file.name, file.stat()) for file in sorted(found) if file.is_file()]
+    written = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return sha256([repr(written).encode()])[:16]
 
 
 def loras() -> list[str]:

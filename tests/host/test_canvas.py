@@ -194,7 +194,7 @@ def test_dialog_about_missing_models(without_models, name):
 @pytest.mark.parametrize(
     ("missing", "workflow"),
     [
-        ("Janus-Pro-7B", "Janus-Pro"),
+        ("Janus-Pro-1B", "Janus-Pro"),
         ("SimpleAR-1.5B-RL", "SimpleAR"),
         ("c2i_L_384.pt", "LlamaGen"),
     ],

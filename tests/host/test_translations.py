@@ -89,6 +89,14 @@ def test_no_help_page_without_a_node(nodes, locale):
 
 
 PROSE = ("description", "usage_hint", "limits", "license", "author", "training")
+CARDS = {  # and what is prose on them; the author of others is a name
+    "emoji.safetensors": PROSE,
+    "llamagen/c2i_B_256.pt": ("description",),
+    "Janus-Pro-1B": ("description",),
+    "SimpleAR-1.5B-RL": ("description", "license"),
+    "Wallaroo": ("description", "license"),
+    "Emu3.5-Image": ("description", "license"),
+}
 
 
 @pytest.fixture
@@ -106,10 +114,9 @@ def test_model_cards_are_in_the_language(page_in, server, locale):
         return texts.map(translated)
     }}"""
     texts = []
-    for name in ("emoji.safetensors", "llamagen/c2i_B_256.pt", "Janus-Pro-1B", "SimpleAR-1.5B-RL"):
+    for name, keys in CARDS.items():
         card = server.get(f"/tokenshuffle/model?checkpoint={name}").get("card", {})
-        of_others = name != "emoji.safetensors"  # whose author is a name
-        texts += [card[key] for key in (PROSE[:1] if of_others else PROSE)]
+        texts += [card[key] for key in keys]
     for text in page_in.page.evaluate(script, texts):
         assert is_written_in(locale, text), text
 

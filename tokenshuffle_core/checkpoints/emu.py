@@ -57,7 +57,7 @@ def read(
         "modelspec.title": source.name,
         "modelspec.author": "BAAI",
         "modelspec.description": "Emu3.5: the prompt describes the picture.",
-        "modelspec.license": "Apache-2.0",
+        "modelspec.license": "Apache-2.0 (code)",
         **native.card_of_sizes(sizes),
     }
     cfg = 5.0 if "image" in source.name.lower() else 2.0

@@ -53,7 +53,10 @@ def add(commands) -> None:
         "--skip-existing", action="store_true",
         help="go on where the same command stopped: keep its pictures, as --prompts always does",
     )  # fmt: skip
-    parser.add_argument("--negative", default="", help="what guidance steers away from")
+    parser.add_argument(
+        "--negative", default="", help="what guidance steers away from (default: the model's own, "
+        "if it has one)",
+    )  # fmt: skip
     parser.add_argument("--width", type=int, help="pixels")
     parser.add_argument("--height", type=int, help="pixels")
     parser.add_argument(

@@ -17,8 +17,8 @@ def command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
 
 def add_model(parser, lora: bool = True) -> None:
     parser.add_argument(
-        "--model", metavar="FILE", help="a checkpoint, LlamaGen's published file or Janus's "
-        "published folder (default: the bundled model)",
+        "--model", metavar="FILE", help="a checkpoint, or the file or folder of a published "
+        "model (default: the bundled model)",
     )  # fmt: skip
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
     if lora:
