@@ -9,7 +9,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from scripts import comfyui, workflows
+from scripts import workflows
 
 from .pages import SECOND
 from .test_workflows import PATHS
@@ -147,10 +147,8 @@ def test_every_type_of_wire_has_a_colour(page, theme):
     page.set("Comfy.ColorPalette", page.look.rpartition("-")[2])
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["Janus-Pro", *(pytest.param(x, marks=pytest.mark.slow) for x in ("SimpleAR", "LlamaGen"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NEEDED)
 def test_user_is_told_how_to_get_a_missing_model(without_models, name):
     without_models.drop(workflows.WORKFLOWS / f"{name}.png")
     without_models.page.keyboard.press("Escape")  # a dialog, which another test reads
@@ -210,27 +208,6 @@ def test_model_that_nobody_knows(server, prompt):
     prompt["loader"]["inputs"]["checkpoint"] = "mine.safetensors"
     told = json.dumps(server.refusal(prompt)["node_errors"]["loader"])
     assert "mine.safetensors is not in ComfyUI/models/tokenshuffle" in told
-
-
-def test_templates_have_plain_titles_and_the_first_is_the_first(page):
-    page.command("Comfy.BrowseTemplates")
-    dialog = page.page.get_by_role("dialog")
-    dialog.get_by_text(comfyui.PACK_NAME).click()
-    dialog.get_by_text(FIRST, exact=True).first.wait_for()
-    titles = [path.stem for path in PATHS]
-    shown = page.page.evaluate(
-        """titles => [...document.querySelectorAll('[role=dialog] *')]
-            .filter((element) => !element.children.length)
-            .map((element) => element.textContent.trim())
-            .filter((text) => titles.includes(text))""",
-        titles,
-    )
-    assert shown[0] == FIRST
-    others = list(dict.fromkeys(shown))[1:]
-    assert others == sorted(others)
-    assert not any("_" in title for title in titles)
-    page.screenshot("templates-order")
-    page.page.keyboard.press("Escape")
 
 
 def test_first_workflow_ends_in_a_picture_that_one_can_see(server):

@@ -165,7 +165,7 @@ def test_loader_shows_the_model_card(page):
     page.page.get_by_text("broken.safetensors is not a readable safetensors file").wait_for()
 
 
-def test_template_browser_lists_the_workflows(page):
+def test_template_browser_lists_the_workflows_with_the_first_first(page):
     page.command("Comfy.BrowseTemplates")
     dialog = page.page.get_by_role("dialog")
     dialog.get_by_text(comfyui.PACK_NAME).click()
@@ -185,6 +185,18 @@ def test_template_browser_lists_the_workflows(page):
         }""",
         arg=[workflows.THUMBNAIL[0], least, most],
     )
+    titles = [path.stem for path in workflows.PATHS]
+    shown = page.page.evaluate(
+        """titles => [...document.querySelectorAll('[role=dialog] *')]
+            .filter((element) => !element.children.length)
+            .map((element) => element.textContent.trim())
+            .filter((text) => titles.includes(text))""",
+        titles,
+    )
+    assert shown[0] == "Text to image"
+    others = list(dict.fromkeys(shown))[1:]
+    assert others == sorted(others)
+    assert not any("_" in title for title in titles)
     page.screenshot("templates")
     page.page.keyboard.press("Escape")
 
