@@ -38,6 +38,7 @@ import torch
 from .. import checkpoints
 from ..config import Config
 from ..data.shards import CodeShards
+from ..engine.quantize import check_whole
 from ..files import write_text
 from ..lock import lock
 from ..pipeline import Pipeline
@@ -211,7 +212,11 @@ def _check(recipe: Stages, device: torch.device) -> dict[Path, CodeShards]:
     """Raises now what a stage would raise only when its turn comes, perhaps days later. Returns the
     codes of every folder, each opened once."""
     opened: dict[Path, CodeShards] = {}
-    shape = checkpoints.read(recipe.init).config.model if recipe.init else recipe.preset.model
+    shape = recipe.preset.model
+    if recipe.init:
+        start = checkpoints.read(recipe.init)
+        shape = start.config.model
+        check_whole(start.skeleton())
     images = checkpoints.load_image_tokenizer(recipe.init or recipe.image_tokenizer)
     for stage in recipe.stages:
         try:
