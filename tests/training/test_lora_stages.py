@@ -70,8 +70,13 @@ def equal(one: Path, other: Path) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
-def test_each_stage_starts_with_the_loras_before_it(recipe, init, codes, tmp_path, monkeypatch):
+def test_each_stage_starts_with_the_loras_before_it(
+    recipe, init, codes, tmp_path, monkeypatch, capsys
+):
+    """The first stage alone, interrupted and resumed; then the others, by hand as well."""
     command = ["train", "stages", str(recipe), "-o", str(tmp_path / "run")]
+    text = recipe.read_text()
+    recipe.write_text(text.split('[[stage]]\nname = "b"')[0])
     whole = LoraTask.loss
 
     def interrupted(task, module, step, *pieces):
@@ -83,7 +88,13 @@ def test_each_stage_starts_with_the_loras_before_it(recipe, init, codes, tmp_pat
         patch.setattr(LoraTask, "loss", interrupted)
         assert main(command) == 130
     assert {path.name for path in (tmp_path / "run/a/state").iterdir()} == {"0000005"}
-    assert main(command) == 0  # which resumes it
+    lora = tmp_path / "run/a/final.safetensors"
+    assert main(command) == 0
+    assert capsys.readouterr().out.strip() == str(lora)
+    written = lora.stat().st_mtime_ns
+    recipe.write_text(text)
+    assert main(command) == 0
+    assert lora.stat().st_mtime_ns == written
 
     def by_hand(name: str, start: Path, *options: str) -> Path:
         folder = tmp_path / name
@@ -115,12 +126,6 @@ def test_each_stage_starts_with_the_loras_before_it(recipe, init, codes, tmp_pat
         f"{index['pictures'] - index['held_out']} pictures"
     )
     assert read(tmp_path / "run/c/final.safetensors").card == cards[-1]
-
-
-def test_a_recipe_that_ends_with_a_lora_says_where_it_is(recipe, tmp_path, capsys):
-    recipe.write_text(recipe.read_text().split('[[stage]]\nname = "b"')[0])
-    assert main(["train", "stages", str(recipe), "-o", str(tmp_path / "run")]) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "run/a/final.safetensors")
 
 
 def test_quantised_weights_are_refused_before_anything_is_written(recipe, init, tmp_path, capsys):
