@@ -1,13 +1,19 @@
 """docs/growing.md from its first command to its last, on a small model and real pictures."""
 
 import re
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import chain, pairwise
 from pathlib import Path
+from weakref import WeakKeyDictionary, finalize
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from tests.support.processes import log_of
 from tests.support.public_models import write_simplear
@@ -16,9 +22,12 @@ from tokenshuffle_core.adapt.lora import add_lora
 from tokenshuffle_core.checkpoints import read, skeleton
 from tokenshuffle_core.cli.main import main
 from tokenshuffle_core.config import GenerationConfig, ModelConfig
+from tokenshuffle_core.model import TokenShuffleModel
 from tokenshuffle_core.pipeline import Pipeline, load
 from tokenshuffle_core.training.captions import Captions
-from tokenshuffle_core.training.model import training_flops
+from tokenshuffle_core.training.distributed import spread
+from tokenshuffle_core.training.model import ModelTask, frozen_names, training_flops
+from tokenshuffle_core.training.stages import read_stages
 
 RECIPE = ROOT / "recipes" / "grow-simplear.toml"
 FASTER = {
@@ -151,22 +160,22 @@ def test_captions_are_framed_as_in_simplears_training(folder):
     assert rows == [[start, *phrase.ids, end], [start, end]]
 
 
-@pytest.mark.parametrize(
-    ("column", "shape"),
-    [
-        (1, {"dim": 896, "layers": 24, "heads": 14, "hidden": 4864}),
-        (2, {"dim": 1536, "layers": 28, "heads": 12, "hidden": 8960}),
-    ],
-)
-def test_what_is_counted(column, shape):
+SMALL = ModelConfig(
+    text_vocabulary=151_672, codebook_size=64_000, windows=(2, 1), dim=896, layers=24, heads=14,
+    kv_heads=2, hidden=4864, qkv_bias=True, context=32_768, max_prompt=508,
+)  # fmt: skip
+SHAPES = [(1, SMALL), (2, replace(SMALL, dim=1536, layers=28, heads=12, hidden=8960))]
+
+
+def said(column: int) -> list[float]:
+    """The numbers of a column of the page's table."""
     rows = re.findall(r"^\| (.*) \|$", (ROOT / "docs" / "growing.md").read_text(), re.MULTILINE)
-    said = [float(re.sub("[^0-9.]", "", row.split(" | ")[column])) for row in rows[2:]]
-    model = skeleton(
-        ModelConfig(
-            text_vocabulary=151_672, codebook_size=64_000, windows=(2, 1), kv_heads=2,
-            qkv_bias=True, context=32_768, max_prompt=508, **shape,
-        )
-    )  # fmt: skip
+    return [float(re.sub("[^0-9.]", "", row.split(" | ")[column])) for row in rows[2:]]
+
+
+@pytest.mark.parametrize(("column", "shape"), SHAPES)
+def test_what_is_counted(column, shape):
+    model = skeleton(shape)
     parts = dict(model.named_parameters())
     new = sum(p.numel() for name, p in parts.items() if name.startswith(("shuffle", "unshuffle")))
     every = sum(p.numel() for p in parts.values())
@@ -174,4 +183,64 @@ def test_what_is_counted(column, shape):
     lora = sum(p.numel() for p in add_lora(model, 32).parameters() if p.requires_grad)
     weights = [every / 1e6, new / 1e6, lora / 1e6]
     memory = [4 * every + 16 * new, 4 * every + 20 * lora, 20 * every]
-    assert said == pytest.approx([*weights, *flops, *(n / 1e9 for n in memory)], rel=0.02)
+    found = [*weights, *flops, *(n / 1e9 for n in memory)]
+    assert said(column)[: len(found)] == pytest.approx(found, rel=0.02)
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive, those in `known` included."""
+
+    def __init__(self, known: Iterable[torch.Tensor]):
+        super().__init__()
+        self.now = self.most = 0
+        self.seen = WeakKeyDictionary()
+        self.add(*known)
+
+    def add(self, *tensors) -> None:
+        for storage in (x.untyped_storage() for x in tensors if isinstance(x, torch.Tensor)):
+            if storage not in self.seen:
+                self.seen[storage] = True
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                finalize(storage, self.drop, storage.nbytes())
+
+    def drop(self, nbytes: int) -> None:
+        self.now -= nbytes
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        made = operation(*args, **(kwargs or {}))
+        self.add(*tree_iter(made))
+        return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", range(3))
+@pytest.mark.parametrize(("column", "shape"), SHAPES)
+def test_what_a_step_takes(column, shape, stage):
+    """Of one picture, as in the recipe, with tensors that have no numbers."""
+    stage, row = read_stages(RECIPE).stages[stage], stage - 3
+    with FakeTensorMode():
+        model = TokenShuffleModel(replace(shape, windows=(2,)))
+        for name in frozen_names(model, stage.freeze):
+            model.get_parameter(name).requires_grad_(False)
+        if stage.lora:
+            add_lora(model, stage.lora)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        kept = [torch.empty_like(p) for p in trained for _ in range(3)]  # AdamW and the average
+        codes, text = torch.zeros(1, 64, 64, dtype=int), torch.zeros(1, 100, dtype=int)
+
+        class OfOnePicture:
+            recipe = stage.recipe
+
+            def loss(self, model, *_):
+                logits = model(text, text[:, 0], codes, targets=codes).codes
+                return ModelTask.code_loss(self, logits, model.targets(codes))
+
+        loss_of = spread(model, OfOnePicture(), stage.loop, torch.bfloat16)
+        with Live([*model.parameters(), *kept]) as live:
+            for _ in range(2):  # the second adds to gradients
+                with torch.autocast("cpu", torch.bfloat16):
+                    loss, _ = loss_of(0, 0, 1)
+                loss.backward()
+                del loss
+    assert said(column)[row] == pytest.approx(live.most / 1e9, rel=0.02)
