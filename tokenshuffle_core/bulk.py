@@ -154,9 +154,9 @@ def draw_all(
     Raises ValueError for a prompt that is longer than the model reads, unless it may be `cut`, and
     for settings that do not fit the model; OSError where a picture cannot be saved.
     """
-    longest = pipeline.config.model.max_prompt
-    encode = pipeline.text_tokenizer.encode if cut else pipeline.encode_prompt
-    ids = {text: encode(text)[:longest] for text in {job.prompt for job in jobs}}
+    longest, tokenizer = pipeline.config.model.max_prompt, pipeline.text_tokenizer
+    encode = tokenizer.encode if cut else pipeline.encode_prompt
+    ids = {text: tokenizer.cut(encode(text), longest) for text in {job.prompt for job in jobs}}
     # The jobs of a batch have the same settings and the same negative prompt.
     alike: dict[tuple[GenerationConfig, str], list[Job]] = {}
     for job in jobs:

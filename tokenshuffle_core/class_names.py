@@ -67,6 +67,10 @@ class ClassNames:
         hint = f"did you mean {names}?" if near else "this model draws ImageNet's 1,000 classes"
         raise ValueError(f"{text!r} is not the name of a class of this model: {hint}")
 
+    def cut(self, ids: list[int], longest: int) -> list[int]:
+        """A class is one id."""
+        return ids
+
     def encode_all(self, texts: list[str]) -> list[list[int]]:
         """`encode` of each text."""
         return [self.encode(text) for text in texts]

@@ -38,6 +38,7 @@ class PromptEncoder(Protocol):
 
     def encode(self, text: str, negative: bool = False) -> list[int]: ...
     def encode_all(self, texts: list[str]) -> list[list[int]]: ...
+    def cut(self, ids: list[int], longest: int) -> list[int]: ...
     def frame(
         self, ids: list[int], rows: int, columns: int, length: int = 0,
         *, pixels: int = 0, negative: bool = False,
@@ -159,6 +160,12 @@ class TextTokenizer:
         with sentences("the text tokenizer"):
             encoded = self.tokenizer.encode_batch(whole, add_special_tokens=False)
         return [found.ids if text else [] for found, text in zip(encoded, texts, strict=True)]
+
+    def cut(self, ids: list[int], longest: int) -> list[int]:
+        """Ids from `encode` without the end of the prompt, at most `longest`; the template's text
+        after it stays."""
+        after = self._plain(self.template.after)[:longest]
+        return ids if len(ids) <= longest else [*ids[: longest - len(after)], *after]
 
     def normalise(self, text: str) -> str:
         """The text as the file's normalizer leaves it, from which the ids are made. Raises as

@@ -37,6 +37,11 @@ def test_a_trained_model_learns_to_read_with_another_tokenizer(codes, image_toke
         (("--lora", 4), "--lora leaves the rest of a checkpoint unchanged: give it with --init"),
         (("--lora", 4, "--init", "x", "--windows", "1,2"), "and without --windows"),
         (("--lora", 4, "--init", "x", "--text-tokenizer", "new"), "and without --windows"),
+        (("--lora", 4, "--init", "x", "--freeze", "head"), "--text-tokenizer and --freeze"),
+        (
+            ("--lora", -1, "--init", "x"),
+            "lora must be a rank from 1 to 1024, or 0 for none, not -1",
+        ),
         (("--init", "x", "--vocabulary", 300), "add --text-tokenizer new"),
         (("--windows", "two"), "--windows must be numbers separated by commas"),
         (("--window-mix", "1,"), "--window-mix must be numbers separated by commas"),

@@ -44,15 +44,23 @@ TOKENIZERS = {
 }
 
 
+def read(name: str, text: str, longest: int) -> list[int]:
+    """The ids that a model reads of a caption and the text of its template around it."""
+    tokenizer = TOKENIZERS[name]
+    after = tokenizer.tokenizer.encode(" Assistant:" if name == "padded negative" else "").ids
+    ids, kept = tokenizer.encode(text), max(0, longest - len(after))
+    return ids if len(ids) <= longest else (ids[:kept] + after)[:longest]
+
+
 @pytest.mark.parametrize("multiple", [1, 16])
 @pytest.mark.parametrize("name", TOKENIZERS)
-@pytest.mark.parametrize("longest", [4, 100])
+@pytest.mark.parametrize("longest", [4, 20, 100])
 def test_rows_are_framed_captions_padded_on_the_left(name, longest, multiple):
     tokenizer, grid = TOKENIZERS[name], (3, 5)
     captions = Captions(TEXTS, tokenizer, longest)
     assert captions.first.tolist() == [0, 3, 4, 6]
     for chosen in ([0, 1, 2, 3, 4, 5], [3, -1], [-1, -1, 2], [5, 0, 0]):
-        ids = [tokenizer.encode(FLAT[i])[:longest] if i >= 0 else [] for i in chosen]
+        ids = [read(name, FLAT[i], longest) if i >= 0 else [] for i in chosen]
         length = max(len(tokenizer.frame(each, *grid)) for each in ids)
         rows = [tokenizer.frame(each, *grid, length) for each in ids]
         expected, padding = pad_left(rows, tokenizer.pad, CPU)
@@ -63,7 +71,7 @@ def test_rows_are_framed_captions_padded_on_the_left(name, longest, multiple):
         assert torch.equal(text[:, extra:].long(), expected)
         assert (text[:, :extra] == tokenizer.pad).all()
         assert torch.equal(found - extra, padding)
-    assert captions.prompt(1, grid) == tokenizer.frame(tokenizer.encode(FLAT[3])[:longest], *grid)
+    assert captions.prompt(1, grid) == tokenizer.frame(read(name, FLAT[3], longest), *grid)
 
 
 def test_captions_of_a_class_conditional_model():

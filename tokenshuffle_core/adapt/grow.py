@@ -14,6 +14,7 @@ from torch import nn
 from ..engine.quantize import check_whole
 from ..model import TokenShuffleModel
 from ..pipeline import Pipeline
+from .card import changed_card
 
 
 @torch.no_grad()
@@ -54,7 +55,8 @@ def grow(parent: Pipeline, windows: tuple[int, ...], window_head: int = 0) -> Pi
         head = model.window_head_of(window)
         if head is not None and not (old.window_head and window in old.windows):
             nn.init.zeros_(head.output.weight)
-    return replace(parent, config=config, model=model.eval())
+    how = f"grown to window{'s' * (len(windows) > 1)} {', '.join(map(str, windows))}"
+    return replace(parent, config=config, model=model.eval(), card=changed_card(parent.card, how))
 
 
 def kept_share(parent: Pipeline, window: int) -> float:

@@ -5,7 +5,15 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..presets import PRESETS
-from ..training.settings import PRESET, TOKENIZER, LoopConfig, Recipe, Stage, item_kind
+from ..training.settings import (
+    PRESET,
+    TOKENIZER,
+    LoopConfig,
+    Recipe,
+    Stage,
+    check_rank,
+    item_kind,
+)
 from .options import command, device_of
 
 
@@ -25,7 +33,6 @@ def add(commands) -> None:
     text = "for a new model: the one that the codes are from (default: the bundled model's)"
     start_option("--image-tokenizer", type=Path, metavar="FILE", help=text)
     start_option("--init", type=Path, metavar="FILE", help="checkpoint to continue from")
-    option("--lora", type=int, default=0, metavar="RANK", help="train only a LoRA")
     text = (
         'a tokenizer.json, or "new" to train one on the captions (default: new, or that of --init)'
     )
@@ -128,7 +135,7 @@ def _train_model(options) -> None:
             images = options.image_tokenizer or checkpoints.BUNDLED
             pipeline = new_pipeline(shards, images, PRESETS[options.preset], changes)
         return train_model(
-            shards, options.output, pipeline, loop, recipe, lora=options.lora,
+            shards, options.output, pipeline, loop, recipe, lora=stage["lora"],
             freeze=stage["freeze"], resume=options.resume, device=device,
         )  # fmt: skip
 
@@ -150,10 +157,12 @@ def _changes(options, stage: dict):
     from ..training.start import NEW, Changes
 
     windows, head, text_tokenizer = stage["windows"], stage["window_head"], options.text_tokenizer
-    if options.lora and (windows or head or text_tokenizer or not options.init):
+    check_rank(stage["lora"])
+    changed = windows or head or text_tokenizer or stage["freeze"]
+    if stage["lora"] and (changed or not options.init):
         raise ValueError(
             "--lora leaves the rest of a checkpoint unchanged: give it with --init, and without "
-            "--windows, --window-head and --text-tokenizer"
+            "--windows, --window-head, --text-tokenizer and --freeze"
         )
     if options.vocabulary and text_tokenizer != NEW and (options.init or text_tokenizer):
         raise ValueError("--vocabulary is for a new text tokenizer: add --text-tokenizer new")

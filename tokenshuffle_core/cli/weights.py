@@ -110,8 +110,12 @@ def _quantize(options) -> None:
 
 
 def _rewrite(options, dtype=None) -> None:
+    from ..adapt.card import changed_card
+
     output = check_output(options.output, ".safetensors")
-    load(options, to_save=True).save(output, dtype)
+    merged = load(options, to_save=True)
+    merged.card = changed_card(merged.card, "merged with a LoRA")
+    merged.save(output, dtype)
     print(output)
 
 

@@ -50,7 +50,7 @@ def picture_nats(pipeline: Pipeline, prompts: Sequence[str], codes: Tensor, wind
     device = model.head.weight.device
     longest = pipeline.config.model.max_prompt  # longer prompts are cut, as in training
     frame = partial(tokenizer.frame, rows=rows, columns=columns, pixels=pixels)
-    framed = [frame(tokenizer.encode(prompt)[:longest]) for prompt in prompts]
+    framed = [frame(tokenizer.cut(tokenizer.encode(prompt), longest)) for prompt in prompts]
     text, padding = pad_left(framed, tokenizer.pad, device)
     codes = codes.to(device)
     logits = model(text, padding, codes, window).codes.float()

@@ -16,7 +16,7 @@ CHUNK = 256  # pictures whose captions are tokenised together; of more, Python k
 
 
 class Captions:
-    """Every caption of every picture, cut to the `longest` ids that the model reads.
+    """Every caption of every picture, cut at its end to the `longest` ids that the model reads.
 
     `first` (pictures + 1,) int64: those of picture i are the captions first[i] to first[i + 1] - 1.
     Raises as `PromptEncoder.encode`.
@@ -39,7 +39,7 @@ class Captions:
                         f"the ends of such captions are cut off: {texts[first][:60]}...",
                         file=sys.stderr,
                     )
-                rows = [ids[:longest] for ids in rows]
+                rows = [tokenizer.cut(ids, longest) for ids in rows]
                 of_chunk = list(map(len, rows))
             counts += map(len, chunk)
             lengths += of_chunk

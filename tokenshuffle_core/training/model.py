@@ -29,7 +29,8 @@ from .settings import LoopConfig, Recipe
 
 CPU = torch.device("cpu")
 VALIDATION_PICTURES = 64
-VALIDATION_CODES = 8192  # per batch: each code needs one logit per entry of the codebook
+VALIDATION_CODES = 8192  # per batch
+VALIDATION_LOGITS = 2**27  # per batch: one for each code and each entry of the codebook
 SHEET_POSITIONS = 8192  # in all pictures of a sheet together, which are sampled as one batch
 
 
@@ -132,10 +133,11 @@ class ModelTask(Task):
 
     def _loss_of(self, module: nn.Module, indices: list[int], window: int) -> float:
         total, count = 0.0, 0
+        codes = min(VALIDATION_CODES, VALIDATION_LOGITS // self.pipeline.config.model.codebook_size)
         for size in self.shards.sizes:
             of_size, grid = self._of_size(indices, size), self._grid(size, window)
             pixels = self.shards.stride * window
-            batch = max(1, min(16, VALIDATION_CODES * self.shards.stride**2 // math.prod(size)))
+            batch = max(1, min(16, codes * self.shards.stride**2 // math.prod(size)))
             for start in range(0, len(of_size), batch):
                 part = of_size[start : start + batch]
                 captions = self.feed.captions.first[part]

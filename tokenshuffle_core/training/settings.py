@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin
 PRECISIONS = ("fp32", "bf16")
 OPTIMIZERS = ("adamw", "muon")
 MOST = 2**53  # of a number; beyond it, a float skips whole numbers
+MAX_RANK = 1024  # of a LoRA
 PRESET = "small"  # of `config.PRESETS`
 KINDS: dict[Any, tuple[tuple, str]] = {  # of a field -> types of its value in TOML, their name
     bool: ((bool,), "true or false"),
@@ -181,9 +182,28 @@ class Stage:
         0, "width of a head that predicts the codes of a window autoregressively (default: none)",
         metavar="WIDTH",
     )  # fmt: skip
+    lora: int = setting(
+        0, "rank of a LoRA, to train that alone (default: none)", metavar="RANK",
+    )  # fmt: skip
     freeze: tuple[str, ...] = setting(
         (), "parts that are not trained, such as transformer,text_embedding", metavar="PART,..."
     )
+
+    def __post_init__(self):
+        check_rank(self.lora)
+        if self.lora and (self.windows or self.window_head or self.freeze):
+            raise ValueError(
+                "lora leaves the rest of the model unchanged: give it without windows, window_head "
+                "and freeze, in a stage of its own"
+            )
+
+
+def check_rank(lora: int) -> None:
+    """Raises ValueError for what is no rank of a LoRA, nor 0 for none."""
+    if not 0 <= lora <= MAX_RANK:
+        raise ValueError(
+            f"lora must be a rank from 1 to {MAX_RANK}, or 0 for none, not {short(lora)}"
+        )
 
 
 def settings_of(part: type) -> dict[str, Any]:

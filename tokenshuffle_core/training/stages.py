@@ -21,7 +21,8 @@
     z_loss = 1e-4
 
 Paths are relative to where the command runs. A stage has the fields of `Stage`, `LoopConfig` and
-`Recipe`, with the defaults of `train model`; `codes` and `steps` (or `minutes`) are required.
+`Recipe`, with the defaults of `train model`; `codes` and `steps` (or `minutes`) are required. With
+`lora` it trains a LoRA of that rank alone, and the next stage starts with it merged.
 """
 
 import dataclasses
@@ -37,6 +38,7 @@ import torch
 from .. import checkpoints
 from ..config import Config
 from ..data.shards import CodeShards
+from ..engine.quantize import check_whole
 from ..files import write_text
 from ..lock import lock
 from ..pipeline import Pipeline
@@ -116,6 +118,11 @@ def parse_stages(recipe: dict[str, Any]) -> Stages:
     names = [stage.name for stage in stages]
     if len(set(names)) < len(names):
         raise ValueError(f"stages need different names, not {', '.join(names)}")
+    if stages[0].lora and ("init" not in start or "text_tokenizer" in start):
+        raise ValueError(
+            f"stage {names[0]}: lora is for a trained model and leaves the rest of it unchanged: "
+            "give the recipe an init and no text_tokenizer, or let another stage come first"
+        )
     return Stages(preset, stages, **start)
 
 
@@ -160,7 +167,8 @@ def _stage(shared: dict[str, Any], table: dict[str, Any], number: int) -> Stage:
 
 
 def train_stages(recipe: Stages, directory: Path, device: torch.device = CPU) -> Path:
-    """Train each stage in `directory`/NAME and return the path of the last one's checkpoint.
+    """Train each stage in `directory`/NAME and return the path of the last one's checkpoint, or of
+    its LoRA.
 
     Finished stages are kept and an interrupted one is resumed. Raises ValueError where a stage was
     started with another recipe, BlockingIOError where another process trains there, and as
@@ -175,24 +183,27 @@ def train_stages(recipe: Stages, directory: Path, device: torch.device = CPU) ->
 def _train_stages(
     recipe: Stages, opened: dict[Path, CodeShards], directory: Path, device: torch.device
 ) -> Path:
-    final, plan = recipe.init, {"start": dataclasses.asdict(replace(recipe, stages=()))}
+    plan = {"start": dataclasses.asdict(replace(recipe, stages=()))}
+    before, loras = recipe.init, ()  # what the next stage starts from
     for i, stage in enumerate(recipe.stages):
         folder = directory / stage.name
         plan = {"stage": _outcome(stage), "after": plan}
         _claim(folder, json.dumps(plan, indent=2, default=str) + "\n")
-        before, final = final, folder / FINAL
+        final = folder / FINAL
         if not final.exists():
             shards = opened[stage.codes]
             train_model(
                 shards,
                 folder,
-                stage_pipeline(recipe, i, before, shards),
+                stage_pipeline(recipe, i, before, shards, loras),
                 stage.loop,
                 stage.recipe,
+                lora=stage.lora,
                 freeze=stage.freeze,
                 resume=state.latest(folder) is not None,
                 device=device,
             )
+        before, loras = (before, (*loras, final)) if stage.lora else (final, ())
         barrier()  # process 0 writes what the others read in the next stage
     return final
 
@@ -201,7 +212,11 @@ def _check(recipe: Stages, device: torch.device) -> dict[Path, CodeShards]:
     """Raises now what a stage would raise only when its turn comes, perhaps days later. Returns the
     codes of every folder, each opened once."""
     opened: dict[Path, CodeShards] = {}
-    shape = checkpoints.read(recipe.init).config.model if recipe.init else recipe.preset.model
+    shape = recipe.preset.model
+    if recipe.init:
+        start = checkpoints.read(recipe.init)
+        shape = start.config.model
+        check_whole(start.skeleton())
     images = checkpoints.load_image_tokenizer(recipe.init or recipe.image_tokenizer)
     for stage in recipe.stages:
         try:
@@ -217,14 +232,21 @@ def _check(recipe: Stages, device: torch.device) -> dict[Path, CodeShards]:
     return opened
 
 
-def stage_pipeline(recipe: Stages, index: int, before: Path | None, shards: CodeShards) -> Pipeline:
-    """What stage `index` starts from; `before` is the checkpoint of the stage before it, or `init`,
-    and `shards` are the stage's codes.
+def stage_pipeline(
+    recipe: Stages,
+    index: int,
+    before: Path | None,
+    shards: CodeShards,
+    loras: tuple[Path, ...] = (),
+) -> Pipeline:
+    """What stage `index` starts from; `before` is the last checkpoint of the stages before it, or
+    `init`, `loras` are those of the stages since then, and `shards` are the stage's codes.
 
     Raises as `new_pipeline` and `trained_pipeline`.
     """
     stage = recipe.stages[index]
-    changes = Changes(stage.windows, stage.window_head, card=recipe.card, seed=stage.loop.seed)
+    seed = stage.loop.seed
+    changes = Changes(stage.windows, stage.window_head, card=recipe.card, seed=seed, loras=loras)
     if index == 0:
         text_tokenizer, vocabulary = recipe.text_tokenizer, recipe.vocabulary
         changes = replace(changes, text_tokenizer=text_tokenizer, vocabulary=vocabulary)

@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 
 from .. import checkpoints
+from ..adapt.card import changed_card
 from ..adapt.grow import grow
+from ..adapt.lora import merge_lora
 from ..adapt.vocabulary import change_text_tokenizer
 from ..config import Config, GenerationConfig, ModelConfig
 from ..data.shards import CodeShards
@@ -26,6 +28,7 @@ class Changes:
 
     `text_tokenizer` is the path of a tokenizer.json, or `NEW`; `vocabulary` is the largest size of
     a new one, by default the preset's or the checkpoint's. `seed` is for new weights.
+    `loras` are files of LoRAs, which are merged into the checkpoint before all else.
     """
 
     windows: tuple[int, ...] | None = None
@@ -34,6 +37,7 @@ class Changes:
     vocabulary: int | None = None
     card: dict[str, str] = field(default_factory=dict)
     seed: int = 0
+    loras: tuple[Path, ...] = ()
 
 
 def open_codes(directory: str | Path) -> CodeShards:
@@ -79,9 +83,10 @@ def new_pipeline(
 
 
 def trained_pipeline(init: Path, shards: CodeShards, changes: Changes) -> Pipeline:
-    """The checkpoint `init` with `changes`: grown to other windows or a window head, and with
-    another text tokenizer. Its default size becomes the most frequent size of the pictures; its
-    card and its vocabulary, which say what it was trained on, are left out.
+    """The checkpoint `init` in float32 with `changes`: LoRAs merged, grown to other windows or a
+    window head, and with another text tokenizer. Its default size becomes the most frequent size of
+    the pictures. Of its card, the licence stays; its vocabulary, which says what it was trained on,
+    is left out.
 
     Raises as the readers of these files, and ValueError for quantised weights or a shape that does
     not allow the changes.
@@ -89,16 +94,21 @@ def trained_pipeline(init: Path, shards: CodeShards, changes: Changes) -> Pipeli
     pipeline = load(init, dtype=torch.float32)
     check_whole(pipeline.model)
     config = replace(pipeline.config, generation=_of_size(pipeline.config.generation, shards))
-    pipeline = replace(pipeline, config=config, card=changes.card, vocabulary=None)
+    pipeline = replace(pipeline, config=config, vocabulary=None)
     shape = config.model
     torch.manual_seed(changes.seed)
+    for lora in changes.loras:
+        merge_lora(pipeline.model, lora)
+        pipeline.card = changed_card(pipeline.card, "merged with a LoRA")
     if changes.text_tokenizer:
         text = _text_tokenizer(changes.text_tokenizer, changes.vocabulary, shards, shape)
         pipeline = change_text_tokenizer(pipeline, text)
     windows, head = changes.windows or shape.windows, changes.window_head
     if windows != shape.windows or head not in (0, shape.window_head):
         pipeline = grow(pipeline, windows, head)
-    return pipeline
+    trained = shards.index["pictures"] - shards.index["held_out"]
+    card = changed_card(pipeline.card, f"trained on {trained} pictures")
+    return replace(pipeline, card=card | changes.card)
 
 
 def _of_size(settings: GenerationConfig, shards: CodeShards) -> GenerationConfig:
