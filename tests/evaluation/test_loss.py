@@ -1,12 +1,17 @@
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from tokenshuffle_core.bulk import Job, draw_all
+from tokenshuffle_core.config import GenerationConfig, PromptConfig
 from tokenshuffle_core.evaluation.intervals import mean
 from tokenshuffle_core.evaluation.loss import picture_nats, validation_loss
+from tokenshuffle_core.text_tokenizer import IMAGE_START, PAD, TextTokenizer
 
 
 @pytest.fixture
@@ -77,6 +82,30 @@ def test_a_prompt_that_is_too_long_is_cut(pipeline):
         picture_nats(pipeline, [prompt], codes, 2) for prompt in ("a red apple " * 50, short)
     )
     torch.testing.assert_close(found, expected)
+
+
+@torch.inference_mode()
+def test_what_follows_the_prompt_is_not_cut(pipeline, tmp_path):
+    """By Janus' template, which ends in " Assistant:"."""
+    template = ("<|begin|>", "User: {prompt} Assistant:", IMAGE_START)
+    text = pipeline.text_tokenizer.to_json()
+    text = TextTokenizer.from_json(text, PromptConfig(template=template, pad=PAD))
+    asked = replace(pipeline, text_tokenizer=text)
+    most = pipeline.config.model.max_prompt
+    after = text.tokenizer.encode(" Assistant:", add_special_tokens=False).ids
+    ids = text.encode("a red apple " * 50)
+    kept = [*ids[: most - len(after)], *after]
+    assert len(ids) > most == len(kept)
+    settings = GenerationConfig(32, 16, cfg=1.0)
+    job = Job("a red apple " * 50, 3, tmp_path / "apple.png", settings)
+    ((_, drawn),) = draw_all(asked, [job], cut=True)
+    *_, expected = asked.sample([kept], [], settings, [3])
+    assert torch.equal(drawn, expected.codes[0])
+    found = picture_nats(asked, [job.prompt], drawn[None], 2)
+    framed = torch.tensor([text.frame(kept, *expected.codes[0, ::2, ::2].shape)])
+    logits = pipeline.model(framed, torch.zeros(1).long(), drawn[None]).codes
+    nats = F.cross_entropy(logits.flatten(0, 2), pipeline.model.targets(drawn[None]).flatten())
+    assert found.item() == pytest.approx(nats.item() * drawn.numel(), rel=1e-5)
 
 
 @pytest.mark.parametrize("window", [1, 2, 4])
