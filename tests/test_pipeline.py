@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from tokenshuffle_core.checkpoints import SIZES
@@ -178,6 +179,8 @@ def test_on_a_cpu_linear_layers_stay_in_the_16_bits_of_their_file(stored, pipeli
     for name, weight in small.model.state_dict().items():
         assert weight.dtype == (own if name in linear else torch.float32), name
         assert torch.equal(weight.float(), whole.model.state_dict()[name]), name
+    small.save(tmp_path / "again.safetensors")
+    assert {x.dtype for x in load_file(tmp_path / "again.safetensors").values()} == {torch.float32}
     prompts = [small.encode_prompt("a red apple")], small.encode_prompt("")
     for engine in (True, False):
         found, expected = (

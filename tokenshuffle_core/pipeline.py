@@ -42,12 +42,12 @@ def load(
     """Load the bundled model, a checkpoint, or a model of another family as published, onto
     `device`.
 
-    `path` is a file or a folder. `dtype` applies to the model, by default `default_dtype(device)`;
-    then a CPU, which computes in float32, keeps linear layers in the 16 bits of their file. The
-    image tokenizer, which is small, is float32. `image_tokenizer` is the image tokenizer's file
-    where the model does not include it: a LLaMA needs one. `weights` is a kind of small weights,
-    which the model's become as they are read. Raises FileNotFoundError, or ValueError with one
-    sentence that names the file.
+    `path` is a file or a folder. `dtype` applies to the model: by default `default_dtype(device)`,
+    except that on an x86 CPU, linear layers stay in the 16 bits of their file and compute in
+    float32. The image tokenizer, which is small, is float32. `image_tokenizer` is the image
+    tokenizer's file where the model does not include it: a LLaMA needs one. `weights` is a kind of
+    small weights, which the model's become as they are read. Raises FileNotFoundError, or
+    ValueError with one sentence that names the file.
     """
     checkpoint = checkpoints.read(path, image_tokenizer=image_tokenizer)
     if weights:
@@ -232,7 +232,8 @@ class Pipeline:
         return encode_images(self.image_tokenizer, images, device)
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write a checkpoint file; `dtype` converts all but quantised weights. Raises OSError."""
+        """Write a checkpoint file; `dtype` converts all but quantised weights, and is by default
+        the type that the model computes in. Raises OSError."""
         checkpoints.save(path, **vars(self), dtype=dtype)
 
 

@@ -14,6 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from ...tokenshuffle_core import engine
 from ...tokenshuffle_core.adapt.lora import read_lora
 from ...tokenshuffle_core.config import GenerationConfig
+from ...tokenshuffle_core.engine.quantize import CastLinear
 from ...tokenshuffle_core.pipeline import Pipeline, load
 from ...tokenshuffle_core.transformer import KVCache
 from .. import preview
@@ -62,6 +63,13 @@ class EnginePatcher(ModelPatcher):
         return packed + (
             super().partially_unload(device_to, left, *args, **kwargs) if left > 0 else 0
         )
+
+    def patch_weight_to_device(self, key, *args, **kwargs):
+        layer = self.model.get_submodule(key.rpartition(".")[0])
+        # In 16 bits, a patch would be rounded.
+        if isinstance(layer, CastLinear) and key in self.patches:
+            layer.weight = torch.nn.Parameter(layer.weight.float(), False)
+        return super().patch_weight_to_device(key, *args, **kwargs)
 
     def unpatch_model(self, device_to=None, unpatch_weights=True):
         if unpatch_weights:

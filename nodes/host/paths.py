@@ -2,7 +2,9 @@
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 
 import folder_paths
 
@@ -44,11 +46,15 @@ HOW_TO_GET = {
     "weights) and emu3.tiktoken of "
     "https://github.com/baaivision/Emu3.5/tree/main/src/tokenizer_emu3_ibq, and beside it "
     f"{IBQ}",
-    r"(?i).*wallaroo": "make a folder Wallaroo there with the one file of "
+    r"(?i)wallaroo$": "make a folder {name} there with the one file of "
     "https://huggingface.co/jiezhueval/Wallaroo (its code is under Apache-2.0, see that page for "
     "the weights), tokenizer.json and config.json of "
     "https://huggingface.co/Qwen/Qwen2.5-VL-7B-Instruct, and vq_ds16_t2i.pt (0.3 GB) of "
     "https://huggingface.co/peizesun/llamagen_t2i",
+    r"(?i).*wallaroo": "put its file there, and beside it tokenizer.json, config.json and "
+    "vq_ds16_t2i.pt",
+    r"(?i).*janus(?!flow)": "put its folder there, with config.json, tokenizer.json and the "
+    "weights",
     r"c2i_": "put its file there, and vq_ds16_c2i.pt beside it",
     r"(?i).*simplear": f"put its folder there, and beside it {COSMOS}",
     r"(?i).*emu3\.5": f"put its folder there, emu3.tiktoken into it, and beside it {IBQ}",
@@ -146,9 +152,17 @@ def version(path: Path) -> str:
             found |= {each, *each.rglob("*")}
     if path.suffix.lower() in PICKLES:
         found |= {each for each in around if each.suffix.lower() in TEXTS}
-    stats = [(file.name, file.stat()) for file in sorted(found) if file.is_file()]
-    written = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    written = [(file.name, *_written(file)) for file in sorted(found)]
     return sha256([repr(written).encode()])[:16]
+
+
+def _written(path: Path) -> tuple[int, int]:
+    """Size and time of a file; zeros for a folder and for what cannot be looked at."""
+    with suppress(OSError):
+        found = path.stat()
+        if S_ISREG(found.st_mode):
+            return found.st_size, found.st_mtime_ns
+    return 0, 0
 
 
 def loras() -> list[str]:

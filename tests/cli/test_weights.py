@@ -47,13 +47,14 @@ def test_grown_checkpoint_serves_the_windows_asked_for(tiny, tmp_path, capsys):
         assert output.exists()
 
 
-@pytest.mark.parametrize("command", ["merge", "grow"])
-def test_what_is_written_has_one_type_of_weights(command, lora, tmp_path):
+@pytest.mark.parametrize("command", [["merge"], ["grow", "--windows", "2,1"]])
+def test_what_is_written_has_one_type_of_weights_and_names_the_lora(command, lora, tmp_path):
     half, output = tmp_path / "half.safetensors", tmp_path / "new.safetensors"
     random_checkpoint().save(half, torch.float16)
-    change = {"merge": ["--lora", str(lora)], "grow": ["--windows", "2,1"]}[command]
-    assert main([command, "--model", str(half), *change, "-o", str(output)]) == 0
+    command = [*command, "--model", str(half), "--lora", str(lora), "-o", str(output)]
+    assert main(command) == 0
     assert {weight.dtype for weight in load_file(output).values()} == {torch.float32}
+    assert "merged with a LoRA" in load(output).card["modelspec.description"]
 
 
 @pytest.mark.parametrize(

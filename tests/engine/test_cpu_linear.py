@@ -90,6 +90,9 @@ def test_weights_in_16_bits_compute_in_32(dtype, columns, has_kernel, monkeypatc
     if not has_kernel:  # as on a CPU that is not x86
         monkeypatch.setattr(cpu_linear, "multiplies_float16", lambda: False)
     plain = cast(columns, 96, dtype)
+    for kind in (torch.float64, torch.bfloat16):  # a model that has been moved to another type
+        x = torch.randn(2, columns).to(kind)
+        assert CpuLinear(plain).products[0].of(x).dtype == kind
     for rows in (1, 2, 8, MANY_IN_16_BITS, MANY_IN_16_BITS + 1):
         x = torch.randn(rows, columns)
         exact = x.double() @ plain.weight.double().T + plain.bias

@@ -20,6 +20,7 @@ from .test_preview import IMAGE
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc"),
     pytest.mark.skipif(psutil.virtual_memory().available < 12 * 2**30, reason="needs 12 GiB"),
 ]
 

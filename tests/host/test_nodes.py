@@ -5,10 +5,12 @@ import subprocess
 
 import numpy as np
 import pytest
+import torch
 
 from scripts import comfyui
 from tokenshuffle_core.config import WEIGHT_KINDS
 from tokenshuffle_core.images import read_codes
+from tokenshuffle_core.pipeline import load
 
 from .test_prompts import allow_any_size, fail, pixels, succeed
 
@@ -170,17 +172,25 @@ def on_the_command_line(server, tmp_path, *options) -> np.ndarray:
     return pixels((tmp_path / "cli.png").read_bytes())
 
 
-def test_lora_changes_the_picture_as_on_the_command_line(server, prompt, tmp_path):
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_lora_changes_the_picture_as_on_the_command_line(server, prompt, tmp_path, stored):
+    """Whose changes 16 bits would round."""
+    models = server.base / "models" / "tokenshuffle"
+    name = f"{str(stored).removeprefix('torch.')}.safetensors"
+    load(models / "tiny.safetensors").save(models / name, stored)
+    prompt["loader"]["inputs"]["checkpoint"] = name
     (before,) = succeed(server, prompt)
     prompt["lora"] = node("LoraLoader", model=["loader", 0], lora="tiny.safetensors", strength=0.5)
     prompt["sampler"]["inputs"]["model"] = ["lora", 0]
     (changed,) = succeed(server, prompt)
     assert (changed != before).any()
     lora = server.base / "models" / "loras" / "tiny.safetensors"
-    expected = on_the_command_line(server, tmp_path, "--lora", f"{lora}=0.5")
+    options = "--model", models / name, "--lora", f"{lora}=0.5"
+    expected = on_the_command_line(server, tmp_path, *options)
     np.testing.assert_array_equal(changed, expected)
     prompt["lora"]["inputs"]["strength"] = 0.0
     np.testing.assert_array_equal(succeed(server, prompt)[0], before)
+    (models / name).unlink()
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ OF_COSMOS = (
                     "peizesun/llamagen_t2i", "tokenizer.json and config.json", "folder Wallaroo",
                 ),
             )
-            for name in ("Wallaroo", "wallaroo_7b.ckpt")
+            for name in ("Wallaroo", "mine/Wallaroo")
         ),
     ],
 )  # fmt: skip
@@ -111,6 +111,8 @@ def test_how_to_get_a_published_model(paths, name, words):
         ("c2i_mine_256.pt", ("vq_ds16_c2i.pt",)),
         ("Emu3.5-Image-tuned", ("BAAI/Emu3.5-VisionTokenizer", "emu3.tiktoken")),
         ("JanusFlow-1.3B", ()),
+        ("janus-pro-1b", ("config.json", "tokenizer.json")),
+        ("wallaroo_7b.ckpt", ("tokenizer.json", "config.json", "vq_ds16_t2i.pt")),
         ("SimpleAR-1.5B-RL.safetensors", ()),  # converted: nothing beside it
         ("wallaroo.safetensors", ()),
         ("mine.ckpt", ()),

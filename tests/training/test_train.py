@@ -153,12 +153,15 @@ def test_the_model_learns_and_resumes_exactly(codes, image_tokenizer, tmp_path, 
     assert pipeline.generate("a red apple, 3d style", seed=1).images.shape == (1, 32, 32, 3)
 
 
-def test_a_checkpoint_is_trained_on(codes, image_tokenizer, tmp_path):
-    first = train_model(
-        CodeShards(codes), tmp_path / "1", pipeline_of(codes, image_tokenizer), SHORT, Recipe()
-    )
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_a_checkpoint_is_trained_on(stored, codes, image_tokenizer, tmp_path):
+    pipeline = pipeline_of(codes, image_tokenizer)
+    whole = train_model(CodeShards(codes), tmp_path / "1", pipeline, SHORT, Recipe())
+    first = tmp_path / "first.safetensors"
+    checkpoints.convert(whole, first, dtype=stored)
     second = train_model(CodeShards(codes), tmp_path / "2", load(first), SHORT, Recipe())
     before, after = load_file(first), load_file(second)
+    assert {weight.dtype for weight in after.values()} == {torch.float32}
     frozen = [name for name in before if name.startswith("image_tokenizer.")]
     assert len(frozen) > 0
     assert all(torch.equal(before[name], after[name]) for name in frozen)

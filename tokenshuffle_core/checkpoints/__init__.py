@@ -19,7 +19,7 @@ from ..files import Planned, write_safetensors
 from ..image_tokenizer import ImageTokenizer
 from . import emu, image_tokenizers, janus, llama, llamagen, native, simplear, wallaroo
 from .checkpoint import (
-    HALF,
+    SIXTEEN_BITS,
     Checkpoint,
     Weights,
     checked,
@@ -153,7 +153,7 @@ def _planned(
 
 def float_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type that weights of this one are stored in: 16-bit ones stay as they are."""
-    return dtype if dtype in HALF else torch.float32
+    return dtype if dtype in SIXTEEN_BITS else torch.float32
 
 
 def _family_of(path: str | Path) -> str | None:

@@ -32,7 +32,7 @@ DTYPES = (
     torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.uint8,
     torch.float8_e4m3fn, torch.float8_e5m2,
 )  # fmt: skip
-HALF = torch.float16, torch.bfloat16
+SIXTEEN_BITS = torch.float16, torch.bfloat16
 MAX_SENTENCE = 600  # characters of a sentence about a file
 Weights = dict[str, Callable[[], Tensor]]  # our name -> function that reads the tensor
 
@@ -72,10 +72,10 @@ class Checkpoint:
         Raises ValueError if the weights do not match the configuration.
         """
         where = f"{self.path}: model."
-        in_half = dtype is None and torch.device(device).type == "cpu" and multiplies_float16()
+        in_16_bits = dtype is None and torch.device(device).type == "cpu" and multiplies_float16()
         dtype = dtype or default_dtype(device)
         with named(self.path):
-            return fill(self.skeleton(), self.model_weights, where, device, dtype, in_half)
+            return fill(self.skeleton(), self.model_weights, where, device, dtype, in_16_bits)
 
     def skeleton(self) -> TokenShuffleModel:
         """The model without data; see `skeleton`."""
@@ -158,11 +158,11 @@ def fill(
     where: str,
     device: str | torch.device,
     dtype: torch.dtype,
-    in_half: bool = False,
+    in_16_bits: bool = False,
 ) -> nn.Module:
     """Load weights into a skeleton for inference, on `device` and in `dtype` (except quantised
-    ones). With `in_half`, linear layers whose weights are stored in 16 bits keep these and compute
-    in the type of their input. None is a view of its file, which may be replaced then.
+    ones). With `in_16_bits`, linear layers whose weights are stored in 16 bits keep these, and
+    compute in the type of their input. None is a view of its file, which may be replaced then.
 
     Raises ValueError, starting with `where`, for names or shapes that differ and for values that
     are not finite.
@@ -177,7 +177,7 @@ def fill(
         )
         # A view of the file would change with it, and end the process where that is cut.
         copy = weight.device.type == "cpu"
-        if in_half and name in linear and weight.dtype in HALF:
+        if in_16_bits and name in linear and weight.dtype in SIXTEEN_BITS:
             linear[name].__class__ = CastLinear
             kept[name] = weight.dtype
         state_dict[name] = weight.to(kept.get(name, dtype), copy=copy)

@@ -137,9 +137,12 @@ def save(
     vocabulary: Vocabulary | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a checkpoint; `dtype` converts all weights except quantised ones. Raises OSError."""
+    """Write a checkpoint; `dtype` converts all weights except quantised ones. By default, the
+    model's are written in the type that it computes in. Raises OSError."""
     metadata = metadata_of(config, text_tokenizer, card, vocabulary, kind_of(model))
-    _write(path, {"model": model, "image_tokenizer": image_tokenizer}, metadata, dtype)
+    computes_in = model.code_embedding.weight.dtype
+    parts = {"model": (model, dtype or computes_in), "image_tokenizer": (image_tokenizer, dtype)}
+    _write(path, parts, metadata)
 
 
 def save_image_tokenizer(
@@ -147,7 +150,7 @@ def save_image_tokenizer(
 ) -> None:
     """Write an image tokenizer without a model."""
     metadata = {**(card or {}), IMAGE_TOKENIZER: _to_json(module.config)}
-    _write(path, {"image_tokenizer": module}, metadata, None)
+    _write(path, {"image_tokenizer": (module, None)}, metadata)
 
 
 def metadata_of(
@@ -180,9 +183,13 @@ def _to_json(config: ImageTokenizerConfig) -> str:
     return json.dumps(dataclasses.asdict(config))
 
 
-def _write(path, modules: dict[str, nn.Module], metadata: dict[str, str], dtype) -> None:
+def _write(
+    path: str | Path,
+    parts: dict[str, tuple[nn.Module, torch.dtype | None]],
+    metadata: dict[str, str],
+) -> None:
     tensors = {}
-    for prefix, module in modules.items():
+    for prefix, (module, dtype) in parts.items():
         kept = quantized_names(module)
         for name, tensor in module.state_dict().items():
             to = tensor.dtype if name in kept else dtype or tensor.dtype

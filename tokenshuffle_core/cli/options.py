@@ -91,18 +91,15 @@ def process() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def load(options, to_save: bool = False):
-    """The pipeline of --model, changed by --lora and --weights; what is `to_save` has one type of
-    weights, as few readers expect two."""
-    from .. import checkpoints, pipeline
+def load(options):
+    """The pipeline of --model, changed by --lora and --weights."""
+    from .. import pipeline
     from ..adapt.lora import merge_lora
     from ..engine.quantize import quantize
 
     # A LoRA is merged into whole weights.
     weights = None if options.lora else options.weights
-    device = device_of(options.device)
-    dtype = checkpoints.default_dtype(device) if to_save else None
-    loaded = pipeline.load(model_path(options), device, dtype, weights=weights)
+    loaded = pipeline.load(model_path(options), device_of(options.device), weights=weights)
     for text in options.lora:
         merge_lora(loaded.model, *file_and_strength(text))
     if options.lora and options.weights:

@@ -110,13 +110,19 @@ def _quantize(options) -> None:
 
 
 def _rewrite(options, dtype=None) -> None:
+    output = check_output(options.output, ".safetensors")
+    _merged(options).save(output, dtype)
+    print(output)
+
+
+def _merged(options):
+    """The model with its LoRAs, which its card names."""
     from ..adapt.card import changed_card
 
-    output = check_output(options.output, ".safetensors")
-    merged = load(options, to_save=True)
-    merged.card = changed_card(merged.card, "merged with a LoRA")
-    merged.save(output, dtype)
-    print(output)
+    pipeline = load(options)
+    for _ in options.lora:
+        pipeline.card = changed_card(pipeline.card, "merged with a LoRA")
+    return pipeline
 
 
 def _grow(options) -> None:
@@ -125,7 +131,7 @@ def _grow(options) -> None:
     output = check_output(options.output, ".safetensors")
     windows = _windows(options.windows)
     options.model = options.source or options.model
-    parent = load(options, to_save=True)
+    parent = _merged(options)
     grow(parent, windows, options.window_head).save(output)
     for window in windows:
         if window > 1 and window not in parent.config.model.windows:

@@ -73,6 +73,9 @@ def product(layers: Sequence[nn.Linear | QuantizedLinear]) -> Product:
         cast = any(isinstance(layer, CastLinear) for layer in layers)
         dtype = torch.float32 if cast else plain[0].dtype  # what they compute in
         kernel = (dtype == torch.float32 and _in_16_bits(plain)) or _as_they_are(plain, dtype)
+        if cast:
+            of, *others = kernel
+            kernel = (lambda x: of(x.float()).to(x.dtype)), *others
     versions = [_version(weight) for weight in weights]
     return Product(*kernel, layers, [weakref.ref(weight) for weight in weights], versions)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..transformer import KVCache, Layout, Transformer
 from . import triton_kernels as kernels
 from .cuda_graphs import StaticCache
-from .quantize import CastLinear, QuantizedLinear
+from .quantize import QuantizedLinear
 from .swapped import Swapped
 
 MOST_ROWS = 1024  # of a linear layer; more compute longer than they read
@@ -26,8 +26,6 @@ def fits(layer: nn.Module, device: torch.device) -> bool:
     """Whether the kernels can multiply with the weight of a plain or quantised layer."""
     weight, columns = layer.weight, layer.weight.shape[1]
     if weight.device != device or not weight.is_contiguous() or len(weight) % 16:
-        return False
-    if isinstance(layer, CastLinear):  # a model that was loaded for a CPU
         return False
     if weight.dtype == torch.uint8:
         return columns * 2 % kernels.GROUP.value == 0

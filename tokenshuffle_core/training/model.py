@@ -16,6 +16,7 @@ from .. import checkpoints, engine
 from ..adapt.lora import add_lora, save_lora
 from ..config import ModelConfig
 from ..data.shards import CodeShards, fingerprint
+from ..engine.quantize import check_whole
 from ..files import sha256
 from ..image_tokenizer import ImageTokenizer
 from ..images import sheet_of
@@ -280,11 +281,14 @@ def train_model(
     """Train the model of `pipeline` on the codes of `shards`. Returns the path of the finished
     checkpoint, or of the LoRA if its rank `lora` is above 0.
 
-    Parameters whose names start with one of `freeze` do not change. Raises as `frozen_names`,
-    `check_codes` and `fit`.
+    Parameters whose names start with one of `freeze` do not change. The model's weights become
+    float32, since 16 bits would lose small steps. Raises ValueError for quantised weights, and as
+    `frozen_names`, `check_codes` and `fit`.
     """
     module = pipeline.model
+    check_whole(module)
     engine.release(module)
+    module.float()
     for name in frozen_names(module, freeze):
         module.get_parameter(name).requires_grad_(False)
     if lora:
