@@ -164,8 +164,10 @@ class TextTokenizer:
     def cut(self, ids: list[int], longest: int) -> list[int]:
         """Ids from `encode` without the end of the prompt, at most `longest`; the template's text
         after it stays."""
+        if len(ids) <= longest:
+            return ids
         after = self._plain(self.template.after)[:longest]
-        return ids if len(ids) <= longest else [*ids[: longest - len(after)], *after]
+        return [*ids[: longest - len(after)], *after]
 
     def normalise(self, text: str) -> str:
         """The text as the file's normalizer leaves it, from which the ids are made. Raises as

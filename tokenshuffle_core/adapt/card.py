@@ -4,6 +4,7 @@ from ..checkpoints import SIZES
 
 TITLE, DESCRIPTION, AUTHOR = (f"modelspec.{key}" for key in ("title", "description", "author"))
 MADE = "Made from "  # how the description of such a model begins
+MERGED = "merged with a LoRA"
 KEPT = ("modelspec.license", SIZES)  # what is true of a model and of those made from it
 
 

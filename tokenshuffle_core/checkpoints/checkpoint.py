@@ -168,7 +168,8 @@ def fill(
     are not finite.
     """
     kept = quantized_names(module)
-    linear = {f"{n}.weight": m for n, m in module.named_modules() if type(m) is nn.Linear}
+    layers = module.named_modules() if in_16_bits else ()
+    linear = {f"{name}.weight": layer for name, layer in layers if type(layer) is nn.Linear}
     state_dict = {}
     for name, shape in named_shapes(module, weights, where).items():
         # The check of all values is faster on a GPU.
@@ -177,7 +178,7 @@ def fill(
         )
         # A view of the file would change with it, and end the process where that is cut.
         copy = weight.device.type == "cpu"
-        if in_16_bits and name in linear and weight.dtype in SIXTEEN_BITS:
+        if name in linear and weight.dtype in SIXTEEN_BITS:
             linear[name].__class__ = CastLinear
             kept[name] = weight.dtype
         state_dict[name] = weight.to(kept.get(name, dtype), copy=copy)

@@ -117,11 +117,11 @@ def _rewrite(options, dtype=None) -> None:
 
 def _merged(options):
     """The model with its LoRAs, which its card names."""
-    from ..adapt.card import changed_card
+    from ..adapt.card import MERGED, changed_card
 
     pipeline = load(options)
     for _ in options.lora:
-        pipeline.card = changed_card(pipeline.card, "merged with a LoRA")
+        pipeline.card = changed_card(pipeline.card, MERGED)
     return pipeline
 
 

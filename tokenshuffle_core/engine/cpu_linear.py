@@ -72,10 +72,8 @@ def product(layers: Sequence[nn.Linear | QuantizedLinear]) -> Product:
         plain = [weight.detach() for weight in weights]
         cast = any(isinstance(layer, CastLinear) for layer in layers)
         dtype = torch.float32 if cast else plain[0].dtype  # what they compute in
-        kernel = (dtype == torch.float32 and _in_16_bits(plain)) or _as_they_are(plain, dtype)
-        if cast:
-            of, *others = kernel
-            kernel = (lambda x: of(x.float()).to(x.dtype)), *others
+        kernel = (dtype == torch.float32 and _in_16_bits(plain)) or _unpacked(plain, dtype)
+        kernel = _of_any_input(*kernel) if cast else kernel
     versions = [_version(weight) for weight in weights]
     return Product(*kernel, layers, [weakref.ref(weight) for weight in weights], versions)
 
@@ -85,7 +83,12 @@ def _version(weight: Tensor) -> tuple:
     return weight.data_ptr(), None if weight.is_inference() else weight._version
 
 
-def _as_they_are(weights: Sequence[Tensor], dtype: torch.dtype) -> Kernel:
+def _of_any_input(of: Callable[[Tensor], Tensor], rows: int, nbytes: int) -> Kernel:
+    """Of a kernel for float32, one that takes and gives any float type."""
+    return lambda x: of(x.float()).to(x.dtype), rows, nbytes
+
+
+def _unpacked(weights: Sequence[Tensor], dtype: torch.dtype) -> Kernel:
     parts = [_in_blocks(weight.to(dtype)) for weight in weights]
     copied = sum(p.nbytes for p, w in zip(parts, weights, strict=True) if p is not w)
     if len(parts) == 1:
@@ -111,13 +114,11 @@ def _in_4_bits(layers: Sequence[QuantizedLinear]) -> Kernel:
     """Weight-only, with the weights expanded once: PyTorch's kernel for 4-bit weights is vectorised
     for bfloat16 alone, and takes some 20 times as long as this one for two rows of float32."""
     whole = [layer.dequantized(torch.float32) for layer in layers]
-    in_16_bits = _in_16_bits(whole)  # loses nothing
-    if in_16_bits:
-        of, rows, nbytes = in_16_bits
-    else:
+    kernel = _in_16_bits(whole)  # loses nothing
+    if kernel is None:
         weight = torch.cat(whole)
-        of, rows, nbytes = partial(F.linear, weight=weight), MANY_IN_16_BITS, weight.nbytes
-    return lambda x: of(x.float()).to(x.dtype), rows, nbytes
+        kernel = partial(F.linear, weight=weight), MANY_IN_16_BITS, weight.nbytes
+    return _of_any_input(*kernel)
 
 
 def _float16_scale(weights: Sequence[Tensor]) -> float | None:

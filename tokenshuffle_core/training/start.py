@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from .. import checkpoints
-from ..adapt.card import changed_card
+from ..adapt.card import MERGED, changed_card
 from ..adapt.grow import grow
 from ..adapt.lora import merge_lora
 from ..adapt.vocabulary import change_text_tokenizer
@@ -99,7 +99,7 @@ def trained_pipeline(init: Path, shards: CodeShards, changes: Changes) -> Pipeli
     torch.manual_seed(changes.seed)
     for lora in changes.loras:
         merge_lora(pipeline.model, lora)
-        pipeline.card = changed_card(pipeline.card, "merged with a LoRA")
+        pipeline.card = changed_card(pipeline.card, MERGED)
     if changes.text_tokenizer:
         text = _text_tokenizer(changes.text_tokenizer, changes.vocabulary, shards, shape)
         pipeline = change_text_tokenizer(pipeline, text)
